@@ -1,0 +1,1 @@
+"""The SQL database: its tables, how it is reached, and its migrations."""

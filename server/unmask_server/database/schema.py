@@ -1,0 +1,238 @@
+"""Every table of Unmask, for SQLite and PostgreSQL alike.
+
+The catalog (model, policy, teacher, question, verifier, trajectory) says what things are; the tree
+(tree, node, node_stat, rollout, outcome) holds what was sampled; distribution holds what was
+scored; growth holds the work. Token sequences are blobs of little-endian uint32. Times are seconds
+since the epoch. Nothing is stored as NaN or infinity.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import JSON
+
+BigId = BigInteger().with_variant(Integer, "sqlite")
+"""A 64-bit surrogate key that SQLite, too, assigns by itself."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# --------------------------------------------------------------------------------- the catalog
+
+model = Table(
+    "model",
+    metadata,
+    Column("fingerprint", String(40), primary_key=True, comment="weights, config and tokenizer"),
+    Column("source", Text, nullable=False, comment="where it was loaded from: a directory"),
+    Column("architecture", Text, nullable=False),
+    Column("vocab_size", Integer, nullable=False, comment="columns of the logits"),
+    Column("max_context", Integer, nullable=False, comment="prompt and generation, in tokens"),
+    Column("tokenizer_fingerprint", String(40), nullable=False, comment="the id-to-token map"),
+    Column("eos_ids", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+policy = Table(
+    "policy",
+    metadata,
+    Column("id", String(40), primary_key=True, comment="pol-<fingerprint>"),
+    Column("name", String(200), unique=True),
+    Column("model_fingerprint", ForeignKey("model.fingerprint"), nullable=False),
+    Column("temperature", Float, nullable=False),
+    Column("top_p", Float, nullable=False),
+    Column("top_k", Integer, nullable=False),
+    Column("max_new_tokens", Integer, nullable=False, comment="counted from the question's end"),
+    Column("stop_ids", JSON, nullable=False),
+    Column("prompting", JSON, nullable=False, comment="how a question becomes prompt tokens"),
+    Column("created_at", Float, nullable=False),
+)
+
+teacher = Table(
+    "teacher",
+    metadata,
+    Column("id", String(40), primary_key=True, comment="tea-<fingerprint>"),
+    Column("name", String(200), unique=True),
+    Column("model_fingerprint", ForeignKey("model.fingerprint"), nullable=False),
+    Column("context", Text, nullable=False, comment="name of the context"),
+    Column("context_template", Text, nullable=False, comment="Jinja over the question's fields"),
+    Column("prompting", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+verifier = Table(
+    "verifier",
+    metadata,
+    Column("key", Integer, primary_key=True, comment="small, for the statistics' keys"),
+    Column("id", String(40), unique=True, nullable=False, comment="ver-<fingerprint>"),
+    Column("name", String(200), unique=True),
+    Column("kind", String(40), nullable=False),
+    Column("version", Integer, nullable=False, comment="of the grading code"),
+    Column("options", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+question = Table(
+    "question",
+    metadata,
+    Column("id", String(40), primary_key=True, comment="que-<fingerprint>"),
+    Column("name", String(200), unique=True),
+    Column("fields", JSON, nullable=False, comment="question, answer, solution, hint, ..."),
+    Column("prompt_tokens", LargeBinary, comment="only where the prompt was given as tokens"),
+    Column("verifier_key", ForeignKey("verifier.key"), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+trajectory = Table(
+    "trajectory",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("policy_id", ForeignKey("policy.id"), nullable=False),
+    Column("question_id", ForeignKey("question.id"), nullable=False),
+    Column("tokens", LargeBinary, nullable=False),
+    Column("finish", SmallInteger, nullable=False, comment="0 stop, 1 length, 2 unknown"),
+    Column("seed", BigInteger, comment="of the sampling; null if it was submitted"),
+    Column("ordinal", Integer, comment="which of the samples of that seed"),
+    Column("rollout_uid", LargeBinary(16), comment="its rollout in the tree; null if submitted"),
+    Column("created_at", Float, nullable=False),
+    Index(None, "policy_id", "question_id", "created_at", "id"),
+    Index(None, "created_at", "id"),
+)
+
+trajectory_outcome = Table(
+    "trajectory_outcome",
+    metadata,
+    Column("trajectory_id", ForeignKey("trajectory.id"), primary_key=True),
+    Column("verifier_key", ForeignKey("verifier.key"), primary_key=True),
+    Column("reward", Float, nullable=False),
+)
+
+# ------------------------------------------------------------------------------------ the tree
+
+tree = Table(
+    "tree",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    Column("policy_id", ForeignKey("policy.id"), nullable=False),
+    Column("question_id", ForeignKey("question.id"), nullable=False),
+    Column("version", BigInteger, nullable=False, comment="one more at every change"),
+    Column("rollouts", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False, comment="sampled, that is paid for"),
+    UniqueConstraint("policy_id", "question_id"),
+)
+
+tree_verifier = Table(
+    "tree_verifier",
+    metadata,
+    Column("tree_id", ForeignKey("tree.id"), primary_key=True),
+    Column("verifier_key", ForeignKey("verifier.key"), primary_key=True),
+    comment="The verifiers by which every rollout of the tree is graded.",
+)
+
+node = Table(
+    "node",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    Column("tree_id", ForeignKey("tree.id"), nullable=False),
+    Column("fingerprint", LargeBinary(16), nullable=False, unique=True, comment="of its prefix"),
+    Column("parent_fingerprint", LargeBinary(16), index=True, comment="null at the root"),
+    Column("depth", Integer, nullable=False, comment="of the edge's last token; the root is 0"),
+    Column("edge", LargeBinary, nullable=False, comment="tokens between the parent and here"),
+    Index(None, "tree_id"),
+)
+
+node_stat = Table(
+    "node_stat",
+    metadata,
+    Column("node_id", ForeignKey("node.id"), primary_key=True),
+    Column("verifier_key", ForeignKey("verifier.key"), primary_key=True),
+    Column("n", BigInteger, nullable=False, comment="rollouts valid all along the edge"),
+    Column("reward_sum", Float, nullable=False),
+    Column("truncated", BigInteger, nullable=False, comment="of them cut off by their limit"),
+    Column("forced_n", BigInteger, nullable=False, comment="of them with the first token forced"),
+    Column("forced_reward_sum", Float, nullable=False),
+)
+
+rollout = Table(
+    "rollout",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    Column("uid", LargeBinary(16), nullable=False, unique=True, comment="makes a retry harmless"),
+    Column("tree_id", ForeignKey("tree.id"), nullable=False),
+    Column(
+        "start_fingerprint",
+        LargeBinary(16),
+        nullable=False,
+        comment="of the prefix before the last forced token (the root if none was forced)",
+    ),
+    Column("forced_depth", Integer, nullable=False, comment="generated tokens that were imposed"),
+    Column("depth", Integer, nullable=False, comment="generated tokens in all"),
+    Column("tail", LargeBinary, nullable=False, comment="tokens after start_fingerprint"),
+    Column("finish", SmallInteger, nullable=False, comment="0 stop, 1 length"),
+    Column("growth_id", String(40), comment="which growth paid for it; null for trajectories"),
+    Column("created_at", Float, nullable=False),
+    Index(None, "tree_id", "id"),
+)
+
+outcome = Table(
+    "outcome",
+    metadata,
+    Column("rollout_id", ForeignKey("rollout.id"), primary_key=True),
+    Column("verifier_key", ForeignKey("verifier.key"), primary_key=True),
+    Column("reward", Float, nullable=False, comment="in [0, 1]"),
+)
+
+# ---------------------------------------------------------------------------- what was scored
+
+distribution = Table(
+    "distribution",
+    metadata,
+    Column(
+        "key", LargeBinary(16), primary_key=True, comment="hash of model, prompt, prefix and view"
+    ),
+    Column("ids", LargeBinary, nullable=False, comment="int32, likeliest first, then extra ids"),
+    Column("logprobs", LargeBinary, nullable=False, comment="float32; -1e4 is probability zero"),
+    Column("top_k", Integer, nullable=False, comment="how many of the ids are the likeliest"),
+    Column("complete", Boolean, nullable=False, comment="whether the ids are the vocabulary"),
+)
+
+# ------------------------------------------------------------------------------------ the work
+
+growth = Table(
+    "growth",
+    metadata,
+    Column("id", String(40), primary_key=True, comment="gro-<hash of the request_id>"),
+    Column("request_id", String(200), nullable=False, unique=True),
+    Column("request", LargeBinary, nullable=False, comment="the StartGrowthRequest, serialised"),
+    Column("state", String(20), nullable=False, index=True),
+    Column("error", Text),
+    Column("rollouts_sampled", BigInteger, nullable=False),
+    Column("tokens_sampled", BigInteger, nullable=False),
+    Column("rollouts_cached", BigInteger, nullable=False, comment="found in the tree at the start"),
+    Column("rollouts_planned", BigInteger, nullable=False),
+    Column("owner", String(80), comment="which server process is working on it"),
+    Column("lease_expires_at", Float, comment="another server may take it over after that"),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Index(None, "created_at", "id"),
+)
