@@ -9,7 +9,7 @@ continuation[:t]``.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -141,7 +141,7 @@ class Engine(Protocol):
 
     def sample(
         self, requests: Sequence[SampleRequest], sampling: Sampling, stop_ids: frozenset[int]
-    ) -> AsyncIterator[Sample]:
+    ) -> AsyncGenerator[Sample, None]:
         """Yield one `Sample` a request, in the order in which they finish.
 
         Closing the iterator (or cancelling the task) abandons what is not finished.
