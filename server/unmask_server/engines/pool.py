@@ -1,0 +1,100 @@
+"""The engines that are running, by model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from unmask_server.catalog.types import Model
+from unmask_server.engines.base import Engine, EngineError
+
+log = structlog.get_logger(__name__)
+
+OpenEngine = Callable[[Model, int], Awaitable[Engine]]
+"""Starts a model. The number is how many ids have a token: higher columns are cut off."""
+
+
+class EnginePool:
+    """Starts an engine when a model is first needed, and keeps the most recently used ones.
+
+    Teachers that share a checkpoint (self-distillation with several contexts) share an engine.
+    """
+
+    def __init__(self, open_engine: OpenEngine, *, max_engines: int) -> None:
+        self._open = open_engine
+        self._max = max_engines
+        self._engines: OrderedDict[str, asyncio.Task[Engine]] = OrderedDict()
+        self._users: dict[str, int] = {}
+
+    async def get(self, model: Model, vocab_size: int) -> Engine:
+        """The engine of a model, started if need be.
+
+        Raises:
+            EngineError: it cannot be started, for example because its directory is gone.
+
+        """
+        key = model.fingerprint
+        task = self._engines.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            task = asyncio.create_task(self._open(model, vocab_size))
+            self._engines[key] = task
+            log.info("engine starting", model=model.source)
+        self._engines.move_to_end(key)
+        await self._shrink()
+        try:
+            # A caller that gives up must not stop the start that others wait for.
+            return await asyncio.shield(task)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EngineError(f"the model at {model.source} cannot be started: {error}") from error
+
+    def running(self) -> list[Engine]:
+        """Engines that have started."""
+        return [
+            task.result()
+            for task in self._engines.values()
+            if task.done() and not task.cancelled() and task.exception() is None
+        ]
+
+    def hold(self, model: Model) -> EngineHold:
+        """While the returned context is open, this model's engine is not put away."""
+        return EngineHold(self._users, model.fingerprint)
+
+    async def _shrink(self) -> None:
+        for key in list(self._engines):
+            if len(self._engines) <= self._max:
+                return
+            task = self._engines[key]
+            if task.done() and not self._users.get(key) and key != next(reversed(self._engines)):
+                del self._engines[key]
+                if not task.cancelled() and task.exception() is None:
+                    await task.result().close()
+
+    async def close(self) -> None:
+        """Stop every engine."""
+        for task in self._engines.values():
+            task.cancel()
+            try:
+                engine = await task
+            except (asyncio.CancelledError, Exception):
+                continue
+            await engine.close()
+        self._engines.clear()
+
+
+class EngineHold:
+    """See `EnginePool.hold`."""
+
+    def __init__(self, users: dict[str, int], key: str) -> None:
+        self._users = users
+        self._key = key
+
+    def __enter__(self) -> None:
+        self._users[self._key] = self._users.get(self._key, 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._users[self._key] -= 1
+        if not self._users[self._key]:
+            del self._users[self._key]

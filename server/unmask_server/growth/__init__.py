@@ -1,0 +1,1 @@
+"""Spending a budget on estimates: plan, sample, verify, record; as durable jobs."""

@@ -1,0 +1,160 @@
+"""Finished rollouts, graded and stored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from unmask_server.catalog import Catalog, Grader
+from unmask_server.catalog.types import Policy, Question, Verifier
+from unmask_server.engines.base import FinishReason
+from unmask_server.tree import AddResult, NewRollout, StoredRollout, TreeRef, TreeStore
+
+STOP, LENGTH = 0, 1
+"""How `FinishReason` is stored."""
+
+FINISH_CODES = {FinishReason.STOP: STOP, FinishReason.LENGTH: LENGTH}
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A rollout that ended."""
+
+    uid: bytes
+    tokens: tuple[int, ...]
+    """All generated tokens, the forced ones included."""
+    forced_depth: int
+    finish: int
+
+
+def rollout_uid(*parts: str | int) -> bytes:
+    """A rollout's identity, 16 bytes: the same work done again is the same rollout."""
+    text = "\x1f".join(str(part) for part in parts)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def seed_of(uid: bytes) -> int:
+    """The sampling seed of a rollout, in [0, 2^63): different for every rollout."""
+    return int.from_bytes(uid[:8], "little") >> 1
+
+
+class Recorder:
+    """Grades and stores. Synchronous: called from threads.
+
+    Outcomes belong to a rollout and a verifier. Every rollout of a tree is graded by every verifier
+    that the tree was ever asked about, so a verifier's statistics never lack a rollout.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        trees: TreeStore,
+        grader: Grader,
+        on_change: Callable[[int, int], None],
+    ) -> None:
+        self._catalog = catalog
+        self._trees = trees
+        self._grader = grader
+        self._on_change = on_change
+        self._refs: dict[tuple[str, str], TreeRef] = {}
+        self._active: set[tuple[int, int]] = set()
+
+    def tree(self, policy: Policy, question: Question, verifier: Verifier) -> TreeRef:
+        """The tree of a policy and a question, with everything in it graded by `verifier`."""
+        key = (policy.id, question.id)
+        ref = self._refs.get(key)
+        if ref is None:
+            ref = self._refs[key] = self._trees.open_tree(*key)
+        if (ref.id, verifier.key) not in self._active:
+            self.regrade(policy, question, ref, verifier)
+        return ref
+
+    def regrade(
+        self, policy: Policy, question: Question, ref: TreeRef, verifier: Verifier
+    ) -> int:
+        """Grade what the tree holds by `verifier`; returns how many were graded now."""
+        graded = 0
+        if verifier.key not in self._trees.verifiers(ref.id):
+
+            def grade(rollouts: list[StoredRollout]) -> list[float]:
+                nonlocal graded
+                graded += len(rollouts)
+                paths = [(r.tokens, r.finish) for r in rollouts]
+                return self.grade(policy, question, verifier, paths)
+
+            self._trees.activate_verifier(ref.id, verifier.key, grade)
+            self._note(ref.id)
+        self._active.add((ref.id, verifier.key))
+        return graded
+
+    def grade(
+        self,
+        policy: Policy,
+        question: Question,
+        verifier: Verifier,
+        paths: Sequence[tuple[tuple[int, ...], int]],
+    ) -> list[float]:
+        """Rewards of generations, given as (tokens, finish)."""
+        tokenizer = self._catalog.tokenizer(policy.model)
+        items = [
+            (
+                tokenizer.decode(without_stop(tokens, finish)),
+                question.fields["answer"],
+                FinishReason.LENGTH if finish == LENGTH else FinishReason.STOP,
+            )
+            for tokens, finish in paths
+        ]
+        return self._grader.grade_many(verifier, items)
+
+    def record(
+        self,
+        policy: Policy,
+        question: Question,
+        ref: TreeRef,
+        finished: Sequence[Finished],
+        *,
+        growth_id: str | None = None,
+        then: Callable[[Connection, AddResult, list[dict[int, float]]], None] | None = None,
+    ) -> AddResult:
+        """Grade and store in one transaction; `then` runs inside of it, with the rewards.
+
+        A rollout that is there already (by its uid) changes nothing.
+        """
+        while True:
+            active = self._trees.verifiers(ref.id)
+            rewards: list[dict[int, float]] = [{} for _ in finished]
+            for key in sorted(active):
+                verifier = self._catalog.verifier_by_key(key)
+                graded = self.grade(
+                    policy, question, verifier, [(f.tokens, f.finish) for f in finished]
+                )
+                for row, reward in zip(rewards, graded, strict=True):
+                    row[key] = reward
+            rollouts = [
+                NewRollout(f.uid, f.tokens, f.forced_depth, f.finish, row, growth_id)
+                for f, row in zip(finished, rewards, strict=True)
+            ]
+            try:
+                result = self._trees.add_rollouts(
+                    ref.id,
+                    rollouts,
+                    then=None if then is None else (lambda c, r: then(c, r, rewards)),
+                )
+            except ValueError:
+                if self._trees.verifiers(ref.id) == active:
+                    raise
+                # Somebody asked for another verifier while these were being graded.
+                continue
+            self._on_change(ref.id, result.version)
+            return result
+
+    def _note(self, tree_id: int) -> None:
+        self._on_change(tree_id, self._trees.versions([tree_id])[tree_id])
+
+
+def without_stop(tokens: tuple[int, ...], finish: int) -> tuple[int, ...]:
+    """The tokens that are text: a stop token ends a generation and is not part of its text."""
+    return tokens[:-1] if finish == STOP else tokens

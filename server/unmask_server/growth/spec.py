@@ -1,0 +1,115 @@
+"""What a growth is asked to do."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+class Allocation(enum.Enum):
+    """How rollouts are spread over a node's candidates."""
+
+    EQUAL = "equal"
+    """The same number for each candidate, forced: the paper's targeted rollouts."""
+    POLICY = "policy"
+    """Free rollouts from the node: in proportion to the policy's probabilities."""
+
+
+class State(enum.Enum):
+    """Where a growth is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not move any more."""
+        return self in (State.SUCCEEDED, State.CANCELLED, State.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Nodes to grow: those of a trajectory, or the one after a prefix."""
+
+    trajectory_id: str = ""
+    position: int | None = None
+    """Only this position of the trajectory; None for all of them."""
+    policy_id: str = ""
+    question_id: str = ""
+    prefix: tuple[int, ...] = ()
+    observed: int | None = None
+    free: bool = False
+    """Free rollouts whatever the allocation: a question as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthSpec:
+    """A growth as it is stored: everything by id, every default filled in."""
+
+    targets: tuple[Target, ...]
+    allocation: Allocation
+    verifier: str
+    """Id; empty for each question's own."""
+    teacher_ids: tuple[str, ...]
+    top_k: int
+    rollouts_per_node: int
+    """What each node should rest on, cached rollouts included; 0: spend the budget."""
+    max_rollouts: int | None
+    max_tokens: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` is its inverse."""
+        data = asdict(self)
+        data["allocation"] = self.allocation.value
+        return data
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> GrowthSpec:
+        """The spec that `to_json` made plain."""
+        targets = tuple(Target(**{**t, "prefix": tuple(t["prefix"])}) for t in data["targets"])
+        return GrowthSpec(
+            **{
+                **data,
+                "targets": targets,
+                "allocation": Allocation(data["allocation"]),
+                "teacher_ids": tuple(data["teacher_ids"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A growth and how far it is. Counts are of what is committed."""
+
+    id: str
+    request_id: str
+    spec: GrowthSpec
+    state: State
+    error: str
+    rollouts_sampled: int
+    tokens_sampled: int
+    rollouts_cached: int
+    rollouts_planned: int
+    nodes: int
+    nodes_flat: int
+    attempt: int
+    owner: str | None
+    lease_expires_at: float | None
+    created_at: float
+    updated_at: float
+
+    @property
+    def rollouts_left(self) -> int | None:
+        """What the budget still allows; None if it does not limit rollouts."""
+        limit = self.spec.max_rollouts
+        return None if limit is None else max(0, limit - self.rollouts_sampled)
+
+    @property
+    def tokens_left(self) -> int | None:
+        """What the budget still allows; None if it does not limit tokens."""
+        limit = self.spec.max_tokens
+        return None if limit is None else max(0, limit - self.tokens_sampled)

@@ -1,0 +1,201 @@
+"""Growths in the database: found by request_id, leased to one server at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+from sqlalchemy import Connection, Engine, Row, insert, or_, select, tuple_, update
+
+from unmask_server.catalog.errors import AlreadyExists, NotFound
+from unmask_server.database.connect import read, write
+from unmask_server.database.schema import growth
+from unmask_server.growth.spec import Growth, GrowthSpec, State
+
+LEASE_SECONDS = 30.0
+"""A growth whose server has not been heard of for so long is taken over."""
+
+_OPEN = (State.QUEUED.value, State.RUNNING.value)
+
+
+class LeaseLostError(Exception):
+    """The growth was cancelled, ended, or taken over by another server."""
+
+
+class GrowthStore:
+    """Growth rows. Synchronous: called from threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(self, request_id: str, spec: GrowthSpec) -> Growth:
+        """The growth of that request_id, made if there is none.
+
+        Raises:
+            AlreadyExists: the request_id belongs to a growth with another spec.
+
+        """
+        growth_id = "gro-" + hashlib.blake2b(request_id.encode(), digest_size=12).hexdigest()
+        now = time.time()
+        values = {
+            "id": growth_id,
+            "request_id": request_id,
+            "spec": spec.to_json(),
+            "state": State.QUEUED.value,
+            "rollouts_sampled": 0,
+            "tokens_sampled": 0,
+            "rollouts_cached": 0,
+            "rollouts_planned": 0,
+            "nodes": 0,
+            "nodes_flat": 0,
+            "attempt": 0,
+            "created_at": now,
+            "updated_at": now,
+        }
+        with write(self._engine) as connection:
+            row = connection.execute(select(growth).where(growth.c.id == growth_id)).first()
+            if row is None:
+                connection.execute(insert(growth).values(values))
+                row = connection.execute(select(growth).where(growth.c.id == growth_id)).one()
+        found = _growth(row)
+        if found.spec != spec:
+            raise AlreadyExists(
+                "request_id", f"{request_id!r} belongs to another request; choose a new one"
+            )
+        return found
+
+    def get(self, growth_id: str) -> Growth:
+        """One growth. Raises NotFound."""
+        with read(self._engine) as connection:
+            row = connection.execute(select(growth).where(growth.c.id == growth_id)).first()
+        if row is None:
+            raise NotFound("growth", growth_id)
+        return _growth(row)
+
+    def page(self, size: int, before: tuple[float, str] | None) -> list[Growth]:
+        """Newest first; `before` is (created_at, id) of the last one of the page before."""
+        query = select(growth).order_by(growth.c.created_at.desc(), growth.c.id.desc()).limit(size)
+        if before is not None:
+            query = query.where(tuple_(growth.c.created_at, growth.c.id) < tuple_(*before))
+        with read(self._engine) as connection:
+            return [_growth(row) for row in connection.execute(query)]
+
+    def claimable(self) -> list[str]:
+        """Ids of growths that nobody works on: new ones and those of servers not heard of."""
+        query = (
+            select(growth.c.id)
+            .where(growth.c.state.in_(_OPEN))
+            .where(or_(growth.c.owner.is_(None), growth.c.lease_expires_at < time.time()))
+            .order_by(growth.c.created_at)
+        )
+        with read(self._engine) as connection:
+            return list(connection.execute(query).scalars())
+
+    def claim(self, growth_id: str, owner: str) -> Growth | None:
+        """Take the lease; None if another server has it or the growth has ended."""
+        now = time.time()
+        with write(self._engine) as connection:
+            taken = connection.execute(
+                update(growth)
+                .where(growth.c.id == growth_id, growth.c.state.in_(_OPEN))
+                .where(or_(growth.c.owner.is_(None), growth.c.lease_expires_at < now))
+                .values(
+                    owner=owner,
+                    lease_expires_at=now + LEASE_SECONDS,
+                    state=State.RUNNING.value,
+                    attempt=growth.c.attempt + 1,
+                    updated_at=now,
+                )
+            )
+            if taken.rowcount != 1:
+                return None
+            row = connection.execute(select(growth).where(growth.c.id == growth_id)).one()
+        return _growth(row)
+
+    def renew(self, owner: str) -> None:
+        """Tell that `owner` is alive."""
+        with write(self._engine) as connection:
+            connection.execute(
+                update(growth)
+                .where(growth.c.owner == owner, growth.c.state == State.RUNNING.value)
+                .values(lease_expires_at=time.time() + LEASE_SECONDS)
+            )
+
+    def release(self, owner: str) -> None:
+        """Give up all leases of `owner`, so that another server need not wait for their end."""
+        with write(self._engine) as connection:
+            connection.execute(
+                update(growth)
+                .where(growth.c.owner == owner, growth.c.state == State.RUNNING.value)
+                .values(owner=None, lease_expires_at=None)
+            )
+
+    def note_plan(self, held: Growth, *, cached: int | None, planned: int, nodes: int, flat: int) -> None:
+        """Record what the growth means to do; `cached` only the first time."""
+        values: dict[str, object] = {
+            "rollouts_planned": planned,
+            "nodes": nodes,
+            "nodes_flat": flat,
+            "updated_at": time.time(),
+        }
+        if cached is not None:
+            values["rollouts_cached"] = cached
+        with write(self._engine) as connection:
+            _update_held(connection, held, values)
+
+    def charge(self, connection: Connection, held: Growth, rollouts: int, tokens: int) -> None:
+        """Add to what was spent, in the transaction that stores what it was spent on.
+
+        Raises:
+            LeaseLostError: the transaction must not be committed.
+
+        """
+        values = {
+            "rollouts_sampled": growth.c.rollouts_sampled + rollouts,
+            "tokens_sampled": growth.c.tokens_sampled + tokens,
+            "lease_expires_at": time.time() + LEASE_SECONDS,
+            "updated_at": time.time(),
+        }
+        _update_held(connection, held, values)
+
+    def finish(self, held: Growth, state: State, error: str = "") -> None:
+        """End a growth that is held."""
+        with write(self._engine) as connection:
+            _update_held(
+                connection,
+                held,
+                {"state": state.value, "error": error, "updated_at": time.time()},
+            )
+
+    def cancel(self, growth_id: str) -> Growth:
+        """End a growth as cancelled, whoever works on it; nothing if it has ended."""
+        with write(self._engine) as connection:
+            connection.execute(
+                update(growth)
+                .where(growth.c.id == growth_id, growth.c.state.in_(_OPEN))
+                .values(state=State.CANCELLED.value, updated_at=time.time())
+            )
+        return self.get(growth_id)
+
+
+def _update_held(connection: Connection, held: Growth, values: dict[str, object]) -> None:
+    done = connection.execute(
+        update(growth)
+        .where(
+            growth.c.id == held.id,
+            growth.c.owner == held.owner,
+            growth.c.attempt == held.attempt,
+            growth.c.state == State.RUNNING.value,
+        )
+        .values(values)
+    )
+    if done.rowcount != 1:
+        raise LeaseLostError(held.id)
+
+
+def _growth(row: Row[tuple[object, ...]]) -> Growth:
+    data = dict(row._mapping)
+    data["spec"] = GrowthSpec.from_json(data["spec"])
+    data["state"] = State(data["state"])
+    data["error"] = data["error"] or ""
+    return Growth(**data)

@@ -1,0 +1,206 @@
+"""What is known at a node: probabilities of student and teachers, and counted outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask_server.catalog import Catalog
+from unmask_server.catalog.types import Model, Policy, Teacher
+from unmask_server.diagnosis import Counts, candidate_ids
+from unmask_server.engines.base import Sampling
+from unmask_server.nodes.distributions import Distribution, ScoreJob, Scorer
+from unmask_server.nodes.resolve import NodeSet
+from unmask_server.tree import NodeCounts, TreeView
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the models say at a node.
+
+    Arrays are over the m candidates and, last, the tail bucket of everything else.
+    """
+
+    ids: NDArray[np.int32]
+    """Shape (m,): the student's likeliest tokens in order, then the teachers', then the observed."""
+    sampling: FloatArray
+    """Shape (m + 1,): the policy's probabilities under its sampling settings, as rollouts draw."""
+    student: dict[float, FloatArray]
+    """By temperature, shape (m + 1,): the student's softmax, as a loss sees it."""
+    teachers: tuple[dict[float, FloatArray], ...]
+    """One a teacher, likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that a node's numbers are computed from."""
+
+    position: int
+    observed: int | None
+    scores: Scores
+    counts: Counts
+    """Shape (m + 1,), tail last."""
+    truncated: FloatArray
+    """Shape (m + 1,): rollouts cut off by their limit."""
+
+
+class EvidenceReader:
+    """Puts `Scores` and `Evidence` together."""
+
+    def __init__(self, catalog: Catalog, scorer: Scorer) -> None:
+        self._catalog = catalog
+        self._scorer = scorer
+
+    async def scores(
+        self,
+        nodes: NodeSet,
+        teachers: Sequence[Teacher],
+        *,
+        temperatures: Sequence[float],
+        top_k: int,
+    ) -> list[Scores]:
+        """Scores at every position of `nodes`, which cost a forward pass only the first time."""
+        losses = tuple(Sampling(temperature=t) for t in temperatures)
+        policy = nodes.policy
+        student_views = tuple(dict.fromkeys((policy.sampling, *losses)))
+        prompts = await asyncio.to_thread(self._teacher_prompts, nodes, teachers)
+        observed = tuple(() if o is None else (o,) for o in nodes.observed)
+        student_job = self._job(policy.model, nodes.prompt, nodes, student_views, top_k, observed)
+        teacher_jobs = [
+            self._job(teacher.model, prompt, nodes, losses, top_k, observed)
+            for teacher, prompt in zip(teachers, prompts, strict=True)
+        ]
+        first = await asyncio.gather(*map(self._scorer.score, (student_job, *teacher_jobs)))
+        student, rest = first[0], first[1:]
+        sampling = student_views.index(policy.sampling)
+        candidates = [
+            candidate_ids(
+                student[i][sampling].likeliest,
+                [scored[i][0].likeliest for scored in rest],
+                nodes.observed[i],
+            )
+            for i in range(len(nodes.positions))
+        ]
+        # Each model now says what it thinks of the others' candidates, where it has not already.
+        also = tuple(tuple(ids.tolist()) for ids in candidates)
+        second = await asyncio.gather(
+            *(
+                self._scorer.score(_with_also(job, also))
+                for job in (student_job, *teacher_jobs)
+            )
+        )
+        student, rest = second[0], second[1:]
+        return [
+            Scores(
+                ids=ids,
+                sampling=student[i][sampling].probabilities(ids),
+                student=_by_temperature(student[i], student_views, losses, ids),
+                teachers=tuple(_by_temperature(s[i], losses, losses, ids) for s in rest),
+            )
+            for i, ids in enumerate(candidates)
+        ]
+
+    def _teacher_prompts(
+        self, nodes: NodeSet, teachers: Sequence[Teacher]
+    ) -> list[tuple[int, ...]]:
+        return [
+            self._catalog.teacher_prompt(teacher, nodes.question).tokens for teacher in teachers
+        ]
+
+    def _job(
+        self,
+        model: Model,
+        prompt: tuple[int, ...],
+        nodes: NodeSet,
+        views: tuple[Sampling, ...],
+        top_k: int,
+        also: tuple[tuple[int, ...], ...],
+    ) -> ScoreJob:
+        return ScoreJob(
+            model=model,
+            vocab_size=self._catalog.usable_vocab(model),
+            prompt=prompt,
+            tokens=nodes.tokens[: nodes.positions[-1]] if nodes.positions else (),
+            positions=nodes.positions,
+            views=views,
+            top_k=top_k,
+            also=also,
+        )
+
+
+def evidence(nodes: NodeSet, scores: Sequence[Scores], view: TreeView) -> list[Evidence]:
+    """Counts of the tree laid over the scores; a trajectory's own rollout is left out."""
+    own_reward = None
+    if nodes.trajectory is not None and nodes.trajectory.rollout_uid is not None:
+        own_reward = nodes.trajectory.rewards.get(nodes.verifier.key)
+    return [
+        _evidence_at(nodes, i, scored, counts, own_reward)
+        for i, (scored, counts) in enumerate(zip(scores, view.nodes, strict=True))
+    ]
+
+
+def _evidence_at(
+    nodes: NodeSet, index: int, scored: Scores, counts: NodeCounts, own_reward: float | None
+) -> Evidence:
+    m = len(scored.ids)
+    n, reward_sum, truncated = np.zeros(m + 1), np.zeros(m + 1), np.zeros(m + 1)
+    children = counts.children
+    place = {int(token): j for j, token in enumerate(scored.ids)}
+    for k, token in enumerate(children.tokens.tolist()):
+        j = place.get(token)
+        if j is not None:
+            n[j] += children.n[k]
+            reward_sum[j] += children.reward_sum[k]
+            truncated[j] += children.truncated[k]
+        else:
+            # Only rollouts that drew their tail token themselves speak for the tail as a whole.
+            n[m] += children.free_n[k]
+            reward_sum[m] += children.free_reward_sum[k]
+    position = nodes.positions[index]
+    exact = _exact(nodes.policy, scored, position) & (n > 0)
+    if own_reward is not None:
+        j = place.get(nodes.tokens[position], m)
+        if not exact[j]:
+            n[j] -= 1
+            reward_sum[j] = max(0.0, reward_sum[j] - own_reward)
+    return Evidence(
+        position=position,
+        observed=nodes.observed[index],
+        scores=scored,
+        counts=Counts(n=n, reward_sum=reward_sum, exact=exact),
+        truncated=truncated,
+    )
+
+
+def _exact(policy: Policy, scored: Scores, position: int) -> NDArray[np.bool_]:
+    """Candidates after which nothing is sampled: an end token, or the last one that has room.
+
+    Their outcome is known once it was graded, however few rollouts there are.
+    """
+    known = np.zeros(len(scored.ids) + 1, dtype=bool)
+    if position + 1 >= policy.max_new_tokens:
+        known[:-1] = True
+    else:
+        known[:-1] = np.isin(scored.ids, np.asarray(policy.stop_ids, dtype=np.int32))
+    return known
+
+
+def _with_also(job: ScoreJob, also: tuple[tuple[int, ...], ...]) -> ScoreJob:
+    return ScoreJob(
+        job.model, job.vocab_size, job.prompt, job.tokens, job.positions, job.views, job.top_k, also
+    )
+
+
+def _by_temperature(
+    scored: Sequence[Distribution],
+    views: Sequence[Sampling],
+    losses: Sequence[Sampling],
+    ids: NDArray[np.int32],
+) -> dict[float, FloatArray]:
+    return {loss.temperature: scored[views.index(loss)].probabilities(ids) for loss in losses}

@@ -1,0 +1,155 @@
+"""From names in a request to what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unmask_server.catalog import Catalog, check_token_ids
+from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
+from unmask_server.catalog.types import Policy, Question, Teacher, Trajectory, Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSet:
+    """Some nodes along one sequence of tokens of a policy after a question."""
+
+    policy: Policy
+    question: Question
+    verifier: Verifier
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """Generated tokens; the node at position t has the prefix tokens[:t]."""
+    positions: tuple[int, ...]
+    """Ascending, each in [0, len(tokens)]."""
+    observed: tuple[int | None, ...]
+    """The token in question at each position, if there is one."""
+    trajectory: Trajectory | None
+    """The trajectory these are nodes of, if they were named by one."""
+
+
+class Resolver:
+    """Looks names up and checks what can be checked before anything is computed.
+
+    Synchronous: called from threads. Raises the errors of `catalog.errors`.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def trajectory(
+        self,
+        trajectory_id: str,
+        *,
+        positions: Sequence[int] | None,
+        verifier: str,
+        field: str,
+        position_field: str = "positions",
+    ) -> NodeSet:
+        """Nodes of a trajectory: all of them, or those at `positions`."""
+        if not trajectory_id:
+            raise InvalidArgument(field, "give the id of a trajectory")
+        found = self._catalog.get_trajectory(trajectory_id)
+        length = len(found.tokens)
+        chosen = range(length) if positions is None else sorted(set(positions))
+        for position in chosen:
+            if not 0 <= position < length:
+                raise InvalidArgument(
+                    position_field,
+                    f"position {position} is not in the trajectory: it has {length} tokens, "
+                    f"so positions are 0 to {length - 1}",
+                )
+        policy = self._catalog.get_policy(found.policy_id)
+        question = self._catalog.get_question(found.question_id)
+        return NodeSet(
+            policy=policy,
+            question=question,
+            verifier=self.verifier(verifier, question),
+            prompt=self._catalog.prompt_tokens(policy, question),
+            tokens=found.tokens,
+            positions=tuple(chosen),
+            observed=tuple(found.tokens[t] for t in chosen),
+            trajectory=found,
+        )
+
+    def prefix(
+        self,
+        policy_name: str,
+        question_name: str,
+        *,
+        tokens: Sequence[int] | None,
+        text: str | None,
+        observed: int | None,
+        verifier: str,
+        field: str,
+    ) -> NodeSet:
+        """The node after `tokens` (or `text`, tokenised)."""
+        policy = self.policy(policy_name, f"{field}.policy")
+        question = self.question(question_name, f"{field}.question")
+        tokenizer = self._catalog.tokenizer(policy.model)
+        if tokens is None:
+            tokens = tokenizer.encode(text) if text else ()
+        check_token_ids(f"{field}.tokens.ids", tokens, policy.model, tokenizer)
+        prefix = tuple(tokens)
+        if observed is not None:
+            check_token_ids(f"{field}.observed_token", (observed,), policy.model, tokenizer)
+        if any(token in policy.stop_ids for token in prefix):
+            place = next(i for i, token in enumerate(prefix) if token in policy.stop_ids)
+            raise InvalidArgument(
+                f"{field}.tokens.ids[{place}]",
+                f"token {prefix[place]} ends a generation, so nothing comes after it; "
+                "cut the prefix before it",
+            )
+        if len(prefix) >= policy.max_new_tokens:
+            raise InvalidArgument(
+                f"{field}.tokens",
+                f"the prefix has {len(prefix)} tokens, but the policy's generations are cut off "
+                f"after {policy.max_new_tokens}",
+            )
+        return NodeSet(
+            policy=policy,
+            question=question,
+            verifier=self.verifier(verifier, question),
+            prompt=self._catalog.prompt_tokens(policy, question),
+            tokens=prefix,
+            positions=(len(prefix),),
+            observed=(observed,),
+            trajectory=None,
+        )
+
+    def policy(self, name: str, field: str) -> Policy:
+        """The policy of that id or name."""
+        if not name:
+            raise InvalidArgument(field, "give the id or name of a policy")
+        return self._catalog.get_policy(name)
+
+    def question(self, name: str, field: str) -> Question:
+        """The question of that id or name."""
+        if not name:
+            raise InvalidArgument(field, "give the id or name of a question")
+        return self._catalog.get_question(name)
+
+    def verifier(self, name: str, question: Question) -> Verifier:
+        """The verifier of that id or name; the question's own if it is empty."""
+        return self._catalog.get_verifier(name) if name else question.verifier
+
+    def teachers(self, names: Sequence[str], policy: Policy) -> list[Teacher]:
+        """Teachers whose tokenizer is the policy's.
+
+        Raises:
+            FailedPrecondition: a teacher has another tokenizer, so its probabilities of the
+                student's token ids mean nothing.
+
+        """
+        found = []
+        for i, name in enumerate(names):
+            teacher = self._catalog.get_teacher(name)
+            if differences := self._catalog.tokenizer_differences(policy.model, teacher.model):
+                raise FailedPrecondition(
+                    f"teachers[{i}]: teacher {teacher.id} has another tokenizer than policy "
+                    f"{policy.id}: {'; '.join(differences)}"
+                )
+            if teacher.id in {t.id for t in found}:
+                raise InvalidArgument(f"teachers[{i}]", f"teacher {name!r} is named twice")
+            found.append(teacher)
+        return found
