@@ -125,6 +125,7 @@ trajectory_outcome = Table(
     Column("trajectory_id", ForeignKey("trajectory.id"), primary_key=True),
     Column("verifier_key", ForeignKey("verifier.key"), primary_key=True),
     Column("reward", Float, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # ------------------------------------------------------------------------------------ the tree
@@ -136,7 +137,8 @@ tree = Table(
     Column("policy_id", ForeignKey("policy.id"), nullable=False),
     Column("question_id", ForeignKey("question.id"), nullable=False),
     Column("version", BigInteger, nullable=False, comment="one more at every change"),
-    Column("rollouts", BigInteger, nullable=False),
+    Column("nodes", BigInteger, nullable=False, comment="so far; numbers the next one"),
+    Column("rollouts", BigInteger, nullable=False, comment="so far; numbers the next one"),
     Column("tokens", BigInteger, nullable=False, comment="sampled, that is paid for"),
     UniqueConstraint("policy_id", "question_id"),
 )
@@ -147,18 +149,33 @@ tree_verifier = Table(
     Column("tree_id", ForeignKey("tree.id"), primary_key=True),
     Column("verifier_key", ForeignKey("verifier.key"), primary_key=True),
     comment="The verifiers by which every rollout of the tree is graded.",
+    sqlite_with_rowid=False,
 )
+
+# The ids of nodes and rollouts are the tree's id times 2**32 plus a number within the tree: they
+# are known before the rows are written, and the rows of one tree lie together in every index.
 
 node = Table(
     "node",
     metadata,
-    Column("id", BigId, primary_key=True),
+    Column("id", BigId, primary_key=True, autoincrement=False),
     Column("tree_id", ForeignKey("tree.id"), nullable=False),
-    Column("fingerprint", LargeBinary(16), nullable=False, unique=True, comment="of its prefix"),
-    Column("parent_fingerprint", LargeBinary(16), index=True, comment="null at the root"),
+    # Deferred, because a split makes a node the child of one that is written after it.
+    Column(
+        "parent_id",
+        ForeignKey("node.id", deferrable=True, initially="DEFERRED"),
+        index=True,
+        comment="null at the root",
+    ),
+    Column(
+        "fingerprint",
+        LargeBinary(16),
+        nullable=False,
+        comment="of the prefix up to and including the edge's first token",
+    ),
     Column("depth", Integer, nullable=False, comment="of the edge's last token; the root is 0"),
     Column("edge", LargeBinary, nullable=False, comment="tokens between the parent and here"),
-    Index(None, "tree_id"),
+    UniqueConstraint("tree_id", "fingerprint"),
 )
 
 node_stat = Table(
@@ -171,27 +188,28 @@ node_stat = Table(
     Column("truncated", BigInteger, nullable=False, comment="of them cut off by their limit"),
     Column("forced_n", BigInteger, nullable=False, comment="of them with the first token forced"),
     Column("forced_reward_sum", Float, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 rollout = Table(
     "rollout",
     metadata,
-    Column("id", BigId, primary_key=True),
+    Column("id", BigId, primary_key=True, autoincrement=False),
     Column("uid", LargeBinary(16), nullable=False, unique=True, comment="makes a retry harmless"),
     Column("tree_id", ForeignKey("tree.id"), nullable=False),
     Column(
-        "start_fingerprint",
-        LargeBinary(16),
+        "start_node_id",
+        ForeignKey("node.id"),
         nullable=False,
-        comment="of the prefix before the last forced token (the root if none was forced)",
+        comment="before the last forced token; the root if none was forced",
     ),
+    Column("end_node_id", ForeignKey("node.id"), nullable=False, comment="spells its tokens"),
     Column("forced_depth", Integer, nullable=False, comment="generated tokens that were imposed"),
     Column("depth", Integer, nullable=False, comment="generated tokens in all"),
-    Column("tail", LargeBinary, nullable=False, comment="tokens after start_fingerprint"),
+    Column("digest", LargeBinary(16), nullable=False, comment="of the tokens, to check the tree"),
     Column("finish", SmallInteger, nullable=False, comment="0 stop, 1 length"),
     Column("growth_id", String(40), comment="which growth paid for it; null for trajectories"),
     Column("created_at", Float, nullable=False),
-    Index(None, "tree_id", "id"),
 )
 
 outcome = Table(
@@ -200,6 +218,7 @@ outcome = Table(
     Column("rollout_id", ForeignKey("rollout.id"), primary_key=True),
     Column("verifier_key", ForeignKey("verifier.key"), primary_key=True),
     Column("reward", Float, nullable=False, comment="in [0, 1]"),
+    sqlite_with_rowid=False,
 )
 
 # ---------------------------------------------------------------------------- what was scored
