@@ -1,0 +1,167 @@
+"""The questions, the solutions and how slips show in them."""
+
+import random
+import re
+from dataclasses import replace
+
+import pytest
+
+from examples.word_problems.contexts import CONTEXTS, help_from, make_row
+from examples.word_problems.problems import (
+    LARGEST,
+    LOSSES,
+    NAMES,
+    Problem,
+    draw_problem,
+    training_problems,
+)
+from examples.word_problems.questions import (
+    COUNT,
+    held_out_rows,
+    held_out_signatures,
+    load_rows,
+)
+from examples.word_problems.recipes import RECIPES, STUDENT_MANNER
+from examples.word_problems.solutions import (
+    Help,
+    Kind,
+    Manner,
+    Step,
+    final_answer,
+    text_of,
+    write_solution,
+)
+
+
+def solve_text(question: str) -> int:
+    """Answer a question from its text alone, sharing nothing with the generator but the verbs."""
+    sentences = question.split(". ")
+    opening = [int(number) for number in re.findall(r"\d+", sentences[0])]
+    value = opening[0] if len(opening) == 1 else opening[0] * opening[1]
+    for verb, amount in re.findall(r"([a-z]+) (\d+)", sentences[1]):
+        value += -int(amount) if verb in LOSSES else int(amount)
+    return value
+
+
+def check_arithmetic(solution: str) -> bool:
+    """Whether all equations of a solution hold."""
+    for left, sign, right, result in re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", solution):
+        a, b = int(left), int(right)
+        if {"+": a + b, "-": a - b, "*": a * b}[sign] != int(result):
+            return False
+    return True
+
+
+def test_shipped_rows_are_what_the_recipe_writes():
+    assert load_rows() == held_out_rows()
+    assert len(load_rows()) == COUNT == 40
+
+
+@pytest.mark.parametrize("row", load_rows(), ids=lambda row: row.question[:30])
+def test_shipped_row_is_right(row):
+    assert solve_text(row.question) == int(row.answer)
+    assert row.solution.endswith(f"#### {row.answer}")
+    assert check_arithmetic(row.solution)
+    assert check_arithmetic(row.hint)
+    wrong = re.findall(r"#### (\d+)$", row.wrong_solution)
+    assert len(wrong) == 1
+    assert wrong[0] != row.answer
+
+
+def test_every_problem_stays_within_the_numbers_that_have_tokens():
+    rng = random.Random(0)
+    for _ in range(500):
+        problem = draw_problem(rng)
+        row, _ = make_row(problem, rng)
+        assert solve_text(problem.question) == problem.answer
+        numbers = re.findall(r"\d+", " ".join(vars(row).values()))
+        assert all(int(number) <= LARGEST for number in numbers)
+
+
+def test_training_never_sees_a_held_out_problem_in_other_words():
+    held_out = held_out_signatures()
+    problems = training_problems(random.Random(0), held_out)
+    assert not held_out & {next(problems).signature for _ in range(2000)}
+
+
+def test_signature_ignores_the_words():
+    problem = draw_problem(random.Random(0))
+    other = next(name for name in NAMES if name != problem.name)
+    assert replace(problem, name=other, item="figs").signature == problem.signature
+
+
+@pytest.mark.parametrize(
+    ("step", "hard"),
+    [
+        (Step(14, "+", 7), True),
+        (Step(14, "+", 5), False),
+        (Step(21, "-", 5), True),
+        (Step(25, "-", 5), False),
+        (Step(3, "*", 6), True),
+        (Step(2, "*", 4), False),
+    ],
+)
+def test_a_step_is_hard_when_it_carries_or_borrows(step, hard):
+    assert step.hard is hard
+
+
+def sample_solutions(manner: Manner, help: Help | None = None, count: int = 300):
+    rng = random.Random(1)
+    for _ in range(count):
+        problem = draw_problem(rng)
+        yield problem, write_solution(problem, manner, rng, help)
+
+
+def test_a_manner_without_slips_is_always_right():
+    manner = Manner(opener=0.5, connector=0.5, verbose=0.5, backwards=0.5, conclusion=0.5)
+    for problem, pieces in sample_solutions(manner):
+        assert final_answer(pieces) == problem.answer
+        assert check_arithmetic(text_of(pieces))
+
+
+def test_wait_always_restores_the_result_of_its_step():
+    manner = Manner(hard_slip=1.0, doubt_on_slip=1.0, repair_after_doubt=1.0)
+    for problem, pieces in sample_solutions(manner):
+        assert final_answer(pieces) == problem.answer
+        doubts = sum(piece.kind is Kind.DOUBT for piece in pieces)
+        assert doubts == sum(piece.kind is Kind.REPAIR for piece in pieces)
+
+
+def test_doubt_marks_most_slips_and_some_right_steps():
+    after_doubt = {Kind.RESULT: 0, Kind.SLIP: 0}
+    slips = 0
+    for _, pieces in sample_solutions(STUDENT_MANNER, count=1000):
+        slips += sum(piece.kind is Kind.SLIP for piece in pieces)
+        for piece, following in zip(pieces, pieces[1:], strict=False):
+            if piece.kind is Kind.DOUBT:
+                after_doubt[following.kind] += 1
+    assert after_doubt[Kind.SLIP] > slips / 2
+    assert after_doubt[Kind.SLIP] > after_doubt[Kind.RESULT] > 0
+
+
+@pytest.mark.parametrize("context", [name for name in CONTEXTS if name != "none"])
+def test_every_context_makes_training_solutions_better(context):
+    def share_right(name: str) -> float:
+        rng = random.Random(2)
+        right = 0
+        for _ in range(1500):
+            problem = draw_problem(rng)
+            row, backwards = make_row(problem, rng)
+            help = help_from(name, problem, row, backwards, rng)
+            pieces = write_solution(problem, STUDENT_MANNER, rng, help)
+            right += final_answer(pieces) == problem.answer
+        return right / 1500
+
+    assert share_right(context) > share_right("none") + 0.02
+
+
+def test_recipes_are_named_by_themselves():
+    assert {name: recipe.name for name, recipe in RECIPES.items()} == {n: n for n in RECIPES}
+
+
+def test_backwards_order_reaches_the_same_answer():
+    rng = random.Random(3)
+    reversible: list[Problem] = [p for p in (draw_problem(rng) for _ in range(200)) if p.reversible]
+    assert len(reversible) > 50
+    for problem in reversible:
+        assert problem.steps(backwards=True)[-1].result == problem.answer
