@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-llm test test-all check format proto bench clean
+.PHONY: help setup demo demo-llm test test-slow test-all check format proto bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,8 +29,10 @@ proto: $(READY) ## Generate client/unmask/v1 from proto/.
 test: $(READY) ## Run the tests (the slow ones too: make test-all).
 	$(BIN)/python -m pytest
 
-test-all: $(READY) ## Run all tests.
-	$(BIN)/python -m pytest -m ''
+test-slow: $(READY) ## Run the slow tests.
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow ## Run all tests.
 
 check: $(READY) ## Lint, types, protos, and whether generated code is current.
 	$(BIN)/ruff check .

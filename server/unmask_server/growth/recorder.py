@@ -101,7 +101,7 @@ class Recorder:
         tokenizer = self._catalog.tokenizer(policy.model)
         items = [
             (
-                tokenizer.decode(without_stop(tokens, finish)),
+                tokenizer.decode(without_stop(tokens, policy.stop_ids)),
                 question.fields["answer"],
                 FinishReason.LENGTH if finish == LENGTH else FinishReason.STOP,
             )
@@ -155,6 +155,6 @@ class Recorder:
         self._on_change(tree_id, self._trees.versions([tree_id])[tree_id])
 
 
-def without_stop(tokens: tuple[int, ...], finish: int) -> tuple[int, ...]:
+def without_stop(tokens: tuple[int, ...], stop_ids: Sequence[int]) -> tuple[int, ...]:
     """The tokens that are text: a stop token ends a generation and is not part of its text."""
-    return tokens[:-1] if finish == STOP else tokens
+    return tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens

@@ -133,6 +133,12 @@ class Resolver:
         """The verifier of that id or name; the question's own if it is empty."""
         return self._catalog.get_verifier(name) if name else question.verifier
 
+    def verifier_id(self, name: str, field: str) -> str:
+        """The id of the verifier of that id or name."""
+        if not name:
+            raise InvalidArgument(field, "give the id or name of a verifier")
+        return self._catalog.get_verifier(name).id
+
     def teachers(self, names: Sequence[str], policy: Policy) -> list[Teacher]:
         """Teachers whose tokenizer is the policy's.
 

@@ -1,0 +1,5 @@
+"""`python -m unmask_server` is `unmask-server`."""
+
+from unmask_server.cli import main
+
+main()

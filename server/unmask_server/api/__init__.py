@@ -1,0 +1,1 @@
+"""The gRPC services: protobuf in, a domain call, protobuf out."""

@@ -1,0 +1,246 @@
+"""CatalogService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+
+from unmask.v1 import catalog_pb2 as pb
+from unmask.v1 import catalog_pb2_grpc
+from unmask_server.api import catalog_messages as messages
+from unmask_server.api.paging import decode_page, encode_page, page_size
+from unmask_server.catalog import Catalog, QuestionSpec, parse_jsonl
+from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.types import Prompting, PromptStyle
+from unmask_server.engines.base import Sampling
+from unmask_server.nodes.resolve import Resolver
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Item = TypeVar("Item")
+
+DEFAULT_MAX_NEW_TOKENS = 256
+MAX_QUESTIONS = 10_000
+
+
+class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
+    """See proto/unmask/v1/catalog.proto."""
+
+    def __init__(self, catalog: Catalog, resolver: Resolver) -> None:
+        self._catalog = catalog
+        self._resolver = resolver
+
+    async def RegisterPolicy(
+        self, request: pb.RegisterPolicyRequest, context: Context
+    ) -> pb.RegisterPolicyResponse:
+        """Register a student."""
+        return await asyncio.to_thread(self._register_policy, request)
+
+    def _register_policy(self, request: pb.RegisterPolicyRequest) -> pb.RegisterPolicyResponse:
+        if not request.model:
+            raise InvalidArgument("model", "give the directory of a checkpoint on the server")
+        if request.max_new_tokens < 0:
+            raise InvalidArgument("max_new_tokens", f"{request.max_new_tokens} is below 1")
+        sampling = request.sampling
+        policy, warnings = self._catalog.register_policy(
+            path=request.model,
+            name=request.name or None,
+            sampling=Sampling(
+                temperature=sampling.temperature if sampling.HasField("temperature") else 1.0,
+                top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
+                top_k=sampling.top_k,
+            ),
+            max_new_tokens=request.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
+            stop_ids=tuple(request.stop_ids) or None,
+            stop_texts=tuple(request.stop_texts),
+            prompting=_prompting(request),
+        )
+        return pb.RegisterPolicyResponse(policy=messages.policy(policy), warnings=warnings)
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
+        """One policy."""
+        found = await asyncio.to_thread(self._resolver.policy, request.policy, "policy")
+        return pb.GetPolicyResponse(policy=messages.policy(found))
+
+    async def ListPolicies(
+        self, request: pb.ListPoliciesRequest, context: Context
+    ) -> pb.ListPoliciesResponse:
+        """A page."""
+        found, token = await asyncio.to_thread(_page, self._catalog.list_policies, request)
+        return pb.ListPoliciesResponse(
+            policies=[messages.policy(p) for p in found], next_page_token=token
+        )
+
+    async def RegisterTeacher(
+        self, request: pb.RegisterTeacherRequest, context: Context
+    ) -> pb.RegisterTeacherResponse:
+        """Register a teacher."""
+        return await asyncio.to_thread(self._register_teacher, request)
+
+    def _register_teacher(self, request: pb.RegisterTeacherRequest) -> pb.RegisterTeacherResponse:
+        if not request.model:
+            raise InvalidArgument(
+                "model", "give the directory of a checkpoint on the server, or a policy"
+            )
+        own = self._catalog.find_policy(request.model)
+        students = [
+            self._resolver.policy(name, f"policies[{i}]") for i, name in enumerate(request.policies)
+        ]
+        if own is not None:
+            students = [own, *students]
+        if not students:
+            raise InvalidArgument(
+                "policies", "name the students it will teach, so that tokenizers can be compared"
+            )
+        prompting = _prompting(request)
+        if prompting is None and own is not None:
+            prompting = own.prompting
+        teacher, warnings = self._catalog.register_teacher(
+            path=own.model.source if own is not None else request.model,
+            name=request.name or None,
+            context=request.context.name or "none",
+            template=request.context.template or None,
+            prompting=prompting,
+            students=students,
+        )
+        return pb.RegisterTeacherResponse(teacher=messages.teacher(teacher), warnings=warnings)
+
+    async def GetTeacher(
+        self, request: pb.GetTeacherRequest, context: Context
+    ) -> pb.GetTeacherResponse:
+        """One teacher."""
+        if not request.teacher:
+            raise InvalidArgument("teacher", "give the id or name of a teacher")
+        found = await asyncio.to_thread(self._catalog.get_teacher, request.teacher)
+        return pb.GetTeacherResponse(teacher=messages.teacher(found))
+
+    async def ListTeachers(
+        self, request: pb.ListTeachersRequest, context: Context
+    ) -> pb.ListTeachersResponse:
+        """A page."""
+        found, token = await asyncio.to_thread(_page, self._catalog.list_teachers, request)
+        return pb.ListTeachersResponse(
+            teachers=[messages.teacher(t) for t in found], next_page_token=token
+        )
+
+    async def PreviewPrompt(
+        self, request: pb.PreviewPromptRequest, context: Context
+    ) -> pb.PreviewPromptResponse:
+        """A rendered prompt."""
+        return await asyncio.to_thread(self._preview, request)
+
+    def _preview(self, request: pb.PreviewPromptRequest) -> pb.PreviewPromptResponse:
+        question = self._resolver.question(request.question, "question")
+        match request.WhichOneof("reader"):
+            case "policy":
+                policy = self._resolver.policy(request.policy, "policy")
+                prompt = self._catalog.policy_prompt(policy, question)
+            case "teacher":
+                teacher = self._catalog.get_teacher(request.teacher)
+                prompt = self._catalog.teacher_prompt(teacher, question)
+            case _:
+                raise InvalidArgument("reader", "name a policy or a teacher")
+        return pb.PreviewPromptResponse(
+            text=prompt.text, tokens=prompt.tokens, warnings=prompt.warnings
+        )
+
+    async def RegisterQuestions(
+        self, request: pb.RegisterQuestionsRequest, context: Context
+    ) -> pb.RegisterQuestionsResponse:
+        """Each by itself."""
+        return await asyncio.to_thread(self._register_questions, request)
+
+    def _register_questions(
+        self, request: pb.RegisterQuestionsRequest
+    ) -> pb.RegisterQuestionsResponse:
+        if bool(request.questions) == bool(request.jsonl):
+            raise InvalidArgument("questions", "give either questions or jsonl")
+        if len(request.questions) > MAX_QUESTIONS:
+            raise InvalidArgument("questions", f"more than {MAX_QUESTIONS} at once")
+        verifier = self._catalog.get_verifier(request.verifier or "last_number")
+        if request.jsonl:
+            parsed = parse_jsonl(request.jsonl)
+        else:
+            parsed = [
+                (i, QuestionSpec(q.name or None, dict(q.fields), tuple(q.prompt_tokens) or None))
+                for i, q in enumerate(request.questions)
+            ]
+        response = pb.RegisterQuestionsResponse()
+        for (index, _), result in zip(
+            parsed,
+            self._catalog.register_questions([spec for _, spec in parsed], verifier),
+            strict=True,
+        ):
+            item = response.results.add(index=index)
+            if isinstance(result, str):
+                item.error = result
+            else:
+                item.question.CopyFrom(messages.question(result))
+        return response
+
+    async def GetQuestion(
+        self, request: pb.GetQuestionRequest, context: Context
+    ) -> pb.GetQuestionResponse:
+        """One question."""
+        found = await asyncio.to_thread(self._resolver.question, request.question, "question")
+        return pb.GetQuestionResponse(question=messages.question(found))
+
+    async def ListQuestions(
+        self, request: pb.ListQuestionsRequest, context: Context
+    ) -> pb.ListQuestionsResponse:
+        """A page."""
+        found, token = await asyncio.to_thread(_page, self._catalog.list_questions, request)
+        return pb.ListQuestionsResponse(
+            questions=[messages.question(q) for q in found], next_page_token=token
+        )
+
+    async def RegisterVerifier(
+        self, request: pb.RegisterVerifierRequest, context: Context
+    ) -> pb.RegisterVerifierResponse:
+        """Register a verifier."""
+        kind = messages.KINDS.get(request.kind)
+        if kind is None:
+            raise InvalidArgument("kind", "say which kind of verifier it is")
+        found = await asyncio.to_thread(
+            self._catalog.register_verifier, kind, dict(request.options), request.name or None
+        )
+        return pb.RegisterVerifierResponse(verifier=messages.verifier(found))
+
+    async def ListVerifiers(
+        self, request: pb.ListVerifiersRequest, context: Context
+    ) -> pb.ListVerifiersResponse:
+        """A page."""
+        found, token = await asyncio.to_thread(_page, self._catalog.list_verifiers, request)
+        return pb.ListVerifiersResponse(
+            verifiers=[messages.verifier(v) for v in found], next_page_token=token
+        )
+
+
+def _prompting(request: pb.RegisterPolicyRequest | pb.RegisterTeacherRequest) -> Prompting | None:
+    if not request.HasField("prompting"):
+        return None
+    styles = {
+        pb.PROMPT_STYLE_UNSPECIFIED: None,
+        pb.PROMPT_STYLE_CHAT: PromptStyle.CHAT,
+        pb.PROMPT_STYLE_RAW: PromptStyle.RAW,
+    }
+    if request.prompting.style not in styles:
+        raise InvalidArgument("prompting.style", f"no style has number {request.prompting.style}")
+    style = styles[request.prompting.style]
+    template = request.prompting.template or None
+    if style is None:
+        style = PromptStyle.RAW if template else None
+    return None if style is None else Prompting(style, template)
+
+
+def _page(
+    listing: Callable[[int, tuple[float, str] | None], Sequence[Item]], request: Any
+) -> tuple[Sequence[Item], str]:
+    size = page_size(request.page_size)
+    found = listing(size + 1, decode_page(request.page_token))
+    if len(found) <= size:
+        return found, ""
+    last: Any = found[size - 1]
+    return found[:size], encode_page((last.created_at, last.id))

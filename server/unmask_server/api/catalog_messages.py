@@ -1,0 +1,98 @@
+"""The catalog's things as messages."""
+
+from __future__ import annotations
+
+from unmask.v1 import catalog_pb2 as pb
+from unmask_server.api.times import timestamp
+from unmask_server.catalog.types import (
+    Model,
+    Policy,
+    Prompting,
+    PromptStyle,
+    Question,
+    Teacher,
+    Verifier,
+    VerifierKind,
+)
+
+KINDS = {
+    pb.VERIFIER_KIND_LAST_NUMBER: VerifierKind.LAST_NUMBER,
+    pb.VERIFIER_KIND_HASH_ANSWER: VerifierKind.HASH_ANSWER,
+    pb.VERIFIER_KIND_BOXED: VerifierKind.BOXED,
+    pb.VERIFIER_KIND_EXACT: VerifierKind.EXACT,
+    pb.VERIFIER_KIND_REGEX: VerifierKind.REGEX,
+    pb.VERIFIER_KIND_MATH_VERIFY: VerifierKind.MATH_VERIFY,
+}
+_KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
+_STYLES = {PromptStyle.CHAT: pb.PROMPT_STYLE_CHAT, PromptStyle.RAW: pb.PROMPT_STYLE_RAW}
+
+
+def model(found: Model) -> pb.Model:
+    """A Model."""
+    return pb.Model(
+        fingerprint=found.fingerprint,
+        source=found.source,
+        architecture=found.architecture,
+        vocab_size=found.vocab_size,
+        max_context=found.max_context,
+        tokenizer_fingerprint=found.tokenizer_fingerprint,
+        eos_ids=found.eos_ids,
+    )
+
+
+def prompting(found: Prompting) -> pb.Prompting:
+    """A Prompting."""
+    return pb.Prompting(style=_STYLES[found.style], template=found.template or "")
+
+
+def policy(found: Policy) -> pb.Policy:
+    """A Policy."""
+    return pb.Policy(
+        id=found.id,
+        name=found.name or "",
+        model=model(found.model),
+        sampling=pb.Sampling(
+            temperature=found.sampling.temperature,
+            top_p=found.sampling.top_p,
+            top_k=found.sampling.top_k,
+        ),
+        max_new_tokens=found.max_new_tokens,
+        stop_ids=found.stop_ids,
+        prompting=prompting(found.prompting),
+        create_time=timestamp(found.created_at),
+    )
+
+
+def teacher(found: Teacher) -> pb.Teacher:
+    """A Teacher."""
+    return pb.Teacher(
+        id=found.id,
+        name=found.name or "",
+        model=model(found.model),
+        context=pb.Context(name=found.context, template=found.template),
+        prompting=prompting(found.prompting),
+        create_time=timestamp(found.created_at),
+    )
+
+
+def question(found: Question) -> pb.Question:
+    """A Question."""
+    return pb.Question(
+        id=found.id,
+        name=found.name or "",
+        fields={key: str(value) for key, value in found.fields.items()},
+        prompt_tokens=found.prompt_tokens or (),
+        verifier_id=found.verifier.id,
+        create_time=timestamp(found.created_at),
+    )
+
+
+def verifier(found: Verifier) -> pb.Verifier:
+    """A Verifier."""
+    return pb.Verifier(
+        id=found.id,
+        name=found.name or "",
+        kind=_KIND_NUMBERS[found.kind],
+        version=found.version,
+        options={key: str(value) for key, value in found.options.items()},
+    )

@@ -1,0 +1,149 @@
+"""Errors on the wire: canonical codes, with google.rpc details that say which field and why."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from sqlalchemy.exc import DBAPIError
+
+from unmask_server.api.answers import encode
+from unmask_server.catalog.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from unmask_server.engines.base import BadRequestError, EngineError
+
+log = structlog.get_logger(__name__)
+
+DOMAIN = "unmask.v1"
+"""The `domain` of every google.rpc.ErrorInfo."""
+
+RETRY_SECONDS = 1
+"""What UNAVAILABLE answers suggest to wait."""
+
+
+def status_of(error: BaseException) -> status_pb2.Status | None:
+    """The status that tells a client of `error`; None if it is no fault of anybody's request."""
+    match error:
+        case InvalidArgument():
+            return _status(
+                code_pb2.INVALID_ARGUMENT,
+                f"{error.field}: {error.reason}",
+                "INVALID_ARGUMENT",
+                error_details_pb2.BadRequest(
+                    field_violations=[
+                        error_details_pb2.BadRequest.FieldViolation(
+                            field=error.field, description=error.reason
+                        )
+                    ]
+                ),
+            )
+        case NotFound():
+            return _status(
+                code_pb2.NOT_FOUND,
+                str(error),
+                "NOT_FOUND",
+                error_details_pb2.ResourceInfo(
+                    resource_type=error.kind, resource_name=error.id, description=str(error)
+                ),
+            )
+        case AlreadyExists():
+            return _status(code_pb2.ALREADY_EXISTS, str(error), "ALREADY_EXISTS")
+        case FailedPrecondition():
+            return _status(code_pb2.FAILED_PRECONDITION, str(error), "FAILED_PRECONDITION")
+        case BadRequestError():
+            return _status(code_pb2.FAILED_PRECONDITION, str(error), "MODEL_CANNOT")
+        case EngineError():
+            return _unavailable(str(error), "ENGINE_UNAVAILABLE")
+        case DBAPIError() if error.connection_invalidated or "locked" in str(error.orig):
+            return _unavailable("the database cannot be reached now", "DATABASE_UNAVAILABLE")
+    return None
+
+
+def _unavailable(message: str, reason: str) -> status_pb2.Status:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromSeconds(RETRY_SECONDS)
+    return _status(code_pb2.UNAVAILABLE, message, reason, retry)
+
+
+def _status(code: int, message: str, reason: str, *details: Any) -> status_pb2.Status:
+    status = status_pb2.Status(code=code, message=message)
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+    for detail in (info, *details):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+Servicer = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Any]
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns domain errors into statuses, and anything unforeseen into a logged INTERNAL."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Wrap the call's handler."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler  # type: ignore[no-any-return]
+        method = handler_call_details.method
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _guard_stream(handler.unary_stream, method),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=encode,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _guard_unary(handler.unary_unary, method),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=encode,
+        )
+
+
+def _guard_unary(call: Servicer, method: str) -> Servicer:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await call(request, context)
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return guarded
+
+
+def _guard_stream(call: Servicer, method: str) -> Servicer:
+    async def guarded(
+        request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Any]:
+        try:
+            async for response in call(request, context):
+                yield response
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return guarded
+
+
+async def _abort(
+    context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str
+) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if (status := status_of(error)) is not None:
+        await context.abort_with_status(rpc_status.to_status(status))
+    log.error("unforeseen error", method=method, exc_info=error)
+    await context.abort(grpc.StatusCode.INTERNAL, "an unforeseen error; see the server's log")

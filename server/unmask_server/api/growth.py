@@ -1,0 +1,209 @@
+"""GrowthService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+
+from unmask.v1 import growth_pb2 as pb
+from unmask.v1 import growth_pb2_grpc
+from unmask_server.api.options import node_options, resolve_node
+from unmask_server.api.paging import decode_page, encode_page, page_size
+from unmask_server.api.times import timestamp
+from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.config import Settings
+from unmask_server.growth.runner import GrowthRunner
+from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, State, Target
+from unmask_server.nodes.resolve import Resolver
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_REQUEST_ID = 200
+MAX_TARGETS = 10_000
+
+_STATES = {
+    State.QUEUED: pb.GROWTH_STATE_QUEUED,
+    State.RUNNING: pb.GROWTH_STATE_RUNNING,
+    State.SUCCEEDED: pb.GROWTH_STATE_SUCCEEDED,
+    State.CANCELLED: pb.GROWTH_STATE_CANCELLED,
+    State.FAILED: pb.GROWTH_STATE_FAILED,
+}
+_ALLOCATIONS = {
+    pb.ALLOCATION_UNSPECIFIED: Allocation.EQUAL,
+    pb.ALLOCATION_EQUAL: Allocation.EQUAL,
+    pb.ALLOCATION_POLICY: Allocation.POLICY,
+}
+
+
+class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
+    """See proto/unmask/v1/growth.proto."""
+
+    def __init__(self, runner: GrowthRunner, resolver: Resolver, settings: Settings) -> None:
+        self._runner = runner
+        self._resolver = resolver
+        self._settings = settings
+
+    async def StartGrowth(
+        self, request: pb.StartGrowthRequest, context: Context
+    ) -> pb.StartGrowthResponse:
+        """Check everything, then start."""
+        spec = await asyncio.to_thread(self._spec, request)
+        growth = await self._runner.start(request.request_id, spec)
+        return pb.StartGrowthResponse(growth=self._message(growth))
+
+    async def GetGrowth(self, request: pb.GetGrowthRequest, context: Context) -> pb.GetGrowthResponse:
+        """One growth."""
+        growth = await self._runner.get(request.growth)
+        return pb.GetGrowthResponse(growth=self._message(growth))
+
+    async def ListGrowths(
+        self, request: pb.ListGrowthsRequest, context: Context
+    ) -> pb.ListGrowthsResponse:
+        """Newest first."""
+        size = page_size(request.page_size)
+        found = await self._runner.page(size + 1, decode_page(request.page_token))
+        more = len(found) > size
+        found = found[:size]
+        return pb.ListGrowthsResponse(
+            growths=[self._message(growth) for growth in found],
+            next_page_token=encode_page((found[-1].created_at, found[-1].id)) if more else "",
+        )
+
+    async def WatchGrowth(
+        self, request: pb.WatchGrowthRequest, context: Context
+    ) -> AsyncIterator[pb.WatchGrowthResponse]:
+        """Progress, to the end."""
+        async for growth in self._runner.watch(request.growth):
+            yield pb.WatchGrowthResponse(growth=self._message(growth))
+
+    async def CancelGrowth(
+        self, request: pb.CancelGrowthRequest, context: Context
+    ) -> pb.CancelGrowthResponse:
+        """Stop, keeping what was sampled."""
+        growth = await self._runner.cancel(request.growth)
+        return pb.CancelGrowthResponse(growth=self._message(growth))
+
+    def _spec(self, request: pb.StartGrowthRequest) -> GrowthSpec:
+        if not request.request_id:
+            raise InvalidArgument("request_id", "choose one; a retry with the same id costs nothing")
+        if len(request.request_id) > MAX_REQUEST_ID:
+            raise InvalidArgument("request_id", f"longer than {MAX_REQUEST_ID} characters")
+        if not request.targets:
+            raise InvalidArgument("targets", "give at least one target to grow")
+        if len(request.targets) > MAX_TARGETS:
+            raise InvalidArgument("targets", f"more than {MAX_TARGETS}; start several growths")
+        if request.rollouts_per_node < 0:
+            raise InvalidArgument("rollouts_per_node", "below 0; 0 means to spend the budget")
+        if request.allocation not in _ALLOCATIONS:
+            raise InvalidArgument("allocation", f"no allocation has the number {request.allocation}")
+        options = node_options(request.options, "options")
+        max_rollouts, max_tokens = self._budget(request.budget)
+        if request.rollouts_per_node > self._settings.max_rollouts:
+            raise InvalidArgument(
+                "rollouts_per_node", f"more than this server's limit, {self._settings.max_rollouts}"
+            )
+        targets, policies = self._targets(request.targets)
+        for policy in policies:
+            teachers = self._resolver.teachers(request.teachers, policy)
+        verifier = (
+            self._resolver.verifier_id(options.verifier, "options.verifier")
+            if options.verifier
+            else ""
+        )
+        return GrowthSpec(
+            targets=tuple(targets),
+            allocation=_ALLOCATIONS[request.allocation],
+            verifier=verifier,
+            teacher_ids=tuple(teacher.id for teacher in teachers),
+            top_k=options.top_k,
+            rollouts_per_node=request.rollouts_per_node,
+            max_rollouts=max_rollouts,
+            max_tokens=max_tokens,
+        )
+
+    def _budget(self, budget: pb.Budget) -> tuple[int | None, int | None]:
+        if not budget.HasField("rollouts") and not budget.HasField("tokens"):
+            raise InvalidArgument("budget", "say how many rollouts or tokens may be sampled")
+        limits = []
+        for name, limit in (
+            ("rollouts", self._settings.max_rollouts),
+            ("tokens", self._settings.max_tokens),
+        ):
+            value = getattr(budget, name) if budget.HasField(name) else None
+            if value is not None and value < 1:
+                raise InvalidArgument(f"budget.{name}", f"{value} is below 1")
+            if value is not None and value > limit:
+                raise InvalidArgument(
+                    f"budget.{name}", f"{value} is more than this server's limit, {limit}"
+                )
+            limits.append(value)
+        return limits[0], limits[1]
+
+    def _targets(self, wanted: Sequence[pb.GrowthTarget]) -> tuple[list[Target], list[Any]]:
+        targets: list[Target] = []
+        policies = {}
+        for i, target in enumerate(wanted):
+            field = f"targets[{i}]"
+            match target.WhichOneof("target"):
+                case "trajectory":
+                    nodes = self._resolver.trajectory(
+                        target.trajectory,
+                        positions=None,
+                        verifier="",
+                        field=f"{field}.trajectory",
+                    )
+                    targets.append(Target(trajectory_id=target.trajectory))
+                case "node":
+                    nodes = resolve_node(self._resolver, target.node, "", f"{field}.node")
+                    if nodes.trajectory is not None:
+                        targets.append(
+                            Target(trajectory_id=nodes.trajectory.id, position=nodes.positions[0])
+                        )
+                    else:
+                        targets.append(
+                            Target(
+                                policy_id=nodes.policy.id,
+                                question_id=nodes.question.id,
+                                prefix=nodes.tokens,
+                                observed=nodes.observed[0],
+                            )
+                        )
+                case "question":
+                    nodes = self._resolver.prefix(
+                        target.question.policy,
+                        target.question.question,
+                        tokens=(),
+                        text=None,
+                        observed=None,
+                        verifier="",
+                        field=f"{field}.question",
+                    )
+                    targets.append(
+                        Target(
+                            policy_id=nodes.policy.id, question_id=nodes.question.id, free=True
+                        )
+                    )
+                case _:
+                    raise InvalidArgument(field, "set node, trajectory or question")
+            policies[nodes.policy.id] = nodes.policy
+        return targets, list(policies.values())
+
+    def _message(self, growth: Growth) -> pb.Growth:
+        return pb.Growth(
+            id=growth.id,
+            request_id=growth.request_id,
+            state=_STATES[growth.state],
+            error=growth.error,
+            rollouts_sampled=growth.rollouts_sampled,
+            tokens_sampled=growth.tokens_sampled,
+            rollouts_cached=growth.rollouts_cached,
+            rollouts_planned=growth.rollouts_planned,
+            nodes=growth.nodes,
+            nodes_flat=growth.nodes_flat,
+            seconds_left=self._runner.seconds_left(growth),
+            create_time=timestamp(growth.created_at),
+            update_time=timestamp(growth.updated_at),
+        )

@@ -1,0 +1,69 @@
+"""Parts of requests that several services share: which node, and what its numbers rest on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unmask.v1 import diagnosis_pb2 as pb
+from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.nodes.resolve import NodeSet, Resolver
+
+DEFAULT_TOP_K = 20
+MAX_TOP_K = 1000
+DEFAULT_MIN_COVERAGE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """NodeOptions with every default filled in."""
+
+    verifier: str
+    """Id or name; empty for the question's own."""
+    top_k: int
+    min_coverage: float
+    latest: bool
+    """Whether the newest counts are wanted."""
+
+
+def node_options(options: pb.NodeOptions, field: str) -> Options:
+    """The options to use for those that were given."""
+    if not 0 <= options.top_k <= MAX_TOP_K:
+        raise InvalidArgument(
+            f"{field}.top_k", f"{options.top_k} is not in 1 to {MAX_TOP_K} (0 means {DEFAULT_TOP_K})"
+        )
+    coverage = options.min_coverage if options.HasField("min_coverage") else DEFAULT_MIN_COVERAGE
+    if not 0 <= coverage <= 1:
+        raise InvalidArgument(f"{field}.min_coverage", f"{coverage} is not in [0, 1]")
+    return Options(
+        verifier=options.verifier,
+        top_k=options.top_k or DEFAULT_TOP_K,
+        min_coverage=coverage,
+        latest=options.freshness == pb.FRESHNESS_LATEST,
+    )
+
+
+def resolve_node(resolver: Resolver, node: pb.NodeRef, verifier: str, field: str) -> NodeSet:
+    """The one node that a NodeRef names."""
+    match node.WhichOneof("node"):
+        case "trajectory":
+            return resolver.trajectory(
+                node.trajectory.trajectory,
+                positions=[node.trajectory.position],
+                verifier=verifier,
+                field=f"{field}.trajectory.trajectory",
+                position_field=f"{field}.trajectory.position",
+            )
+        case "prefix":
+            prefix = node.prefix
+            kind = prefix.WhichOneof("prefix")
+            return resolver.prefix(
+                prefix.policy,
+                prefix.question,
+                tokens=tuple(prefix.tokens.ids) if kind == "tokens" else None,
+                text=prefix.text if kind == "text" else None,
+                observed=prefix.observed_token if prefix.HasField("observed_token") else None,
+                verifier=verifier,
+                field=f"{field}.prefix",
+            )
+        case _:
+            raise InvalidArgument(field, "name a node by trajectory or by prefix")

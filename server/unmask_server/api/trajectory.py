@@ -1,0 +1,161 @@
+"""TrajectoryService."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from unmask.v1 import trajectory_pb2 as pb
+from unmask.v1 import trajectory_pb2_grpc
+from unmask_server.api.paging import decode_page, encode_page, page_size
+from unmask_server.api.times import timestamp
+from unmask_server.catalog import Catalog
+from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.types import Trajectory
+from unmask_server.growth.recorder import LENGTH, STOP, without_stop
+from unmask_server.growth.trajectories import UNKNOWN, TrajectoryMaker
+from unmask_server.nodes.resolve import Resolver
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_COUNT = 10_000
+MAX_SAMPLED = 100_000
+
+_FINISHES = {
+    STOP: pb.FINISH_REASON_STOP,
+    LENGTH: pb.FINISH_REASON_LENGTH,
+    UNKNOWN: pb.FINISH_REASON_UNSPECIFIED,
+}
+_FINISH_CODES = {
+    pb.FINISH_REASON_UNSPECIFIED: None,
+    pb.FINISH_REASON_STOP: STOP,
+    pb.FINISH_REASON_LENGTH: LENGTH,
+}
+
+
+class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
+    """See proto/unmask/v1/trajectory.proto."""
+
+    def __init__(self, catalog: Catalog, resolver: Resolver, maker: TrajectoryMaker) -> None:
+        self._catalog = catalog
+        self._resolver = resolver
+        self._maker = maker
+
+    async def SampleTrajectories(
+        self, request: pb.SampleTrajectoriesRequest, context: Context
+    ) -> pb.SampleTrajectoriesResponse:
+        """Sample what is missing."""
+        if not 1 <= request.count <= MAX_COUNT:
+            raise InvalidArgument("count", f"{request.count} is not in 1 to {MAX_COUNT}")
+        if not request.questions:
+            raise InvalidArgument("questions", "give at least one question")
+        if request.count * len(request.questions) > MAX_SAMPLED:
+            raise InvalidArgument(
+                "count", f"more than {MAX_SAMPLED} trajectories at once; ask for fewer at a time"
+            )
+        policy = await asyncio.to_thread(self._resolver.policy, request.policy, "policy")
+        questions = [
+            await asyncio.to_thread(self._resolver.question, name, f"questions[{i}]")
+            for i, name in enumerate(request.questions)
+        ]
+        ids = [question.id for question in questions]
+        if len(set(ids)) < len(ids):
+            raise InvalidArgument("questions", "a question is named twice")
+        made = await self._maker.sample(policy, questions, request.count, request.seed)
+        messages = await asyncio.to_thread(
+            lambda: [self._message(trajectory) for trajectory in made.trajectories]
+        )
+        return pb.SampleTrajectoriesResponse(trajectories=messages, sampled=made.sampled)
+
+    async def SubmitTrajectory(
+        self, request: pb.SubmitTrajectoryRequest, context: Context
+    ) -> pb.SubmitTrajectoryResponse:
+        """Keep a generation from elsewhere."""
+        return await asyncio.to_thread(self._submit, request)
+
+    def _submit(self, request: pb.SubmitTrajectoryRequest) -> pb.SubmitTrajectoryResponse:
+        policy = self._resolver.policy(request.policy, "policy")
+        question = self._resolver.question(request.question, "question")
+        kind = request.WhichOneof("generation")
+        if kind is None:
+            raise InvalidArgument("tokens", "give the generation, as tokens or as text")
+        if request.finish_reason not in _FINISH_CODES:
+            raise InvalidArgument("finish_reason", f"no reason has number {request.finish_reason}")
+        trajectory = self._maker.submit(
+            policy,
+            question,
+            tokens=tuple(request.tokens.ids) if kind == "tokens" else None,
+            text=request.text if kind == "text" else None,
+            finish=_FINISH_CODES[request.finish_reason],
+        )
+        return pb.SubmitTrajectoryResponse(trajectory=self._message(trajectory))
+
+    async def GetTrajectory(
+        self, request: pb.GetTrajectoryRequest, context: Context
+    ) -> pb.GetTrajectoryResponse:
+        """One trajectory with its tokens."""
+        trajectory = await asyncio.to_thread(self._get, request.trajectory)
+        return pb.GetTrajectoryResponse(trajectory=trajectory)
+
+    def _get(self, trajectory_id: str) -> pb.Trajectory:
+        if not trajectory_id:
+            raise InvalidArgument("trajectory", "give the id of a trajectory")
+        return self._message(self._catalog.get_trajectory(trajectory_id))
+
+    async def ListTrajectories(
+        self, request: pb.ListTrajectoriesRequest, context: Context
+    ) -> pb.ListTrajectoriesResponse:
+        """A page, oldest first."""
+        return await asyncio.to_thread(self._list, request)
+
+    def _list(self, request: pb.ListTrajectoriesRequest) -> pb.ListTrajectoriesResponse:
+        correct = {
+            pb.OUTCOME_UNSPECIFIED: None,
+            pb.OUTCOME_CORRECT: True,
+            pb.OUTCOME_INCORRECT: False,
+        }
+        if request.outcome not in correct:
+            raise InvalidArgument("outcome", f"no outcome has the number {request.outcome}")
+        size = page_size(request.page_size)
+        found = self._catalog.list_trajectories(
+            policy_id=self._resolver.policy(request.policy, "policy").id if request.policy else None,
+            question_id=(
+                self._resolver.question(request.question, "question").id
+                if request.question
+                else None
+            ),
+            correct=correct[request.outcome],
+            size=size + 1,
+            after=decode_page(request.page_token),
+        )
+        more = len(found) > size
+        found = found[:size]
+        return pb.ListTrajectoriesResponse(
+            trajectories=[self._message(t, with_tokens=False) for t in found],
+            next_page_token=encode_page((found[-1].created_at, found[-1].id)) if more else "",
+        )
+
+    def _message(self, trajectory: Trajectory, *, with_tokens: bool = True) -> pb.Trajectory:
+        policy = self._catalog.get_policy(trajectory.policy_id)
+        question = self._catalog.get_question(trajectory.question_id)
+        tokenizer = self._catalog.tokenizer(policy.model)
+        message = pb.Trajectory(
+            id=trajectory.id,
+            policy_id=trajectory.policy_id,
+            question_id=trajectory.question_id,
+            text=tokenizer.decode(without_stop(trajectory.tokens, policy.stop_ids)),
+            length=len(trajectory.tokens),
+            finish_reason=_FINISHES[trajectory.finish],
+            reward=trajectory.rewards[question.verifier.key],
+            seed=trajectory.seed,
+            create_time=timestamp(trajectory.created_at),
+        )
+        if with_tokens:
+            texts = tokenizer.token_texts(trajectory.tokens)
+            message.tokens.extend(
+                pb.Token(id=token, text=text)
+                for token, text in zip(trajectory.tokens, texts, strict=True)
+            )
+        return message

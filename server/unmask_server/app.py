@@ -1,0 +1,122 @@
+"""The one place where the parts are put together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import Engine as Database
+
+from unmask_server.api.answers import AnswerCache
+from unmask_server.api.cache import CacheService
+from unmask_server.api.catalog import CatalogService
+from unmask_server.api.diagnosis import DiagnosisService
+from unmask_server.api.growth import GrowthService
+from unmask_server.api.trajectory import TrajectoryService
+from unmask_server.catalog import Catalog, Grader
+from unmask_server.catalog.types import Model
+from unmask_server.config import Settings
+from unmask_server.database.connect import open_database
+from unmask_server.database.migrate import require_head
+from unmask_server.engines.base import Engine
+from unmask_server.engines.pool import EnginePool, OpenEngine
+from unmask_server.growth.recorder import Recorder
+from unmask_server.growth.runner import GrowthRunner
+from unmask_server.growth.sampler import Sampler
+from unmask_server.growth.store import GrowthStore
+from unmask_server.growth.trajectories import TrajectoryMaker
+from unmask_server.growth.work import WorkReader
+from unmask_server.nodes.distributions import Scorer
+from unmask_server.nodes.evidence import EvidenceReader
+from unmask_server.nodes.resolve import Resolver
+from unmask_server.nodes.versions import TreeVersions
+from unmask_server.tree import DistributionStore, TreeStore
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A server's parts, connected, but not yet listening."""
+
+    database: Database
+    engines: EnginePool
+    grader: Grader
+    runner: GrowthRunner
+    catalog_service: CatalogService
+    trajectory_service: TrajectoryService
+    diagnosis_service: DiagnosisService
+    growth_service: GrowthService
+    cache_service: CacheService
+
+    async def close(self) -> None:
+        """Stop the work, then what it works with."""
+        await self.runner.close()
+        await self.engines.close()
+        self.grader.close()
+        self.database.dispose()
+
+
+def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
+    """Put a server together over a database that has been migrated.
+
+    Args:
+        settings: see `Settings`.
+        open_engine: starts a model; the embedded transformers engine if None.
+
+    Raises:
+        RuntimeError: the database is at another revision of the schema.
+
+    """
+    database = open_database(settings.database)
+    require_head(database)
+    catalog = Catalog(database)
+    grader = Grader()
+    trees = TreeStore(database)
+    versions = TreeVersions(trees)
+    engines = EnginePool(
+        open_engine or _transformers(settings), max_engines=settings.max_engines
+    )
+    scorer = Scorer(DistributionStore(database), engines)
+    recorder = Recorder(catalog, trees, grader, versions.note)
+    sampler = Sampler(catalog, engines)
+    resolver = Resolver(catalog)
+    reader = EvidenceReader(catalog, scorer)
+    runner = GrowthRunner(
+        GrowthStore(database),
+        WorkReader(resolver, reader, recorder, trees),
+        sampler,
+        recorder,
+        owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+    )
+    answers = AnswerCache(versions, max_bytes=settings.answer_cache_mib * 2**20)
+    return App(
+        database=database,
+        engines=engines,
+        grader=grader,
+        runner=runner,
+        catalog_service=CatalogService(catalog, resolver),
+        trajectory_service=TrajectoryService(
+            catalog, resolver, TrajectoryMaker(catalog, sampler, recorder)
+        ),
+        diagnosis_service=DiagnosisService(catalog, resolver, reader, recorder, trees, answers),
+        growth_service=GrowthService(runner, resolver, settings),
+        cache_service=CacheService(trees, recorder, resolver, sampler, scorer),
+    )
+
+
+def _transformers(settings: Settings) -> OpenEngine:
+    async def open_engine(model: Model, vocab_size: int) -> Engine:
+        # Imported late: a server without this engine holds no torch.
+        from unmask_server.engines.transformers import TransformersEngine
+
+        return await TransformersEngine.open(
+            model.source,
+            device=settings.device,
+            dtype=settings.dtype,
+            max_batch=settings.max_batch,
+            threads=settings.threads,
+            vocab_size=vocab_size,
+        )
+
+    return open_engine

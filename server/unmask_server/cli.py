@@ -1,0 +1,83 @@
+"""The `unmask-server` command."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Optional
+
+import typer
+
+from unmask_server.config import Settings
+
+app = typer.Typer(
+    name="unmask-server",
+    help="The Unmask server: a cache of rollouts that tells where a teacher's push helps.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Database = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads the annotation at run time
+    typer.Option("--database", help="sqlite:///PATH or postgresql://… (UNMASK_DATABASE)."),
+]
+
+
+def _help(name: str) -> str:
+    return Settings.model_fields[name].description or ""
+
+
+@app.command()
+def serve(
+    database: Database = None,
+    listen: Annotated[Optional[list[str]], typer.Option(help=_help("listen"))] = None,  # noqa: UP045
+    device: Annotated[Optional[str], typer.Option(help=_help("device"))] = None,  # noqa: UP045
+    dtype: Annotated[Optional[str], typer.Option(help=_help("dtype"))] = None,  # noqa: UP045
+    threads: Annotated[Optional[int], typer.Option(help=_help("threads"))] = None,  # noqa: UP045
+    max_batch: Annotated[Optional[int], typer.Option(help=_help("max_batch"))] = None,  # noqa: UP045
+    log_format: Annotated[Optional[str], typer.Option(help=_help("log_format"))] = None,  # noqa: UP045
+    migrate: Annotated[
+        bool, typer.Option(help="Bring the database to this version first.")
+    ] = True,
+    parent_pid: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Stop when this process is gone.", hidden=True),
+    ] = None,
+) -> None:
+    """Serve, until told to stop (SIGTERM or Ctrl-C)."""
+    from unmask_server.database.migrate import migrate as run_migrations
+    from unmask_server.logs import configure
+    from unmask_server.serve import serve as run
+
+    given = {
+        "database": database,
+        "listen": listen,
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+        "max_batch": max_batch,
+        "log_format": log_format,
+    }
+    settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    configure(settings.log_format)
+    if migrate:
+        run_migrations(settings.database)
+    asyncio.run(run(settings, parent_pid=parent_pid))
+
+
+@app.command()
+def migrate(
+    database: Database = None,
+    revision: Annotated[str, typer.Option(help="Where to; `head` is the newest.")] = "head",
+) -> None:
+    """Bring a database to a revision of the schema."""
+    from unmask_server.database.migrate import migrate as run_migrations
+
+    url = database or Settings().database
+    run_migrations(url, revision)
+    typer.echo(f"{url} is at {revision}")
+
+
+def main() -> None:
+    """Entry point."""
+    app()

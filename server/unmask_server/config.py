@@ -1,0 +1,54 @@
+"""Settings of a server: flags over environment (`UNMASK_…`) over defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What `unmask-server serve` can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="UNMASK_", extra="ignore")
+
+    database: str = Field(
+        default="sqlite:///.unmask/unmask.db",
+        description="Where everything is kept: sqlite:///PATH or postgresql://…",
+    )
+    listen: list[str] = Field(
+        default=["localhost:50051"],
+        description="Addresses to serve at: HOST:PORT or unix:PATH; may be given several times.",
+    )
+    device: str = Field(default="cpu", description="Where embedded models run: cpu, cuda, cuda:1.")
+    dtype: str = Field(default="float32", description="Of embedded models: float32, bfloat16.")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of an embedded model; default: all cores."
+    )
+    max_batch: int = Field(
+        default=128, ge=1, description="Rollouts that an embedded model runs at once."
+    )
+    max_engines: int = Field(
+        default=8, ge=1, description="Embedded models held in memory; the least used go first."
+    )
+    max_rollouts: int = Field(
+        default=10_000_000, ge=1, description="The largest budget of one growth, in rollouts."
+    )
+    max_tokens: int = Field(
+        default=10_000_000_000, ge=1, description="The largest budget of one growth, in tokens."
+    )
+    answer_cache_mib: int = Field(
+        default=64, ge=0, description="Memory for answers that are asked for again."
+    )
+    max_message_mib: int = Field(default=32, ge=1, description="The largest message, in MiB.")
+    grace_seconds: float = Field(
+        default=5.0, ge=0, description="What running calls get to finish when the server stops."
+    )
+    log_format: str = Field(default="console", pattern="^(console|json)$", description="Of logs.")
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of a SQLite URL; None for other databases."""
+    prefix = "sqlite:///"
+    return Path(url.removeprefix(prefix)) if url.startswith(prefix) else None

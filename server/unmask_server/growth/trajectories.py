@@ -1,0 +1,168 @@
+"""Trajectories: sampled from a policy, or brought along."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from unmask_server.catalog import Catalog, check_token_ids
+from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.types import Policy, Question, Trajectory
+from unmask_server.growth.recorder import LENGTH, STOP, Finished, Recorder, rollout_uid
+from unmask_server.growth.sampler import Sampler, Wanted
+from unmask_server.tree import AddResult
+
+UNKNOWN = 2
+"""A finish that nobody told."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTrajectories:
+    """What `TrajectoryMaker.sample` returns."""
+
+    trajectories: list[Trajectory]
+    """Question by question, in the order asked."""
+    sampled: int
+    """How many were sampled now."""
+
+
+class TrajectoryMaker:
+    """Makes trajectories. A sampled one is a free rollout of its question's tree as well."""
+
+    def __init__(self, catalog: Catalog, sampler: Sampler, recorder: Recorder) -> None:
+        self._catalog = catalog
+        self._sampler = sampler
+        self._recorder = recorder
+
+    async def sample(
+        self, policy: Policy, questions: Sequence[Question], count: int, seed: int
+    ) -> SampledTrajectories:
+        """`count` trajectories a question; those of the same seed that are there are returned."""
+        ids = [
+            [_trajectory_id(policy.id, q.id, seed, ordinal) for ordinal in range(count)]
+            for q in questions
+        ]
+        flat = [i for row in ids for i in row]
+        found = await asyncio.to_thread(self._catalog.find_trajectories, flat)
+        wanted: list[Wanted] = []
+        about: list[tuple[Question, str, int]] = []
+        for question, row in zip(questions, ids, strict=True):
+            prompt = await asyncio.to_thread(self._catalog.prompt_tokens, policy, question)
+            for ordinal, trajectory_id in enumerate(row):
+                if trajectory_id not in found:
+                    wanted.append(Wanted(rollout_uid("trajectory", trajectory_id), prompt, ()))
+                    about.append((question, trajectory_id, ordinal))
+        by_question: dict[str, list[tuple[str, int, Finished]]] = {}
+        asked = {q.id: q for q in questions}
+        missing = {q.id: sum(a[0].id == q.id for a in about) for q in questions}
+        async for index, finished, _ in self._sampler.sample(policy, wanted):
+            question, trajectory_id, ordinal = about[index]
+            done = by_question.setdefault(question.id, [])
+            done.append((trajectory_id, ordinal, finished))
+            if len(done) == missing[question.id]:
+                await asyncio.to_thread(self._store, policy, asked[question.id], seed, done)
+        found = await asyncio.to_thread(self._catalog.find_trajectories, flat)
+        return SampledTrajectories([found[i] for i in flat], len(wanted))
+
+    def _store(
+        self,
+        policy: Policy,
+        question: Question,
+        seed: int,
+        done: Sequence[tuple[str, int, Finished]],
+    ) -> None:
+        ref = self._recorder.tree(policy, question, question.verifier)
+
+        def keep(
+            connection: Connection, _: AddResult, rewards: Sequence[dict[int, float]]
+        ) -> None:
+            for (trajectory_id, ordinal, finished), reward in zip(done, rewards, strict=True):
+                self._catalog.add_trajectory(
+                    Trajectory(
+                        id=trajectory_id,
+                        policy_id=policy.id,
+                        question_id=question.id,
+                        tokens=finished.tokens,
+                        finish=finished.finish,
+                        seed=seed,
+                        ordinal=ordinal,
+                        rollout_uid=finished.uid,
+                        rewards=reward,
+                        created_at=time.time(),
+                    ),
+                    connection=connection,
+                )
+
+        self._recorder.record(policy, question, ref, [f for *_, f in done], then=keep)
+
+    def submit(
+        self,
+        policy: Policy,
+        question: Question,
+        *,
+        tokens: Sequence[int] | None,
+        text: str | None,
+        finish: int | None,
+    ) -> Trajectory:
+        """Keep a generation from elsewhere. It is graded, but enters no estimate.
+
+        Raises:
+            InvalidArgument: it is empty, too long, has an id out of range, or goes on after a stop
+                token.
+
+        """
+        tokenizer = self._catalog.tokenizer(policy.model)
+        field = "tokens.ids"
+        if tokens is None:
+            field = "text"
+            tokens = tokenizer.encode(text or "")
+        if not tokens:
+            raise InvalidArgument(field, "the generation is empty; give at least one token")
+        check_token_ids(field, tokens, policy.model, tokenizer)
+        path = tuple(tokens)
+        if len(path) > policy.max_new_tokens:
+            raise InvalidArgument(
+                field,
+                f"the generation has {len(path)} tokens, but the policy's are cut off after "
+                f"{policy.max_new_tokens}",
+            )
+        for i, token in enumerate(path[:-1]):
+            if token in policy.stop_ids:
+                raise InvalidArgument(
+                    f"{field}[{i}]", f"token {token} ends a generation, but more tokens follow"
+                )
+        ends = path[-1] in policy.stop_ids
+        if finish is None:
+            finish = STOP if ends else UNKNOWN
+        if finish == STOP and not ends:
+            raise InvalidArgument(
+                "finish_reason", "STOP, but the last token is no stop token of the policy"
+            )
+        # A generation that nobody cut off is graded as it stands.
+        graded_as = LENGTH if finish == LENGTH else STOP
+        reward = self._recorder.grade(policy, question, question.verifier, [(path, graded_as)])[0]
+        trajectory_id = "trj-" + rollout_uid(
+            "submitted", policy.id, question.id, finish, *path
+        ).hex()[:24]
+        return self._catalog.add_trajectory(
+            Trajectory(
+                id=trajectory_id,
+                policy_id=policy.id,
+                question_id=question.id,
+                tokens=path,
+                finish=finish,
+                seed=None,
+                ordinal=None,
+                rollout_uid=None,
+                rewards={question.verifier.key: reward},
+                created_at=time.time(),
+            )
+        )
+
+
+def _trajectory_id(policy_id: str, question_id: str, seed: int, ordinal: int) -> str:
+    return "trj-" + rollout_uid("sampled", policy_id, question_id, seed, ordinal).hex()[:24]

@@ -1,0 +1,111 @@
+"""A server on its sockets, from start to graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from unmask.v1 import (
+    cache_pb2,
+    cache_pb2_grpc,
+    catalog_pb2,
+    catalog_pb2_grpc,
+    diagnosis_pb2,
+    diagnosis_pb2_grpc,
+    growth_pb2,
+    growth_pb2_grpc,
+    trajectory_pb2,
+    trajectory_pb2_grpc,
+)
+from unmask_server.api.errors import ErrorInterceptor
+from unmask_server.app import App, build
+from unmask_server.config import Settings
+
+log = structlog.get_logger(__name__)
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (catalog_pb2, "CatalogService"),
+        (trajectory_pb2, "TrajectoryService"),
+        (diagnosis_pb2, "DiagnosisService"),
+        (growth_pb2, "GrowthService"),
+        (cache_pb2, "CacheService"),
+    )
+)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, app: App | None = None) -> AsyncIterator[list[str]]:
+    """A server that listens while the context is open. Yields the addresses it is bound to."""
+    app = app or build(settings)
+    limit = settings.max_message_mib * 2**20
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor()],
+        options=[
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", limit),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    catalog_pb2_grpc.add_CatalogServiceServicer_to_server(app.catalog_service, server)
+    trajectory_pb2_grpc.add_TrajectoryServiceServicer_to_server(app.trajectory_service, server)
+    diagnosis_pb2_grpc.add_DiagnosisServiceServicer_to_server(app.diagnosis_service, server)
+    growth_pb2_grpc.add_GrowthServiceServicer_to_server(app.growth_service, server)
+    cache_pb2_grpc.add_CacheServiceServicer_to_server(app.cache_service, server)
+    health = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
+    bound = [_bind(server, address) for address in settings.listen]
+    await server.start()
+    app.runner.start_keeper()
+    for name in ("", *SERVICES):
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield bound
+    finally:
+        await health.enter_graceful_shutdown()
+        await server.stop(settings.grace_seconds)
+        await app.close()
+
+
+def _bind(server: grpc.aio.Server, address: str) -> str:
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:").removeprefix("//")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    port = server.add_insecure_port(address)
+    if address.startswith("unix:"):
+        return address
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+async def serve(settings: Settings, *, parent_pid: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, or until the parent process is gone."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with running(settings) as bound:
+        log.info("serving", listen=bound, database=settings.database)
+        watcher = asyncio.create_task(_watch_parent(parent_pid, stop)) if parent_pid else None
+        await stop.wait()
+        log.info("stopping")
+        if watcher:
+            watcher.cancel()
+
+
+async def _watch_parent(pid: int, stop: asyncio.Event) -> None:
+    while os.getppid() == pid:
+        await asyncio.sleep(0.5)
+    log.info("the parent process is gone")
+    stop.set()
