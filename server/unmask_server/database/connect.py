@@ -112,9 +112,21 @@ def read(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that only reads.
 
     On SQLite everything read in it is of one moment; on PostgreSQL every statement is (READ
-    COMMITTED): what must be consistent is read by one statement.
+    COMMITTED): there, what must be consistent is read by one statement, or in a `snapshot`.
     """
     with engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that only reads, and reads everything as of one moment on both stores."""
+    if engine.dialect.name != "postgresql":
+        with read(engine) as connection:
+            yield connection
+        return
+    options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    with engine.connect().execution_options(**options) as connection, connection.begin():
         yield connection
 
 

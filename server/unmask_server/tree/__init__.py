@@ -1,0 +1,47 @@
+"""The prefix tree of rollout outcomes, and the distributions that were scored along it, in SQL."""
+
+from __future__ import annotations
+
+from unmask_server.tree.check import check_tree
+from unmask_server.tree.distributions import DistributionStore, merge
+from unmask_server.tree.fingerprint import prefix_fingerprints, seed_fingerprint
+from unmask_server.tree.store import TreeStore
+from unmask_server.tree.types import (
+    FINISH_LENGTH,
+    FINISH_STOP,
+    AddResult,
+    ChildCounts,
+    NewRollout,
+    NodeCounts,
+    StoredDistribution,
+    StoredRollout,
+    TreeCorruptError,
+    TreeRef,
+    TreeStatistics,
+    TreeView,
+    UnknownTreeError,
+    VerifiersDifferError,
+)
+
+__all__ = [
+    "FINISH_LENGTH",
+    "FINISH_STOP",
+    "AddResult",
+    "ChildCounts",
+    "DistributionStore",
+    "NewRollout",
+    "NodeCounts",
+    "StoredDistribution",
+    "StoredRollout",
+    "TreeCorruptError",
+    "TreeRef",
+    "TreeStatistics",
+    "TreeStore",
+    "TreeView",
+    "UnknownTreeError",
+    "VerifiersDifferError",
+    "check_tree",
+    "merge",
+    "prefix_fingerprints",
+    "seed_fingerprint",
+]

