@@ -13,7 +13,6 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
-
 from unmask.v1 import (
     cache_pb2,
     cache_pb2_grpc,
@@ -26,6 +25,7 @@ from unmask.v1 import (
     trajectory_pb2,
     trajectory_pb2_grpc,
 )
+
 from unmask_server.api.errors import ErrorInterceptor
 from unmask_server.app import App, build
 from unmask_server.config import Settings
@@ -105,7 +105,7 @@ async def serve(settings: Settings, *, parent_pid: int | None = None) -> None:
 
 
 async def _watch_parent(pid: int, stop: asyncio.Event) -> None:
-    while os.getppid() == pid:
+    while os.getppid() == pid:  # noqa: ASYNC110 - nothing tells a process that its parent is gone
         await asyncio.sleep(0.5)
     log.info("the parent process is gone")
     stop.set()

@@ -12,7 +12,7 @@ from unmask_server.nodes.versions import TreeVersions
 class Message(Protocol):
     """A protobuf message."""
 
-    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:  # noqa: N802
+    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:
         """Its bytes."""
         ...
 

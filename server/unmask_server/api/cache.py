@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import grpc
-
 from unmask.v1 import cache_pb2 as pb
 from unmask.v1 import cache_pb2_grpc
+
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.sampler import Sampler

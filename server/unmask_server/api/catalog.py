@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
-
 from unmask.v1 import catalog_pb2 as pb
 from unmask.v1 import catalog_pb2_grpc
+
 from unmask_server.api import catalog_messages as messages
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.catalog import Catalog, QuestionSpec, parse_jsonl
@@ -59,7 +59,9 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         )
         return pb.RegisterPolicyResponse(policy=messages.policy(policy), warnings=warnings)
 
-    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
+    async def GetPolicy(
+        self, request: pb.GetPolicyRequest, context: Context
+    ) -> pb.GetPolicyResponse:
         """One policy."""
         found = await asyncio.to_thread(self._resolver.policy, request.policy, "policy")
         return pb.GetPolicyResponse(policy=messages.policy(found))

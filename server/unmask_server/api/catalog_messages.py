@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unmask.v1 import catalog_pb2 as pb
+
 from unmask_server.api.times import timestamp
 from unmask_server.catalog.types import (
     Model,

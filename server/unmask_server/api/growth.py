@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
-
 from unmask.v1 import growth_pb2 as pb
 from unmask.v1 import growth_pb2_grpc
+
 from unmask_server.api.options import node_options, resolve_node
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.api.times import timestamp
@@ -54,7 +54,9 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         growth = await self._runner.start(request.request_id, spec)
         return pb.StartGrowthResponse(growth=self._message(growth))
 
-    async def GetGrowth(self, request: pb.GetGrowthRequest, context: Context) -> pb.GetGrowthResponse:
+    async def GetGrowth(
+        self, request: pb.GetGrowthRequest, context: Context
+    ) -> pb.GetGrowthResponse:
         """One growth."""
         growth = await self._runner.get(request.growth)
         return pb.GetGrowthResponse(growth=self._message(growth))
@@ -88,7 +90,9 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
 
     def _spec(self, request: pb.StartGrowthRequest) -> GrowthSpec:
         if not request.request_id:
-            raise InvalidArgument("request_id", "choose one; a retry with the same id costs nothing")
+            raise InvalidArgument(
+                "request_id", "choose one; a retry with the same id costs nothing"
+            )
         if len(request.request_id) > MAX_REQUEST_ID:
             raise InvalidArgument("request_id", f"longer than {MAX_REQUEST_ID} characters")
         if not request.targets:
@@ -98,7 +102,9 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         if request.rollouts_per_node < 0:
             raise InvalidArgument("rollouts_per_node", "below 0; 0 means to spend the budget")
         if request.allocation not in _ALLOCATIONS:
-            raise InvalidArgument("allocation", f"no allocation has the number {request.allocation}")
+            raise InvalidArgument(
+                "allocation", f"no allocation has the number {request.allocation}"
+            )
         options = node_options(request.options, "options")
         max_rollouts, max_tokens = self._budget(request.budget)
         if request.rollouts_per_node > self._settings.max_rollouts:
@@ -182,9 +188,7 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
                         field=f"{field}.question",
                     )
                     targets.append(
-                        Target(
-                            policy_id=nodes.policy.id, question_id=nodes.question.id, free=True
-                        )
+                        Target(policy_id=nodes.policy.id, question_id=nodes.question.id, free=True)
                     )
                 case _:
                     raise InvalidArgument(field, "set node, trajectory or question")

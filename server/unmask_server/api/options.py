@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unmask.v1 import diagnosis_pb2 as pb
+
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.nodes.resolve import NodeSet, Resolver
 
@@ -29,7 +30,8 @@ def node_options(options: pb.NodeOptions, field: str) -> Options:
     """The options to use for those that were given."""
     if not 0 <= options.top_k <= MAX_TOP_K:
         raise InvalidArgument(
-            f"{field}.top_k", f"{options.top_k} is not in 1 to {MAX_TOP_K} (0 means {DEFAULT_TOP_K})"
+            f"{field}.top_k",
+            f"{options.top_k} is not in 1 to {MAX_TOP_K} (0 means {DEFAULT_TOP_K})",
         )
     coverage = options.min_coverage if options.HasField("min_coverage") else DEFAULT_MIN_COVERAGE
     if not 0 <= coverage <= 1:

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import grpc
-
 from unmask.v1 import trajectory_pb2 as pb
 from unmask.v1 import trajectory_pb2_grpc
+
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.api.times import timestamp
 from unmask_server.catalog import Catalog
@@ -120,7 +120,9 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
             raise InvalidArgument("outcome", f"no outcome has the number {request.outcome}")
         size = page_size(request.page_size)
         found = self._catalog.list_trajectories(
-            policy_id=self._resolver.policy(request.policy, "policy").id if request.policy else None,
+            policy_id=self._resolver.policy(request.policy, "policy").id
+            if request.policy
+            else None,
             question_id=(
                 self._resolver.question(request.question, "question").id
                 if request.question

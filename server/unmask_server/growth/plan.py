@@ -98,9 +98,7 @@ def plan_equal(paths: Iterable[Sequence[PlanNode]], goal: int) -> Plan:
     return plan
 
 
-def plan_round(
-    paths: Iterable[Sequence[PlanNode]], each: int, *, forced: bool
-) -> Plan:
+def plan_round(paths: Iterable[Sequence[PlanNode]], each: int, *, forced: bool) -> Plan:
     """`each` more rollouts for every node that is not flat, whatever it has."""
     plan = Plan()
     seen: set[Hashable] = set()

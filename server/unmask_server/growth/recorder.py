@@ -5,13 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import Connection
 
 from unmask_server.catalog import Catalog, Grader
 from unmask_server.catalog.types import Policy, Question, Verifier
 from unmask_server.engines.base import FinishReason
-from unmask_server.tree import AddResult, NewRollout, StoredRollout, TreeRef, TreeStore
+from unmask_server.tree import (
+    AddResult,
+    NewRollout,
+    StoredRollout,
+    TreeRef,
+    TreeStore,
+    VerifiersDifferError,
+)
 
 STOP, LENGTH = 0, 1
 """How `FinishReason` is stored."""
@@ -39,6 +47,10 @@ def rollout_uid(*parts: str | int) -> bytes:
 def seed_of(uid: bytes) -> int:
     """The sampling seed of a rollout, in [0, 2^63): different for every rollout."""
     return int.from_bytes(uid[:8], "little") >> 1
+
+
+Then = Callable[[Connection, AddResult, list[dict[int, float]]], None]
+"""What runs in the transaction that stores rollouts; it gets their rewards by verifier key."""
 
 
 class Recorder:
@@ -72,9 +84,7 @@ class Recorder:
             self.regrade(policy, question, ref, verifier)
         return ref
 
-    def regrade(
-        self, policy: Policy, question: Question, ref: TreeRef, verifier: Verifier
-    ) -> int:
+    def regrade(self, policy: Policy, question: Question, ref: TreeRef, verifier: Verifier) -> int:
         """Grade what the tree holds by `verifier`; returns how many were graded now."""
         graded = 0
         if verifier.key not in self._trees.verifiers(ref.id):
@@ -117,7 +127,7 @@ class Recorder:
         finished: Sequence[Finished],
         *,
         growth_id: str | None = None,
-        then: Callable[[Connection, AddResult, list[dict[int, float]]], None] | None = None,
+        then: Then | None = None,
     ) -> AddResult:
         """Grade and store in one transaction; `then` runs inside of it, with the rewards.
 
@@ -125,31 +135,32 @@ class Recorder:
         """
         while True:
             active = self._trees.verifiers(ref.id)
-            rewards: list[dict[int, float]] = [{} for _ in finished]
-            for key in sorted(active):
-                verifier = self._catalog.verifier_by_key(key)
-                graded = self.grade(
-                    policy, question, verifier, [(f.tokens, f.finish) for f in finished]
-                )
-                for row, reward in zip(rewards, graded, strict=True):
-                    row[key] = reward
+            rewards = self._rewards(policy, question, sorted(active), finished)
             rollouts = [
                 NewRollout(f.uid, f.tokens, f.forced_depth, f.finish, row, growth_id)
                 for f, row in zip(finished, rewards, strict=True)
             ]
+            inside = None if then is None else partial(_call, then, rewards)
             try:
-                result = self._trees.add_rollouts(
-                    ref.id,
-                    rollouts,
-                    then=None if then is None else (lambda c, r: then(c, r, rewards)),
-                )
-            except ValueError:
+                result = self._trees.add_rollouts(ref.id, rollouts, then=inside)
+            except VerifiersDifferError:
                 if self._trees.verifiers(ref.id) == active:
                     raise
                 # Somebody asked for another verifier while these were being graded.
                 continue
             self._on_change(ref.id, result.version)
             return result
+
+    def _rewards(
+        self, policy: Policy, question: Question, keys: Sequence[int], finished: Sequence[Finished]
+    ) -> list[dict[int, float]]:
+        paths = [(f.tokens, f.finish) for f in finished]
+        rewards: list[dict[int, float]] = [{} for _ in finished]
+        for key in keys:
+            graded = self.grade(policy, question, self._catalog.verifier_by_key(key), paths)
+            for row, reward in zip(rewards, graded, strict=True):
+                row[key] = reward
+        return rewards
 
     def _note(self, tree_id: int) -> None:
         self._on_change(tree_id, self._trees.versions([tree_id])[tree_id])
@@ -158,3 +169,9 @@ class Recorder:
 def without_stop(tokens: tuple[int, ...], stop_ids: Sequence[int]) -> tuple[int, ...]:
     """The tokens that are text: a stop token ends a generation and is not part of its text."""
     return tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens
+
+
+def _call(
+    then: Then, rewards: list[dict[int, float]], connection: Connection, result: AddResult
+) -> None:
+    then(connection, result, rewards)

@@ -237,9 +237,7 @@ class GrowthRunner:
                 break
         return serial
 
-    async def _flush(
-        self, held: Growth, buffer: Sequence[tuple[WorkPath, Finished, int]]
-    ) -> None:
+    async def _flush(self, held: Growth, buffer: Sequence[tuple[WorkPath, Finished, int]]) -> None:
         task = asyncio.create_task(asyncio.to_thread(self._store_all, held, buffer))
         try:
             await asyncio.shield(task)
@@ -248,18 +246,14 @@ class GrowthRunner:
             raise
         self._wake(held.id)
 
-    def _store_all(
-        self, held: Growth, buffer: Sequence[tuple[WorkPath, Finished, int]]
-    ) -> None:
+    def _store_all(self, held: Growth, buffer: Sequence[tuple[WorkPath, Finished, int]]) -> None:
         by_tree: dict[int, list[tuple[WorkPath, Finished, int]]] = {}
         for item in buffer:
             by_tree.setdefault(item[0].tree.id, []).append(item)
         for items in by_tree.values():
             self._store_batch(held, items)
 
-    def _store_batch(
-        self, held: Growth, items: Sequence[tuple[WorkPath, Finished, int]]
-    ) -> None:
+    def _store_batch(self, held: Growth, items: Sequence[tuple[WorkPath, Finished, int]]) -> None:
         path = items[0][0]
         tokens = {finished.uid: tokens for _, finished, tokens in items}
 
@@ -305,7 +299,9 @@ def _next_plan(
         if goal == 0:
             nodes = len({n.key for row in state for n in row if not n.flat})
             left = now.rollouts_left
-            each = ROUND_PER_NODE if left is None else min(ROUND_PER_NODE, -(-left // max(1, nodes)))
+            each = (
+                ROUND_PER_NODE if left is None else min(ROUND_PER_NODE, -(-left // max(1, nodes)))
+            )
             part = plan_round(mine, each, forced=forced)
         elif forced:
             part = plan_equal(mine, goal)

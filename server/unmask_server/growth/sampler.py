@@ -52,9 +52,7 @@ class Sampler:
         if not requests:
             return
         with self._engines.hold(policy.model):
-            engine = await self._engines.get(
-                policy.model, self._catalog.usable_vocab(policy.model)
-            )
+            engine = await self._engines.get(policy.model, self._catalog.usable_vocab(policy.model))
             samples = engine.sample(requests, policy.sampling, frozenset(policy.stop_ids))
             async with aclosing(samples):
                 async for sample in samples:

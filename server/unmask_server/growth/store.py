@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 
 from sqlalchemy import Connection, Engine, Row, insert, or_, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
 
 from unmask_server.catalog.errors import AlreadyExists, NotFound
-from unmask_server.database.connect import read, write
+from unmask_server.database.connect import query, transact
 from unmask_server.database.schema import growth
 from unmask_server.growth.spec import Growth, GrowthSpec, State
 
@@ -52,12 +54,20 @@ class GrowthStore:
             "created_at": now,
             "updated_at": now,
         }
-        with write(self._engine) as connection:
-            row = connection.execute(select(growth).where(growth.c.id == growth_id)).first()
+        wanted = select(growth).where(growth.c.id == growth_id)
+
+        def find_or_insert(connection: Connection) -> Growth:
+            row = connection.execute(wanted).first()
             if row is None:
                 connection.execute(insert(growth).values(values))
-                row = connection.execute(select(growth).where(growth.c.id == growth_id)).one()
-        found = _growth(row)
+                row = connection.execute(wanted).one()
+            return _growth(row)
+
+        try:
+            found = transact(self._engine, find_or_insert)
+        except IntegrityError:
+            # The same request came in twice at once, and the other one was first.
+            found = self.get(growth_id)
         if found.spec != spec:
             raise AlreadyExists(
                 "request_id", f"{request_id!r} belongs to another request; choose a new one"
@@ -66,35 +76,35 @@ class GrowthStore:
 
     def get(self, growth_id: str) -> Growth:
         """One growth. Raises NotFound."""
-        with read(self._engine) as connection:
-            row = connection.execute(select(growth).where(growth.c.id == growth_id)).first()
+        wanted = select(growth).where(growth.c.id == growth_id)
+        row = query(self._engine, lambda connection: connection.execute(wanted).first())
         if row is None:
             raise NotFound("growth", growth_id)
         return _growth(row)
 
     def page(self, size: int, before: tuple[float, str] | None) -> list[Growth]:
         """Newest first; `before` is (created_at, id) of the last one of the page before."""
-        query = select(growth).order_by(growth.c.created_at.desc(), growth.c.id.desc()).limit(size)
+        wanted = select(growth).order_by(growth.c.created_at.desc(), growth.c.id.desc()).limit(size)
         if before is not None:
-            query = query.where(tuple_(growth.c.created_at, growth.c.id) < tuple_(*before))
-        with read(self._engine) as connection:
-            return [_growth(row) for row in connection.execute(query)]
+            wanted = wanted.where(tuple_(growth.c.created_at, growth.c.id) < tuple_(*before))
+        rows = query(self._engine, lambda connection: connection.execute(wanted).all())
+        return [_growth(row) for row in rows]
 
     def claimable(self) -> list[str]:
         """Ids of growths that nobody works on: new ones and those of servers not heard of."""
-        query = (
+        wanted = (
             select(growth.c.id)
             .where(growth.c.state.in_(_OPEN))
             .where(or_(growth.c.owner.is_(None), growth.c.lease_expires_at < time.time()))
             .order_by(growth.c.created_at)
         )
-        with read(self._engine) as connection:
-            return list(connection.execute(query).scalars())
+        return query(self._engine, lambda connection: list(connection.execute(wanted).scalars()))
 
     def claim(self, growth_id: str, owner: str) -> Growth | None:
         """Take the lease; None if another server has it or the growth has ended."""
         now = time.time()
-        with write(self._engine) as connection:
+
+        def take(connection: Connection) -> Growth | None:
             taken = connection.execute(
                 update(growth)
                 .where(growth.c.id == growth_id, growth.c.state.in_(_OPEN))
@@ -110,27 +120,31 @@ class GrowthStore:
             if taken.rowcount != 1:
                 return None
             row = connection.execute(select(growth).where(growth.c.id == growth_id)).one()
-        return _growth(row)
+            return _growth(row)
+
+        return transact(self._engine, take)
 
     def renew(self, owner: str) -> None:
         """Tell that `owner` is alive."""
-        with write(self._engine) as connection:
-            connection.execute(
-                update(growth)
-                .where(growth.c.owner == owner, growth.c.state == State.RUNNING.value)
-                .values(lease_expires_at=time.time() + LEASE_SECONDS)
-            )
+        statement = (
+            update(growth)
+            .where(growth.c.owner == owner, growth.c.state == State.RUNNING.value)
+            .values(lease_expires_at=time.time() + LEASE_SECONDS)
+        )
+        transact(self._engine, lambda connection: connection.execute(statement))
 
     def release(self, owner: str) -> None:
         """Give up all leases of `owner`, so that another server need not wait for their end."""
-        with write(self._engine) as connection:
-            connection.execute(
-                update(growth)
-                .where(growth.c.owner == owner, growth.c.state == State.RUNNING.value)
-                .values(owner=None, lease_expires_at=None)
-            )
+        statement = (
+            update(growth)
+            .where(growth.c.owner == owner, growth.c.state == State.RUNNING.value)
+            .values(owner=None, lease_expires_at=None)
+        )
+        transact(self._engine, lambda connection: connection.execute(statement))
 
-    def note_plan(self, held: Growth, *, cached: int | None, planned: int, nodes: int, flat: int) -> None:
+    def note_plan(
+        self, held: Growth, *, cached: int | None, planned: int, nodes: int, flat: int
+    ) -> None:
         """Record what the growth means to do; `cached` only the first time."""
         values: dict[str, object] = {
             "rollouts_planned": planned,
@@ -140,8 +154,7 @@ class GrowthStore:
         }
         if cached is not None:
             values["rollouts_cached"] = cached
-        with write(self._engine) as connection:
-            _update_held(connection, held, values)
+        transact(self._engine, lambda connection: _update_held(connection, held, values))
 
     def charge(self, connection: Connection, held: Growth, rollouts: int, tokens: int) -> None:
         """Add to what was spent, in the transaction that stores what it was spent on.
@@ -160,25 +173,21 @@ class GrowthStore:
 
     def finish(self, held: Growth, state: State, error: str = "") -> None:
         """End a growth that is held."""
-        with write(self._engine) as connection:
-            _update_held(
-                connection,
-                held,
-                {"state": state.value, "error": error, "updated_at": time.time()},
-            )
+        values = {"state": state.value, "error": error, "updated_at": time.time()}
+        transact(self._engine, lambda connection: _update_held(connection, held, values))
 
     def cancel(self, growth_id: str) -> Growth:
         """End a growth as cancelled, whoever works on it; nothing if it has ended."""
-        with write(self._engine) as connection:
-            connection.execute(
-                update(growth)
-                .where(growth.c.id == growth_id, growth.c.state.in_(_OPEN))
-                .values(state=State.CANCELLED.value, updated_at=time.time())
-            )
+        statement = (
+            update(growth)
+            .where(growth.c.id == growth_id, growth.c.state.in_(_OPEN))
+            .values(state=State.CANCELLED.value, updated_at=time.time())
+        )
+        transact(self._engine, lambda connection: connection.execute(statement))
         return self.get(growth_id)
 
 
-def _update_held(connection: Connection, held: Growth, values: dict[str, object]) -> None:
+def _update_held(connection: Connection, held: Growth, values: Mapping[str, object]) -> None:
     done = connection.execute(
         update(growth)
         .where(

@@ -77,9 +77,7 @@ class TrajectoryMaker:
     ) -> None:
         ref = self._recorder.tree(policy, question, question.verifier)
 
-        def keep(
-            connection: Connection, _: AddResult, rewards: Sequence[dict[int, float]]
-        ) -> None:
+        def keep(connection: Connection, _: AddResult, rewards: Sequence[dict[int, float]]) -> None:
             for (trajectory_id, ordinal, finished), reward in zip(done, rewards, strict=True):
                 self._catalog.add_trajectory(
                     Trajectory(
@@ -145,9 +143,9 @@ class TrajectoryMaker:
         # A generation that nobody cut off is graded as it stands.
         graded_as = LENGTH if finish == LENGTH else STOP
         reward = self._recorder.grade(policy, question, question.verifier, [(path, graded_as)])[0]
-        trajectory_id = "trj-" + rollout_uid(
-            "submitted", policy.id, question.id, finish, *path
-        ).hex()[:24]
+        trajectory_id = (
+            "trj-" + rollout_uid("submitted", policy.id, question.id, finish, *path).hex()[:24]
+        )
         return self._catalog.add_trajectory(
             Trajectory(
                 id=trajectory_id,

@@ -61,9 +61,7 @@ class WorkReader:
             )
             forced = spec.allocation is Allocation.EQUAL and not target.free
             teachers = (
-                await asyncio.to_thread(
-                    self._resolver.teachers, spec.teacher_ids, nodes.policy
-                )
+                await asyncio.to_thread(self._resolver.teachers, spec.teacher_ids, nodes.policy)
                 if forced
                 else []
             )
@@ -97,15 +95,11 @@ class WorkReader:
 
     async def read(self, paths: Sequence[WorkPath]) -> list[list[PlanNode]]:
         """The paths as the plan sees them, by what the tree holds now."""
-        return [
-            await asyncio.to_thread(self._read_path, path) for path in paths
-        ]
+        return [await asyncio.to_thread(self._read_path, path) for path in paths]
 
     def _read_path(self, path: WorkPath) -> list[PlanNode]:
         nodes = path.nodes
-        view = self._trees.look_up(
-            path.tree.id, nodes.tokens, nodes.positions, nodes.verifier.key
-        )
+        view = self._trees.look_up(path.tree.id, nodes.tokens, nodes.positions, nodes.verifier.key)
         return [_plan_node(path, i, view) for i in range(len(nodes.positions))]
 
 

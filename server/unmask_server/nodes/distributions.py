@@ -81,7 +81,6 @@ class ScoreJob:
     """Ids wanted besides the likeliest, one tuple a position; empty for none."""
 
 
-
 class Scorer:
     """Answers `ScoreJob`s; nothing is computed twice, whoever asks.
 
@@ -259,7 +258,5 @@ def _missing(
     ]
 
 
-def _arrange(
-    keys: list[list[bytes]], found: dict[bytes, Distribution]
-) -> list[list[Distribution]]:
+def _arrange(keys: list[list[bytes]], found: dict[bytes, Distribution]) -> list[list[Distribution]]:
     return [[found[key] for key in row] for row in keys]

@@ -28,7 +28,7 @@ class Scores:
     """
 
     ids: NDArray[np.int32]
-    """Shape (m,): the student's likeliest tokens in order, then the teachers', then the observed."""
+    """Shape (m,): the student's likeliest in order, then the teachers', then the observed."""
     sampling: FloatArray
     """Shape (m + 1,): the policy's probabilities under its sampling settings, as rollouts draw."""
     student: dict[float, FloatArray]
@@ -90,10 +90,7 @@ class EvidenceReader:
         # Each model now says what it thinks of the others' candidates, where it has not already.
         also = tuple(tuple(ids.tolist()) for ids in candidates)
         second = await asyncio.gather(
-            *(
-                self._scorer.score(_with_also(job, also))
-                for job in (student_job, *teacher_jobs)
-            )
+            *(self._scorer.score(_with_also(job, also)) for job in (student_job, *teacher_jobs))
         )
         student, rest = second[0], second[1:]
         return [

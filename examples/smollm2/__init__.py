@@ -1,0 +1,1 @@
+"""SmolLM2-135M-Instruct as student and teacher, from a Python package."""

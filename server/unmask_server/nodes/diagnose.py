@@ -1,0 +1,130 @@
+"""From the evidence at nodes to alignments: the mathematics applied to what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask_server.diagnosis import (
+    Algorithm,
+    Alignment,
+    Form,
+    Loss,
+    NodePosterior,
+    align,
+    descent,
+)
+from unmask_server.nodes.evidence import Evidence
+from unmask_server.nodes.resolve import NodeSet
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rewards of a question's free rollouts: what GRPO calls a group."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One alignment of an answer."""
+
+    teacher: int | None
+    """Which of the request's teachers; None where the algorithm has none."""
+    algorithm: Algorithm
+    alignment: Alignment
+    divergence: float | None
+    """KL(P|T) in nats at the loss's temperature; None without a teacher or where it is infinite."""
+
+
+def node_seed(nodes: NodeSet, evidence: Evidence) -> int:
+    """Seed of a node's posterior draws: the same node and candidates give the same draws."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (nodes.policy.id, nodes.question.id, nodes.verifier.id):
+        digest.update(part.encode())
+    digest.update(np.asarray(nodes.tokens[: evidence.position], dtype="<u4").tobytes())
+    digest.update(evidence.scores.ids.tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def posterior(nodes: NodeSet, evidence: Evidence) -> NodePosterior:
+    """Posterior draws of success at a node; made once and used for every teacher and algorithm."""
+    return NodePosterior(
+        evidence.counts, evidence.scores.sampling, seed=node_seed(nodes, evidence)
+    )
+
+
+def alignments(
+    nodes: NodeSet,
+    evidence: Evidence,
+    drawn: NodePosterior,
+    algorithms: Sequence[Algorithm],
+    *,
+    group: Group | None,
+    min_coverage: float,
+) -> list[Scored]:
+    """Every teacher under every algorithm, then the algorithms that have no teacher."""
+    scored = []
+    for teacher in range(len(evidence.scores.teachers)):
+        for algorithm in algorithms:
+            if algorithm.needs_teacher:
+                scored.append(
+                    _score(nodes, evidence, drawn, algorithm, teacher, group, min_coverage)
+                )
+    for algorithm in algorithms:
+        if not algorithm.needs_teacher:
+            scored.append(_score(nodes, evidence, drawn, algorithm, None, group, min_coverage))
+    return scored
+
+
+def _score(
+    nodes: NodeSet,
+    evidence: Evidence,
+    drawn: NodePosterior,
+    algorithm: Algorithm,
+    teacher: int | None,
+    group: Group | None,
+    min_coverage: float,
+) -> Scored:
+    scores = evidence.scores
+    p = scores.student[algorithm.temperature]
+    t = None if teacher is None else scores.teachers[teacher][algorithm.temperature]
+    observed = None
+    if algorithm.form is Form.SAMPLED and evidence.observed is not None:
+        observed = int(np.flatnonzero(scores.ids == evidence.observed)[0])
+    result = align(
+        drawn,
+        algorithm,
+        p,
+        t,
+        ids=scores.ids,
+        observed=observed,
+        advantage=_advantage(nodes, algorithm, group),
+        min_coverage=min_coverage,
+    )
+    return Scored(teacher, algorithm, result, None if t is None else _divergence(p, t))
+
+
+def _advantage(nodes: NodeSet, algorithm: Algorithm, group: Group | None) -> float | None:
+    """The advantage of the observed trajectory in its group, for the sampled policy gradients."""
+    if algorithm.loss not in (Loss.GRPO, Loss.DR_GRPO) or algorithm.form is not Form.SAMPLED:
+        return None
+    if group is None or nodes.trajectory is None:
+        return None
+    reward = nodes.trajectory.rewards[nodes.verifier.key]
+    if algorithm.loss is Loss.DR_GRPO:
+        return reward - group.mean
+    return (reward - group.mean) / group.std if group.std > 0 else 0.0
+
+
+def _divergence(p: NDArray[np.float64], t: NDArray[np.float64]) -> float | None:
+    live = p > 0
+    if np.any(t[live] <= 0):
+        return None
+    return max(0.0, math.fsum(p[live] * np.log(p[live] / t[live])))
