@@ -1,0 +1,284 @@
+"""DiagnosisService."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from unmask.v1 import diagnosis_pb2 as pb
+from unmask.v1 import diagnosis_pb2_grpc
+from unmask_server.api import diagnosis_messages as messages
+from unmask_server.api.algorithms import parse_algorithms
+from unmask_server.api.answers import AnswerCache, encode
+from unmask_server.api.options import Options, node_options, resolve_node
+from unmask_server.catalog import Catalog
+from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.types import Teacher
+from unmask_server.diagnosis import Algorithm, Form, Loss
+from unmask_server.growth.recorder import Recorder
+from unmask_server.nodes.diagnose import Group, Scored, alignments, posterior
+from unmask_server.nodes.evidence import Evidence, EvidenceReader, evidence
+from unmask_server.nodes.resolve import NodeSet, Resolver
+from unmask_server.nodes.summarize import summarize
+from unmask_server.tree import TreeRef, TreeStore, TreeView
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_SUMMARIZED = 1000
+STREAM_CHUNK = 32
+"""Positions of a stream that are computed together, while the ones before are on their way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Everything that an answer about some nodes is computed from."""
+
+    nodes: NodeSet
+    teachers: Sequence[Teacher]
+    tree: TreeRef
+    view: TreeView
+    group: Group | None
+    evidence: list[Evidence]
+
+
+class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
+    """See proto/unmask/v1/diagnosis.proto.
+
+    Answers about one node are kept as bytes until the node's tree changes.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        resolver: Resolver,
+        reader: EvidenceReader,
+        recorder: Recorder,
+        trees: TreeStore,
+        answers: AnswerCache,
+    ) -> None:
+        self._catalog = catalog
+        self._resolver = resolver
+        self._reader = reader
+        self._recorder = recorder
+        self._trees = trees
+        self._answers = answers
+
+    async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
+        """Candidates and their estimates."""
+        return await self._answer("GetNode", request, (), self._node_response)
+
+    async def GetIdealGradient(
+        self, request: pb.GetIdealGradientRequest, context: Context
+    ) -> pb.GetIdealGradientResponse:
+        """The ideal gradient."""
+        return await self._answer("GetIdealGradient", request, (), self._ideal_response)
+
+    async def GetAlignment(
+        self, request: pb.GetAlignmentRequest, context: Context
+    ) -> pb.GetAlignmentResponse:
+        """Alignments at one node."""
+        algorithms = parse_algorithms(request.algorithms, "algorithms")
+
+        def respond(read: Read, options: Options) -> pb.GetAlignmentResponse:
+            node, scored = self._alignments_at(read, 0, algorithms, options)
+            return pb.GetAlignmentResponse(node=node, alignments=scored)
+
+        return await self._answer("GetAlignment", request, algorithms, respond)
+
+    async def StreamTrajectoryAlignments(
+        self, request: pb.StreamTrajectoryAlignmentsRequest, context: Context
+    ) -> AsyncIterator[pb.StreamTrajectoryAlignmentsResponse]:
+        """Alignments at every token of a trajectory, all of one version of its tree."""
+        options = node_options(request.options, "options")
+        algorithms = parse_algorithms(request.algorithms, "algorithms")
+        nodes = await asyncio.to_thread(
+            self._resolver.trajectory,
+            request.trajectory,
+            positions=list(request.positions) or None,
+            verifier=options.verifier,
+            field="trajectory",
+        )
+        read = await self._read(nodes, request.teachers, algorithms, options)
+        count = len(read.evidence)
+        for start in range(0, count, STREAM_CHUNK):
+            chunk = range(start, min(start + STREAM_CHUNK, count))
+            answers = await asyncio.to_thread(
+                lambda chunk=chunk: [
+                    self._alignments_at(read, i, algorithms, options) for i in chunk
+                ]
+            )
+            for node, scored in answers:
+                yield pb.StreamTrajectoryAlignmentsResponse(node=node, alignments=scored)
+
+    async def SummarizeAlignments(
+        self, request: pb.SummarizeAlignmentsRequest, context: Context
+    ) -> pb.SummarizeAlignmentsResponse:
+        """One statement for each teacher and algorithm over many trajectories."""
+        options = node_options(request.options, "options")
+        algorithms = parse_algorithms(request.algorithms, "algorithms")
+        if not 1 <= len(request.trajectories) <= MAX_SUMMARIZED:
+            raise InvalidArgument("trajectories", f"give 1 to {MAX_SUMMARIZED} trajectories")
+        if len(set(request.trajectories)) < len(request.trajectories):
+            raise InvalidArgument("trajectories", "a trajectory is named twice")
+        reads = []
+        for i, trajectory in enumerate(request.trajectories):
+            nodes = await asyncio.to_thread(
+                self._resolver.trajectory,
+                trajectory,
+                positions=None,
+                verifier=options.verifier,
+                field=f"trajectories[{i}]",
+            )
+            if reads and nodes.policy.id != reads[0].nodes.policy.id:
+                raise InvalidArgument(
+                    f"trajectories[{i}]", "of another policy than the first; ask for one at a time"
+                )
+            reads.append(await self._read(nodes, request.teachers, algorithms, options))
+        rows = await asyncio.to_thread(
+            summarize,
+            [(read.nodes, read.evidence, read.group) for read in reads],
+            algorithms,
+            min_coverage=options.min_coverage,
+        )
+        return pb.SummarizeAlignmentsResponse(
+            summaries=[messages.summary(row, reads[0].teachers) for row in rows]
+        )
+
+    async def _answer(
+        self,
+        method: str,
+        request: Any,
+        algorithms: Sequence[Algorithm],
+        respond: Callable[[Read, Options], Any],
+    ) -> Any:
+        """An answer about one node: kept bytes, or computed and kept."""
+        options = node_options(request.options, "options")
+        key = (method, request.SerializeToString(deterministic=True))
+        if (kept := await self._answers.get(key, latest=options.latest)) is not None:
+            return kept
+        nodes = await asyncio.to_thread(
+            resolve_node, self._resolver, request.node, options.verifier, "node"
+        )
+        read = await self._read(nodes, request.teachers, algorithms, options)
+        data = encode(await asyncio.to_thread(respond, read, options))
+        self._answers.put(key, read.tree.id, read.view.version, data)
+        return data
+
+    async def _read(
+        self,
+        nodes: NodeSet,
+        teacher_names: Sequence[str],
+        algorithms: Sequence[Algorithm],
+        options: Options,
+    ) -> Read:
+        teachers = await asyncio.to_thread(
+            self._resolver.teachers, teacher_names, nodes.policy
+        )
+        _check(nodes, teachers, algorithms)
+        tree = await asyncio.to_thread(
+            self._recorder.tree, nodes.policy, nodes.question, nodes.verifier
+        )
+        temperatures = tuple(dict.fromkeys((1.0, *(a.temperature for a in algorithms))))
+        scores = await self._reader.scores(
+            nodes, teachers, temperatures=temperatures, top_k=options.top_k
+        )
+        # The root is read with the rest, so that a group's mean is of the same version.
+        positions = nodes.positions
+        root_extra = _needs_group(algorithms) and 0 not in positions
+        view = await asyncio.to_thread(
+            self._trees.look_up,
+            tree.id,
+            nodes.tokens,
+            (0, *positions) if root_extra else positions,
+            nodes.verifier.key,
+        )
+        group = None
+        if _needs_group(algorithms):
+            group = _group(view, nodes)
+        if root_extra:
+            view = TreeView(view.version, view.nodes[1:])
+        return Read(nodes, teachers, tree, view, group, evidence(nodes, scores, view))
+
+    def _alignments_at(
+        self, read: Read, index: int, algorithms: Sequence[Algorithm], options: Options
+    ) -> tuple[pb.Node, list[pb.Alignment]]:
+        found = read.evidence[index]
+        drawn = posterior(read.nodes, found)
+        scored: list[Scored] = alignments(
+            read.nodes,
+            found,
+            drawn,
+            algorithms,
+            group=read.group,
+            min_coverage=options.min_coverage,
+        )
+        tokenizer = self._catalog.tokenizer(read.nodes.policy.model)
+        return (
+            messages.node(read.nodes, found, drawn, read.view.version, tokenizer),
+            [messages.alignment(s, found, read.teachers, tokenizer) for s in scored],
+        )
+
+    def _node_response(self, read: Read, options: Options) -> pb.GetNodeResponse:
+        found = read.evidence[0]
+        drawn = posterior(read.nodes, found)
+        tokenizer = self._catalog.tokenizer(read.nodes.policy.model)
+        candidates, tail = messages.candidates(found, drawn, tokenizer)
+        return pb.GetNodeResponse(
+            node=messages.node(read.nodes, found, drawn, read.view.version, tokenizer),
+            candidates=candidates,
+            tail=tail,
+        )
+
+    def _ideal_response(self, read: Read, options: Options) -> pb.GetIdealGradientResponse:
+        found = read.evidence[0]
+        drawn = posterior(read.nodes, found)
+        tokenizer = self._catalog.tokenizer(read.nodes.policy.model)
+        response = messages.ideal_gradient(
+            found, drawn, tokenizer, min_coverage=options.min_coverage
+        )
+        response.node.CopyFrom(
+            messages.node(read.nodes, found, drawn, read.view.version, tokenizer)
+        )
+        return response
+
+
+def _check(nodes: NodeSet, teachers: Sequence[Teacher], algorithms: Sequence[Algorithm]) -> None:
+    """Refuse algorithms that the request gives no means to compute."""
+    for i, algorithm in enumerate(algorithms):
+        if algorithm.needs_teacher and not teachers:
+            raise InvalidArgument(
+                "teachers", f"algorithms[{i}] compares with a teacher; name at least one"
+            )
+        if algorithm.form is Form.SAMPLED and None in nodes.observed:
+            raise InvalidArgument(
+                f"algorithms[{i}].form",
+                "SAMPLED is the step of an observed token; set node.prefix.observed_token",
+            )
+        policy_gradient = algorithm.loss in (Loss.GRPO, Loss.DR_GRPO)
+        if policy_gradient and algorithm.form is Form.SAMPLED and nodes.trajectory is None:
+            raise InvalidArgument(
+                f"algorithms[{i}].form",
+                "SAMPLED needs a reward to compare with its group's; name the node by a trajectory",
+            )
+
+
+def _needs_group(algorithms: Sequence[Algorithm]) -> bool:
+    return any(a.loss in (Loss.GRPO, Loss.DR_GRPO) for a in algorithms)
+
+
+def _group(view: TreeView, nodes: NodeSet) -> Group | None:
+    """The question's free rollouts; for a trajectory that is not one of them, with it."""
+    root = view.nodes[0]
+    n, total = float(root.n), root.reward_sum
+    trajectory = nodes.trajectory
+    if trajectory is not None and trajectory.rollout_uid is None:
+        n, total = n + 1, total + trajectory.rewards.get(nodes.verifier.key, 0.0)
+    if n == 0:
+        return None
+    mean = total / n
+    return Group(mean=mean, std=math.sqrt(max(0.0, mean * (1.0 - mean))))
