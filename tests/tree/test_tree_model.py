@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from hypothesis.stateful import run_state_machine_as_test as run_machine
-from sqlalchemy import Engine
-
-from tests.stores import fill_catalog, new_database
-from tests.tree.naive import NaiveTree, assert_agrees
-from unmask_server.database.connect import open_database
-from unmask_server.database.migrate import migrate
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import Engine, insert
+from unmask_server.database.connect import write
+from unmask_server.database.schema import question
 from unmask_server.tree import NewRollout, StoredRollout, TreeStore, check_tree
+
+from tests.tree.naive import NaiveTree, assert_agrees
 
 VERIFIERS = (1, 2)
 # Two ids make prefixes meet all the time; the third makes nodes with several children.
@@ -25,8 +27,11 @@ PATHS = st.lists(st.integers(0, 2), max_size=8).map(tuple)
 REWARDS = st.sampled_from([0.0, 0.25, 1.0])
 
 
+Draft = tuple[tuple[int, ...], int, int, tuple[float, ...]]
+
+
 @st.composite
-def drafts(draw: st.DrawFn) -> tuple[tuple[int, ...], int, int, tuple[float, ...]]:
+def drafts(draw: st.DrawFn) -> Draft:
     tokens = draw(PATHS)
     forced = draw(st.integers(0, len(tokens)))
     rewards = tuple(draw(REWARDS) for _ in VERIFIERS)
@@ -34,7 +39,7 @@ def drafts(draw: st.DrawFn) -> tuple[tuple[int, ...], int, int, tuple[float, ...
 
 
 class TreeMachine(RuleBasedStateMachine):
-    """Two trees, one of them checked against the model in all its operations."""
+    """All operations on one tree, each example with a tree of its own in the same database."""
 
     engine: Engine
     trees_made = 0
@@ -128,16 +133,42 @@ class TreeMachine(RuleBasedStateMachine):
 
 def _fresh_tree(engine: Engine, store: TreeStore, number: int) -> int:
     """Open a tree that no example before has used."""
-    from sqlalchemy import insert, select
-
-    from unmask_server.database.connect import write
-    from unmask_server.database.schema import question
-
+    question_id = f"example-{number}"
     with write(engine) as connection:
-        present = select(question.c.id).where(question.c.id == f"example-{number}")
-        if connection.execute(present).first() is None:
-            connection.execute(
-                insert(question),
-                {"id": f"example-{number}", "fields": {}, "verifier_key": 1, "created_at": 0.0},
-            )
-    return store.open_tree("p1", f"example-{number}").id
+        connection.execute(
+            insert(question),
+            {"id": question_id, "fields": {}, "verifier_key": 1, "created_at": 0.0},
+        )
+    return store.open_tree("p1", question_id).id
+
+
+def test_any_history_agrees_with_a_plain_list(database: Engine) -> None:
+    class Machine(TreeMachine):
+        engine = database
+
+    on_sqlite = database.dialect.name == "sqlite"
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=30 if on_sqlite else 8,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.slow
+def test_many_histories_agree_with_a_plain_list(database: Engine) -> None:
+    class Machine(TreeMachine):
+        engine = database
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=300,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

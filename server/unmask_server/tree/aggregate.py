@@ -85,6 +85,9 @@ def aggregate(shape: dict[int, int | None], rollouts: Iterable[Graded]) -> dict[
             above.n += stats.n
             above.reward_sum += stats.reward_sum
             above.truncated += stats.truncated
+    for stats in sums.values():
+        # What was added and subtracted again may miss zero, or the count, in its last digit.
+        stats.reward_sum = min(max(stats.reward_sum, 0.0), float(stats.n))
     return {node_id: stats for node_id, stats in sums.items() if stats.n}
 
 

@@ -8,9 +8,12 @@ asked for and on the children returned, not on the size of the tree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import (
     Connection,
     Integer,
@@ -22,11 +25,10 @@ from sqlalchemy import (
     union_all,
 )
 
-from unmask_server.database.rows import AnyRow
 from unmask_server.database.schema import node, node_stat, tree, tree_verifier
 from unmask_server.tree.fingerprint import extend
 from unmask_server.tree.packed import bind_keys, packed_keys
-from unmask_server.tree.tokens import TOKEN_BYTES, pack, shared_tokens, tokens_in, unpack
+from unmask_server.tree.tokens import TOKEN_BYTES, pack, shared_tokens, token_at, tokens_in
 from unmask_server.tree.types import (
     ChildCounts,
     NodeCounts,
@@ -35,6 +37,23 @@ from unmask_server.tree.types import (
     UnknownTreeError,
     VerifiersDifferError,
 )
+
+_Child = tuple[int, int, float, int, int, float]
+"""The columns of `ChildCounts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Edge:
+    """A node on the path."""
+
+    id: int
+    parent_id: int | None
+    depth: int
+    tokens: bytes
+    n: int
+    reward_sum: float
+    truncated: int
+
 
 _tree_id = bindparam("tree_id", type_=tree.c.id.type)
 _verifier_key = bindparam("verifier_key", type_=Integer)
@@ -55,22 +74,34 @@ _wanted = func.substr(
     literal_column("1"),
     type_=LargeBinary,
 ) == bindparam("yes", b"\x01", type_=LargeBinary)
+# Not as a join: SQLite, which keeps no statistics, might go through all nodes for it.
+_below = node.c.parent_id.in_(select(_on_path.c.id).where(_wanted))
+# Of a child only the first token matters, and its edge may be long.
+_first_token_only = func.substr(
+    node.c.edge, literal_column("1"), literal_column(str(TOKEN_BYTES)), type_=LargeBinary
+)
 _found = union_all(
     select(_on_path, literal_column("1").label("is_on_path")),
-    select(*_columns, literal_column("0").label("is_on_path"))
-    .select_from(_on_path.join(node, node.c.parent_id == _on_path.c.id))
-    .where(_wanted),
+    select(
+        *_columns[:-1], _first_token_only.label("edge"), literal_column("0").label("is_on_path")
+    ).where(_below),
 ).subquery("found")
+_n = func.coalesce(node_stat.c.n, 0)
+_reward_sum = func.coalesce(node_stat.c.reward_sum, 0.0)
 _look_up = (
     select(
         tree.c.version,
         tree_verifier.c.verifier_key,
-        _found,
-        func.coalesce(node_stat.c.n, 0).label("n"),
-        func.coalesce(node_stat.c.reward_sum, 0.0).label("reward_sum"),
-        func.coalesce(node_stat.c.truncated, 0).label("truncated"),
-        func.coalesce(node_stat.c.forced_n, 0).label("forced_n"),
-        func.coalesce(node_stat.c.forced_reward_sum, 0.0).label("forced_reward_sum"),
+        _found.c.is_on_path,
+        _found.c.id,
+        _found.c.parent_id,
+        _found.c.depth,
+        _found.c.edge,
+        _n,
+        _reward_sum,
+        func.coalesce(node_stat.c.truncated, 0),
+        _n - func.coalesce(node_stat.c.forced_n, 0),
+        _reward_sum - func.coalesce(node_stat.c.forced_reward_sum, 0.0),
     )
     .select_from(tree)
     .outerjoin(
@@ -115,75 +146,85 @@ def look_up(
     ).all()
     if not rows:
         raise UnknownTreeError(f"there is no tree {tree_id}")
-    if rows[0].verifier_key is None:
+    version, active_key = rows[0][:2]
+    if active_key is None:
         raise VerifiersDifferError(f"verifier {verifier_key} is not active on tree {tree_id}")
-    path = _verified_path([row for row in rows if row.is_on_path], packed)
-    below: dict[int, list[AnyRow]] = {}
-    for row in rows:
-        if not row.is_on_path:
-            below.setdefault(row.parent_id, []).append(row)
-    return TreeView(rows[0].version, list(_count(path, below, packed, positions)))
+    on_path: list[_Edge] = []
+    below: dict[int, list[_Child]] = {}
+    # Unpacked by position: rows are many, and their attributes are slow.
+    for _, _, is_on_path, id_, parent_id, depth, edge, n, rewards, truncated, *free in rows:
+        if is_on_path:
+            on_path.append(_Edge(id_, parent_id, depth, edge, n, rewards, truncated))
+        elif n > 0:
+            token = int.from_bytes(edge, "little")
+            below.setdefault(parent_id, []).append((token, n, rewards, truncated, *free))
+    for children in below.values():
+        children.sort()
+    return TreeView(version, _count(_verified_path(on_path, packed), below, positions))
 
 
-def _verified_path(rows: list[AnyRow], packed: bytes) -> list[tuple[AnyRow, int]]:
+def _verified_path(rows: list[_Edge], packed: bytes) -> list[tuple[_Edge, int]]:
     """Put the nodes on the path in order, each with the depth to which its edge agrees with it.
 
     Only the last edge may agree in part.
     """
-    path: list[tuple[AnyRow, int]] = []
+    path: list[tuple[_Edge, int]] = []
     parent_id, depth = None, 0
     for row in sorted(rows, key=lambda row: row.depth):
-        begin = row.depth - tokens_in(row.edge)
+        begin = row.depth - tokens_in(row.tokens)
         if row.parent_id != parent_id or begin != depth:
             raise TreeCorruptError(f"node {row.id} is not below its path")
-        agreed = begin + shared_tokens(row.edge, packed[TOKEN_BYTES * begin :])
+        agreed = begin + shared_tokens(row.tokens, packed[TOKEN_BYTES * begin :])
         path.append((row, agreed))
         parent_id, depth = row.id, agreed if agreed == row.depth else -1
     return path
 
 
 def _count(
-    path: list[tuple[AnyRow, int]],
-    below: dict[int, list[AnyRow]],
-    packed: bytes,
-    positions: Iterable[int],
-) -> Iterable[NodeCounts]:
-    """Yield the counts at each position."""
+    path: list[tuple[_Edge, int]], below: dict[int, list[_Child]], positions: Sequence[int]
+) -> list[NodeCounts]:
+    """Put the counts at each position together."""
     # Which node's edge holds the token before each position; index 0 is the root itself.
-    edges: list[AnyRow] = []
+    edges: list[_Edge] = []
     for row, agreed in path:
         edges += [row] * (agreed - len(edges) + 1)
+    children: list[_Child] = []
+    ends = []
     for position in positions:
-        if position >= len(edges):
-            yield NodeCounts(position, 0, 0.0, 0, _children([]))
-            continue
-        row = edges[position]
-        if position == row.depth:
-            children = [
-                (_first_token(child.edge), child, child.forced_n, child.forced_reward_sum)
-                for child in below.get(row.id, [])
-            ]
+        if position < len(edges):
+            children += _onward(edges[position], position, below)
+        ends.append(len(children))
+    # Arrays of all positions together, each of which gets its part: making arrays is what costs.
+    columns = _arrays(children)
+    nodes = []
+    begin = 0
+    for position, end in zip(positions, ends, strict=True):
+        counts = ChildCounts(*[column[begin:end] for column in columns])
+        begin = end
+        if position < len(edges):
+            row = edges[position]
+            nodes.append(NodeCounts(position, row.n, row.reward_sum, row.truncated, counts))
         else:
-            # In the middle of an edge: all go on along it, and of those valid none is forced here.
-            at = TOKEN_BYTES * (position - row.depth)
-            children = [(_first_token(row.edge[at:]), row, 0, 0.0)]
-        yield NodeCounts(position, row.n, row.reward_sum, row.truncated, _children(children))
+            nodes.append(NodeCounts(position, 0, 0.0, 0, counts))
+    return nodes
 
 
-def _first_token(packed: bytes) -> int:
-    return unpack(packed[:TOKEN_BYTES])[0]
+def _onward(edge: _Edge, position: int, below: dict[int, list[_Child]]) -> list[_Child]:
+    """List how the rollouts go on from a position on an edge."""
+    if position == edge.depth:
+        return below.get(edge.id, [])
+    if edge.n == 0:
+        return []
+    # In the middle of an edge: all go on along it, and of those valid none is forced here.
+    at = tokens_in(edge.tokens) - (edge.depth - position)
+    token = int.from_bytes(token_at(edge.tokens, at), "little")
+    return [(token, edge.n, edge.reward_sum, edge.truncated, edge.n, edge.reward_sum)]
 
 
-def _children(rows: list[tuple[int, AnyRow, int, float]]) -> ChildCounts:
-    """Make the arrays, from each child's token, edge and what of it is forced."""
-    seen = sorted((row for row in rows if row[1].n > 0), key=lambda row: row[0])
-    return ChildCounts(
-        tokens=np.array([token for token, *_ in seen], dtype=np.int32),
-        n=np.array([edge.n for _, edge, *_ in seen], dtype=np.int64),
-        reward_sum=np.array([edge.reward_sum for _, edge, *_ in seen], dtype=np.float64),
-        truncated=np.array([edge.truncated for _, edge, *_ in seen], dtype=np.int64),
-        free_n=np.array([edge.n - forced for _, edge, forced, _ in seen], dtype=np.int64),
-        free_reward_sum=np.array(
-            [edge.reward_sum - forced for _, edge, _, forced in seen], dtype=np.float64
-        ),
-    )
+def _arrays(children: list[_Child]) -> list[NDArray[Any]]:
+    types = (np.int32, np.int64, np.float64, np.int64, np.int64, np.float64)
+    values = zip(*children, strict=True) if children else [()] * len(types)
+    arrays = [np.array(column, dtype) for column, dtype in zip(values, types, strict=True)]
+    # A difference of sums may miss zero, or the count, in its last digit.
+    arrays[-1] = np.clip(arrays[-1], 0.0, arrays[-2])
+    return arrays
