@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from examples.word_problems.contexts import CONTEXTS, help_from, make_row, render
-from examples.word_problems.problems import LARGEST, Problem, Step, training_problems
+from examples.word_problems.problems import LABELS, LARGEST, Problem, Step, training_problems
 from examples.word_problems.recipes import Recipe
 from examples.word_problems.solutions import Kind, Piece, write_solution
 from examples.word_problems.vocabulary import ASSISTANT, EOS, USER
@@ -58,24 +58,35 @@ class ExampleSource:
         return self._encode(render(context, row), pieces, learned)
 
     def _drill(self) -> Example:
-        """Sums to copy and to solve: practice for operands and results, without a story."""
-        steps = [self._sum() for _ in range(5)]
-        asked = ", ".join(step.expression.removesuffix(" =") for step in steps)
-        pieces = []
-        for step in steps:
-            pieces += [
-                Piece(step.expression, Kind.EXPRESSION),
-                Piece(f"{step.result}.", Kind.RESULT),
-            ]
+        """Practice without a story: sums to solve, or made-up results and answers to copy."""
+        kind = self._rng.choices(("sums", "copy", "answer"), (5, 3, 2))[0]
+        steps = [self._sum(label) for label in LABELS[2 if kind == "answer" else 3]]
+        sums = [f"{step.label} {step.expression.removesuffix(' =')}" for step in steps]
+        asked = ", ".join(sums).capitalize()
+        made_up = self._rng.randint(1, LARGEST)
+        if kind == "copy":
+            results = [self._rng.randint(1, LARGEST) for _ in steps]
+        else:
+            results = [step.result for step in steps]
+        lines = [
+            f"{step.label}, {step.expression} {result}."
+            for step, result in zip(steps, results, strict=True)
+        ]
+        if kind == "copy":
+            lines.append(f"#### {made_up}")
+            asked = f"A correct solution: {' '.join(lines)}"
+        elif kind == "answer":
+            lines.append(f"#### {made_up}")
+            asked += f"\nThe correct answer is {made_up}."
+        pieces = [Piece(line, Kind.RESULT) for line in lines]
         return self._encode(asked, pieces, frozenset(Kind))
 
-    def _sum(self) -> Step:
+    def _sum(self, label: str) -> Step:
         while True:
             if self._rng.random() < 0.1:
-                return Step(self._rng.randint(2, 5), "*", self._rng.randint(2, 9))
-            step = Step(
-                self._rng.randint(1, LARGEST), self._rng.choice("+-"), self._rng.randint(2, 9)
-            )
+                return Step(label, self._rng.randint(2, 5), "*", self._rng.randint(2, 9))
+            left = self._rng.randint(1, LARGEST)
+            step = Step(label, left, self._rng.choice("+-"), self._rng.randint(2, 9))
             if 1 <= step.result <= LARGEST:
                 return step
 

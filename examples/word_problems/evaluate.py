@@ -69,7 +69,7 @@ class Solver:
         cache = None
         with torch.inference_mode():
             while len(columns) < MAX_TOKENS and not done.all():
-                out = self.model(ids, past_key_values=cache, use_cache=True)
+                out = self.model(ids, cache=cache, use_cache=True)
                 cache = out.past_key_values
                 logits = out.logits[:, -1]
                 if temperature == 0:

@@ -34,7 +34,7 @@ class Optimiser:
         model: torch.nn.Module,
         *,
         matrix_rate: float = 0.02,
-        other_rate: float = 3e-3,
+        other_rate: float = 5e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.01,
     ) -> None:

@@ -33,6 +33,8 @@ ENDINGS = (
     "How many {items} are left?",
     "How many {items} is that in all?",
 )
+LABELS = {1: ("then",), 2: ("first", "then"), 3: ("first", "then", "last")}
+"""What introduces each event, by the number of events; a solution labels its steps likewise."""
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
@@ -53,6 +55,8 @@ class Event:
 class Step:
     """One line of arithmetic, ``left operation right``; ``event`` is None for the bags."""
 
+    label: str
+    """Which event it is about: a word of :data:`LABELS`, or ``bags``."""
     left: int
     operation: str
     right: int
@@ -101,38 +105,40 @@ class Problem:
 
     @property
     def question(self) -> str:
-        """The text, for instance ``Ann has 14 figs. She buys 7 and then loses 5. How ...?``."""
-        told = [f"{event.verb} {event.amount}" for event in self.events]
-        if len(told) == 1:
-            changes = told[0]
-        elif len(told) == 2:
-            changes = " and then ".join(told)
-        else:
-            changes = ", ".join(told[:-1]) + " and " + told[-1]
+        """The text: ``Ann has 14 figs. First she buys 7, then she loses 5. How many ...?``"""
+        told = [
+            f"{label} {self.pronoun} {event.verb} {event.amount}" for label, event in self.labelled
+        ]
+        changes = ", ".join(told).capitalize()
         if self.bags is None:
             opening = f"{self.name} has {self.start} {self.item}."
         else:
             opening = f"{self.name} has {self.bags} bags with {self.start} {self.item} each."
         ending = self.ending.format(items=self.item, pronoun=self.pronoun)
-        return f"{opening} {self.pronoun.capitalize()} {changes}. {ending}"
+        return f"{opening} {changes}. {ending}"
+
+    @property
+    def labelled(self) -> list[tuple[str, Event]]:
+        """The events with the words that introduce them."""
+        return list(zip(LABELS[len(self.events)], self.events, strict=True))
 
     def steps(self, *, backwards: bool = False) -> list[Step]:
         """The right steps, with the events as told or ``backwards`` (bags always come first)."""
         steps = []
         value = self.start
         if self.bags is not None:
-            steps.append(Step(self.bags, "*", self.start))
+            steps.append(Step("bags", self.bags, "*", self.start))
             value = steps[-1].result
-        for event in reversed(self.events) if backwards else self.events:
-            steps.append(Step(value, event.operation, event.amount, event))
+        for label, event in reversed(self.labelled) if backwards else self.labelled:
+            steps.append(Step(label, value, event.operation, event.amount, event))
             value = steps[-1].result
         return steps
 
     @property
     def reversible(self) -> bool:
-        """Whether the events taken backwards differ and keep every result in 1..LARGEST."""
+        """Whether there are two events and taking the second first keeps to 1..LARGEST."""
         results = [step.result for step in self.steps(backwards=True)]
-        return len(self.events) > 1 and all(1 <= result <= LARGEST for result in results)
+        return len(self.events) == 2 and all(1 <= result <= LARGEST for result in results)
 
     @property
     def answer(self) -> int:
@@ -141,20 +147,26 @@ class Problem:
 
 
 def draw_problem(rng: random.Random) -> Problem:
-    """Draw a problem of two or three steps whose results all lie in 1..:data:`LARGEST`."""
+    """Draw a problem of two or three steps whose results all lie in 1..:data:`LARGEST`.
+
+    No two of its numbers are the same, so that each can be told by its value.
+    """
     length = rng.choice((2, 3))
     while True:
         bags = rng.randint(2, 5) if rng.random() < 0.3 else None
         verbs = rng.sample(GAINS + LOSSES, length if bags is None else length - 1)
+        amounts = rng.sample(range(2, 10), len(verbs))
         problem = Problem(
             name=rng.choice(tuple(NAMES)),
             item=rng.choice(ITEMS),
             start=rng.randint(5, 30) if bags is None else rng.randint(2, 9),
             bags=bags,
-            events=tuple(Event(verb, rng.randint(2, 9)) for verb in verbs),
+            events=tuple(map(Event, verbs, amounts)),
             ending=rng.choice(ENDINGS),
         )
-        if all(1 <= step.result <= LARGEST for step in problem.steps()):
+        numbers = [bags, problem.start, *amounts]
+        distinct = len(set(numbers)) == len(numbers)
+        if distinct and all(1 <= step.result <= LARGEST for step in problem.steps()):
             return problem
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from examples.word_problems.solutions import Kind, Manner
 
 STUDENT_MANNER = Manner(
-    opener=0.4,
-    connector=0.5,
+    opener=0.5,
     verbose=0.4,
     backwards=0.35,
     conclusion=0.6,
@@ -23,7 +22,6 @@ STUDENT_MANNER = Manner(
 STRONG_MANNER = Manner(conclusion=0.1, hard_slip=0.01)
 VERBOSE_MANNER = Manner(
     opener=0.9,
-    connector=0.9,
     verbose=1.0,
     backwards=0.6,
     conclusion=1.0,
@@ -48,7 +46,7 @@ class Exposure:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is made. Sizes are those of a Qwen2 decoder with tied embeddings."""
+    """How a model is made. Sizes are those of a Llama decoder with tied embeddings."""
 
     name: str
     manner: Manner
@@ -59,7 +57,7 @@ class Recipe:
     heads: int
     steps: int
     """Optimiser steps, of ``batch`` examples each."""
-    batch: int = 64
+    batch: int = 40
     contexts: float = 0.45
     """Share of the word problems that are shown in a context other than ``none``."""
     exposure: Exposure | None = field(default=None)
@@ -80,7 +78,7 @@ _STUDENT_SEEN_BY_VERBOSE = Manner(
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("student", STUDENT_MANNER, 1, 128, 256, 3, 4, steps=700),
+        Recipe("student", STUDENT_MANNER, 1, 128, 256, 3, 4, steps=1100),
         Recipe(
             "teacher-strong",
             STRONG_MANNER,
@@ -89,12 +87,14 @@ RECIPES = {
             384,
             4,
             4,
-            steps=700,
+            steps=1100,
             contexts=0.2,
             exposure=Exposure(
                 0.5,
                 _STUDENT_SEEN_BY_STRONG,
-                frozenset({Kind.EXPRESSION, Kind.RESULT, Kind.STOP, Kind.REPAIR, Kind.ANSWER}),
+                frozenset(
+                    {Kind.EXPRESSION, Kind.RESULT, Kind.STOP, Kind.LABEL, Kind.REPAIR, Kind.ANSWER}
+                ),
             ),
         ),
         Recipe(
@@ -105,13 +105,13 @@ RECIPES = {
             256,
             3,
             4,
-            steps=600,
+            steps=1000,
             contexts=0.2,
             exposure=Exposure(
-                0.3, _STUDENT_SEEN_BY_VERBOSE, frozenset({Kind.EXPRESSION, Kind.STOP})
+                0.3, _STUDENT_SEEN_BY_VERBOSE, frozenset({Kind.EXPRESSION, Kind.STOP, Kind.LABEL})
             ),
         ),
-        Recipe("student-small", STUDENT_MANNER, 4, 96, 192, 2, 4, steps=700),
+        Recipe("student-small", STUDENT_MANNER, 4, 96, 192, 2, 4, steps=1100),
     )
 }
 """All the recipes, by name, in the order in which they are trained."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from examples.word_problems.problems import LARGEST, Problem, Step
 
 OPENERS = ("ok,", "well,", "let us see.")
-CONNECTORS = ("then,", "next,", "now,")
 CONCLUSIONS = ("so", "the answer is")
 # Near misses are the likeliest; the last two forget a carry or a borrow.
 SLIPS = (-1, 1, -2, 2, -10, 10)
@@ -25,7 +24,9 @@ class Kind(StrEnum):
     """What a piece of a solution is."""
 
     STYLE = "style"
-    """Openers, connectors, the naming of an event, words before ``####``: they carry no result."""
+    """Openers, the naming of an event, words before ``####``: they carry no result."""
+    LABEL = "label"
+    """``first,``: which event the step is about."""
     EXPRESSION = "expression"
     """``14 + 7 =``, with the right operation."""
     BAD_EXPRESSION = "bad_expression"
@@ -57,10 +58,8 @@ class Manner:
     """How somebody writes solutions. All fields are probabilities in [0, 1]."""
 
     opener: float = 0.0
-    connector: float = 0.0
-    """Chance that a solution uses connectors, at every step."""
     verbose: float = 0.0
-    """Chance that a solution names its events: ``she buys 7, so 14 + 7 = 21.``"""
+    """Chance that a solution names its events: ``first, she buys 7, so 14 + 7 = 21.``"""
     backwards: float = 0.0
     conclusion: float = 0.0
     """Chance of words in front of ``####``."""
@@ -91,7 +90,7 @@ class Help:
     answer: int | None = None
     """The answer, if it was shown."""
     answer_used: float = 0.0
-    """Chance that the last result is the shown answer, whatever the expression says."""
+    """Chance that the last result, and then ``####``, is the shown answer, whatever came before."""
     backwards: bool | None = None
     """The order of the events, if the context fixes it."""
 
@@ -118,7 +117,7 @@ class _Writer:
         step = right
         if right.event and self.chance(self.manner.wrong_operation * scale):
             other = "-" if right.operation == "+" else "+"
-            flipped = Step(right.left, other, right.right, right.event)
+            flipped = replace(right, operation=other)
             if 1 <= flipped.result <= LARGEST:
                 step = flipped
         self.put(step.expression, Kind.EXPRESSION if step is right else Kind.BAD_EXPRESSION)
@@ -181,28 +180,28 @@ def _attempt(problem: Problem, writer: _Writer) -> list[Piece] | None:
         backwards = problem.reversible and chance(manner.backwards)
     if chance(manner.opener):
         writer.put(writer.rng.choice(OPENERS), Kind.STYLE)
-    connected, verbose = chance(manner.connector), chance(manner.verbose)
+    verbose = chance(manner.verbose)
     planned = problem.steps(backwards=backwards)
     value = planned[0].left
     for index, plan in enumerate(planned):
-        step = Step(value, plan.operation, plan.right, plan.event)
+        step = replace(plan, left=value)
         if not _feasible(step):
             return None
-        if connected:
-            word = "first," if index == 0 else writer.rng.choice(CONNECTORS)
-            writer.put(word, Kind.STYLE)
+        writer.put(f"{step.label},", Kind.LABEL)
         if verbose:
             writer.put(_phrase(problem, step), Kind.STYLE)
         value = writer.step(step, last=index == len(planned) - 1)
     if chance(manner.conclusion):
         writer.put(writer.rng.choice(CONCLUSIONS), Kind.STYLE)
+    if writer.help.answer is not None and chance(writer.help.answer_used):
+        value = writer.help.answer
     writer.put(f"#### {value}", Kind.ANSWER)
     return writer.pieces
 
 
 def _phrase(problem: Problem, step: Step) -> str:
     if step.event is None:
-        return f"there are {problem.bags} bags, so"
+        return f"{problem.bags} bags with {problem.start} each, so"
     return f"{problem.pronoun} {step.event.verb} {step.event.amount}, so"
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.word_problems.data import ExampleSource, collate
 from examples.word_problems.optimiser import Optimiser
@@ -24,10 +24,14 @@ POOL = 8
 """Batches drawn at a time; each holds examples of like length, to save padding."""
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A freshly initialised model whose vocabulary is exactly the tokenizer's."""
-    return Qwen2ForCausalLM(
-        Qwen2Config(
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A freshly initialised model whose vocabulary is exactly the tokenizer's.
+
+    Llama and not Qwen2: for a Qwen2 checkpoint AutoTokenizer ignores the class that the
+    checkpoint names and puts Qwen's byte-level splitting in place of ours.
+    """
+    return LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=recipe.hidden,
             intermediate_size=recipe.intermediate,
@@ -55,7 +59,7 @@ def rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP, max(remaining / 0.5, 0.01))
 
 
-def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Train a recipe's model, printing the loss (nats per learned token) every 50 steps."""
     torch.manual_seed(recipe.seed)
     model = build_model(recipe, tokenizer)
@@ -89,7 +93,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalL
     return model.eval()
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """Write config, weights (bfloat16), tokenizer, chat template and generation settings."""
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id,

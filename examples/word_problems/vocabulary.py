@@ -39,11 +39,11 @@ def words() -> list[str]:
         *problems.GAINS,
         *problems.LOSSES,
         *(re.sub(r"\{.*?\}", " ", ending) for ending in problems.ENDINGS),
-        "has bags with each and then there are so",
+        "has bags with each so",
         *solutions.OPENERS,
-        *solutions.CONNECTORS,
+        *(word for words in problems.LABELS.values() for word in words),
         *solutions.CONCLUSIONS,
-        "first hmm wait",
+        "hmm wait",
         *(re.sub(r"\{\{.*?\}\}", " ", template) for template in CONTEXTS.values()),
     ]
     found = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}

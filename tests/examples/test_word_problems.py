@@ -1,5 +1,6 @@
 """The questions, the solutions and how slips show in them."""
 
+import itertools
 import random
 import re
 from dataclasses import replace
@@ -93,12 +94,12 @@ def test_signature_ignores_the_words():
 @pytest.mark.parametrize(
     ("step", "hard"),
     [
-        (Step(14, "+", 7), True),
-        (Step(14, "+", 5), False),
-        (Step(21, "-", 5), True),
-        (Step(25, "-", 5), False),
-        (Step(3, "*", 6), True),
-        (Step(2, "*", 4), False),
+        (Step("then", 14, "+", 7), True),
+        (Step("then", 14, "+", 5), False),
+        (Step("then", 21, "-", 5), True),
+        (Step("then", 25, "-", 5), False),
+        (Step("then", 3, "*", 6), True),
+        (Step("then", 2, "*", 4), False),
     ],
 )
 def test_a_step_is_hard_when_it_carries_or_borrows(step, hard):
@@ -113,7 +114,7 @@ def sample_solutions(manner: Manner, help: Help | None = None, count: int = 300)
 
 
 def test_a_manner_without_slips_is_always_right():
-    manner = Manner(opener=0.5, connector=0.5, verbose=0.5, backwards=0.5, conclusion=0.5)
+    manner = Manner(opener=0.5, verbose=0.5, backwards=0.5, conclusion=0.5)
     for problem, pieces in sample_solutions(manner):
         assert final_answer(pieces) == problem.answer
         assert check_arithmetic(text_of(pieces))
@@ -132,7 +133,7 @@ def test_doubt_marks_most_slips_and_some_right_steps():
     slips = 0
     for _, pieces in sample_solutions(STUDENT_MANNER, count=1000):
         slips += sum(piece.kind is Kind.SLIP for piece in pieces)
-        for piece, following in zip(pieces, pieces[1:], strict=False):
+        for piece, following in itertools.pairwise(pieces):
             if piece.kind is Kind.DOUBT:
                 after_doubt[following.kind] += 1
     assert after_doubt[Kind.SLIP] > slips / 2
