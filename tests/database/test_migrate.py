@@ -1,0 +1,74 @@
+"""The migrations make the schema that the code uses, in any order of events."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect, text
+from unmask_server.database.connect import open_database, read, write
+from unmask_server.database.migrate import (
+    SchemaRevisionError,
+    current_revision,
+    head_revision,
+    migrate,
+    require_head,
+)
+from unmask_server.database.schema import metadata
+
+
+def test_the_migrated_schema_is_the_one_in_the_code(empty_url: str) -> None:
+    assert migrate(empty_url) == head_revision()
+    engine = open_database(empty_url)
+    with read(engine) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_down_and_up_again(empty_url: str) -> None:
+    migrate(empty_url)
+    assert migrate(empty_url, "base") is None
+    engine = open_database(empty_url)
+    assert set(inspect(engine).get_table_names()) <= {"alembic_version"}
+    assert current_revision(engine) is None
+    assert migrate(empty_url) == head_revision()
+    assert set(metadata.tables) <= set(inspect(engine).get_table_names())
+    engine.dispose()
+
+
+def test_migrating_twice_changes_nothing(database_url: str) -> None:
+    assert migrate(database_url) == head_revision()
+
+
+def test_several_migrate_at_once(empty_url: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(migrate, [empty_url] * 4)) == {head_revision()}
+
+
+def test_serving_needs_a_migrated_database(empty_url: str) -> None:
+    engine = open_database(empty_url)
+    with pytest.raises(SchemaRevisionError, match="no tables yet: run `unmask-server migrate`"):
+        require_head(engine)
+    migrate(empty_url)
+    require_head(engine)
+    engine.dispose()
+
+
+def test_a_newer_database_is_refused_and_left_alone(database_url: str) -> None:
+    engine = open_database(database_url)
+    with write(engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'from-the-future'"))
+    with pytest.raises(SchemaRevisionError, match="does not know"):
+        require_head(engine)
+    with pytest.raises(SchemaRevisionError, match="does not know"):
+        migrate(database_url)
+    assert current_revision(engine) == "from-the-future"
+    engine.dispose()
+
+
+def test_an_unknown_target_is_refused(database_url: str) -> None:
+    with pytest.raises(SchemaRevisionError, match="cannot migrate to 'nowhere'"):
+        migrate(database_url, "nowhere")
