@@ -1,0 +1,1 @@
+"""Engines: whatever runs a model. Nothing here imports torch until an engine is opened."""

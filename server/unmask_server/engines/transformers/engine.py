@@ -1,0 +1,142 @@
+"""`Engine` over Hugging Face transformers and torch, in this process.
+
+Why not transformers' own batching: see docs in `bench/transformers_engine.py` and the figures in
+`TransformersEngine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+from unmask_server.engines.base import (
+    ModelInfo,
+    PositionScores,
+    Sample,
+    SampleRequest,
+    Sampling,
+    ScoreRequest,
+)
+from unmask_server.engines.transformers import validation
+from unmask_server.engines.transformers.calls import SampleCall, ScoreCall
+from unmask_server.engines.transformers.loading import choose_backend, describe, read_model
+from unmask_server.engines.transformers.recompute import RecomputeBackend
+from unmask_server.engines.transformers.stats import EngineStats
+from unmask_server.engines.transformers.worker import Worker
+
+REMEMBERED_BYTES = 256 << 20
+"""Final hidden states of scored sequences that are kept, unless told otherwise."""
+_ONE_THREAD = 20_000_000
+"""Models with fewer parameters run on one thread unless told otherwise: splitting such small
+matrices costs more than it gives, and much more when other processes want the processors too."""
+
+
+class TransformersEngine:
+    """A causal language model, its running batch and its caches, owned by one thread."""
+
+    def __init__(self, model: Any, info: ModelInfo, worker: Worker, *, recomputes: bool) -> None:
+        self._model = model
+        self._info = info
+        self._worker = worker
+        self.recomputes = recomputes
+        """Whether the model is run without a cache, because its own is not plain: much slower."""
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        max_batch: int = 64,
+        max_cache_tokens: int | None = None,
+        threads: int | None = None,
+        vocab_size: int | None = None,
+        remembered_bytes: int = REMEMBERED_BYTES,
+    ) -> TransformersEngine:
+        """Load a checkpoint in Hugging Face format. Takes seconds: see `open`.
+
+        Args:
+            path: its directory; nothing is downloaded.
+            device: as torch names it.
+            dtype: float32, bfloat16 or float16.
+            max_batch: the most rollouts that run at once, >= 1.
+            max_cache_tokens: the most tokens whose keys and values are held, >= 1; None for what
+                fits an eighth of the device's memory. A request that needs more runs alone.
+            threads: for the processor's matrix products; None for 1 with small models, else
+                torch's default.
+            vocab_size: how many columns of the logits have a token; the rest is padding and cut
+                off before any softmax. None for all columns.
+            remembered_bytes: for final hidden states of scored sequences.
+
+        Raises:
+            EngineError: the model cannot be loaded.
+            ValueError: a limit is below 1.
+
+        """
+        for name, limit in (
+            ("max_batch", max_batch), ("max_cache_tokens", max_cache_tokens), ("threads", threads),
+        ):  # fmt: skip
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} is {limit}: it must be 1 or more")
+        model = read_model(path, device=device, dtype=dtype)
+        info = describe(model, vocab_size)
+        backend = choose_backend(model, info, rows=max_batch, budget=max_cache_tokens)
+        if threads is None and sum(p.numel() for p in model.parameters()) < _ONE_THREAD:
+            threads = 1
+        worker = Worker(backend, rows=max_batch, threads=threads, remembered_bytes=remembered_bytes)
+        return cls(model, info, worker, recomputes=isinstance(backend, RecomputeBackend))
+
+    @classmethod
+    async def open(cls, path: str | Path, **options: Any) -> TransformersEngine:
+        """`load` beside the event loop, with the same options."""
+        return await asyncio.to_thread(cls.load, path, **options)
+
+    @property
+    def info(self) -> ModelInfo:
+        """See `Engine`."""
+        return self._info
+
+    @property
+    def stats(self) -> EngineStats:
+        """What has been done so far: a copy."""
+        return self._worker.stats
+
+    async def sample(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, stop_ids: frozenset[int]
+    ) -> AsyncGenerator[Sample, None]:
+        """See `Engine`. Requests are checked when the first sample is asked for."""
+        requests = tuple(requests)
+        validation.check_sampling(sampling)
+        validation.check_stop_ids(stop_ids, self._info.vocab_size)
+        validation.check_sample_requests(requests, self._info)
+        if not requests:
+            return
+        call = SampleCall(requests, sampling, frozenset(stop_ids))
+        self._worker.submit(call)
+        left = len(requests)
+        try:
+            while left:
+                for sample in await call.answer():
+                    left -= 1
+                    yield sample
+        finally:
+            if left:
+                call.abandoned = True
+                self._worker.nudge()
+
+    async def score(self, request: ScoreRequest) -> list[PositionScores]:
+        """See `Engine`."""
+        validation.check_score_request(request, self._info)
+        if not request.positions:
+            return []
+        call = ScoreCall(request)
+        self._worker.submit(call)
+        return await call.future
+
+    async def close(self) -> None:
+        """See `Engine`. May be called twice."""
+        await asyncio.to_thread(self._worker.close)
+        self._model = None

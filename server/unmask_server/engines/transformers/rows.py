@@ -1,0 +1,267 @@
+"""The running batch: each row's own keys and values, and the chains that rows share.
+
+A row is one sequence being continued. What it was given (all but its last token) lies in a chain.
+If enough rows share that chain, it stays where it is and they attend to it together, one matrix
+product for all of them; else it is copied in front of the row's own tokens, which is faster for a
+few rows. One softmax spans both parts, so the result is the same either way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unmask_server.engines.transformers.attention import NEVER, Form
+from unmask_server.engines.transformers.chains import Chain
+
+_TOGETHER = 4
+"""Rows that attend to a chain in place, at least (measured: see bench/transformers_engine.py)."""
+_WORTHWHILE = 32
+"""Tokens of a chain that are worth it, at least."""
+_COLUMNS = 32
+"""Room for own tokens grows in steps of this many columns."""
+
+
+class Group:
+    """Rows that attend to one chain in place, at this step."""
+
+    __slots__ = ("chain", "length", "masks", "rows", "shares")
+
+    def __init__(self, chain: Chain, rows: list[int], shares: NDArray[np.int64]) -> None:
+        self.chain = chain
+        self.rows = rows
+        self.shares = shares[rows]
+        self.length = int(self.shares.max())
+        self.masks: dict[tuple[int | None, int], torch.Tensor | None] = {}
+        """By window and query heads a kv head."""
+
+    def forget_moving_masks(self) -> None:
+        """Those with a window change with every step."""
+        for key in [key for key in self.masks if key[0] is not None]:
+            del self.masks[key]
+
+
+class Rows:
+    """Rows ``0`` to ``count - 1`` run; leaving rows are replaced by the last one."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.count = 0
+        self._capacity = capacity
+        self._device = device
+        self._columns = 0
+        self._keys: dict[int, torch.Tensor] = {}
+        self._values: dict[int, torch.Tensor] = {}
+        self._own = np.zeros(capacity, np.int64)
+        """Tokens in the row's own columns."""
+        self._share = np.zeros(capacity, np.int64)
+        """Tokens that the row takes from its chain in place."""
+        self._chain: list[Chain | None] = [None] * capacity
+        self._masks: dict[int | None, torch.Tensor] = {}
+        self._groups: list[Group] | None = None
+        self._order: torch.Tensor | None = None
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Where each row's next token stands, shape (count,)."""
+        n = self.count
+        return self._own[:n] + self._share[:n]
+
+    def own_tokens(self) -> int:
+        """Tokens in the rows' own columns, all together."""
+        return int(self._own[: self.count].sum())
+
+    def add(self, places: list[tuple[Chain, int] | None]) -> None:
+        """Let rows begin, each after the given number of tokens of a chain (None: after none)."""
+        sharing: dict[Chain, int] = {}
+        for place in places:
+            if place is not None and place[1] >= _WORTHWHILE:
+                sharing[place[0]] = sharing.get(place[0], 0) + 1
+        for row in range(self.count):
+            chain = self._chain[row]
+            if chain in sharing:
+                sharing[chain] += 1
+        for place in places:
+            row = self.count
+            self.count += 1
+            self._own[row] = self._share[row] = 0
+            self._chain[row] = None
+            if place is None or place[1] == 0:
+                continue
+            chain, length = place
+            if length >= _WORTHWHILE and sharing[chain] >= _TOGETHER:
+                self._chain[row], self._share[row] = chain, length
+                chain.users += 1
+            else:
+                self._copy(row, chain, length)
+        self._groups = None
+
+    def drop(self, row: int) -> None:
+        """Let a row leave; the last row takes its place."""
+        chain = self._chain[row]
+        if chain is not None:
+            chain.users -= 1
+        last = self.count - 1
+        if row != last:
+            own = int(self._own[last])
+            for store in (self._keys, self._values):
+                for tensor in store.values():
+                    tensor[row, :, :own] = tensor[last, :, :own]
+            self._own[row], self._share[row] = self._own[last], self._share[last]
+            self._chain[row] = self._chain[last]
+        self._chain[last] = None
+        self.count = last
+        self._groups = None
+
+    def clear(self) -> None:
+        """Let all rows leave, and give their memory back."""
+        for row in reversed(range(self.count)):
+            self.drop(row)
+        self._keys.clear()
+        self._values.clear()
+        self._columns = 0
+
+    def prepare(self) -> None:
+        """Get ready for a pass in which each row adds one token."""
+        if self._groups is None:
+            members: dict[Chain, list[int]] = {}
+            for row in range(self.count):
+                chain = self._chain[row]
+                if chain is not None:
+                    members.setdefault(chain, []).append(row)
+            self._groups = [Group(chain, rows, self._share) for chain, rows in members.items()]
+            order = [row for group in self._groups for row in group.rows]
+            self._order = torch.tensor(order, device=self._device) if order else None
+        n = self.count
+        self._at_row = torch.arange(n, device=self._device)
+        self._at_column = torch.from_numpy(self._own[:n].copy()).to(self._device)
+        self._position = torch.from_numpy(self.positions).to(self._device)
+        self._width = int(self._own[:n].max()) + 1
+        self._masks.clear()
+        for group in self._groups:
+            group.forget_moving_masks()
+        self._reserve(self._width)
+
+    def advance(self) -> None:
+        """The pass has been made: each row has one token more."""
+        self._own[: self.count] += 1
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, form: Form
+    ) -> torch.Tensor:
+        """See `Plan`; token i of the pass belongs to row i."""
+        n, heads = self.count, key.shape[0]
+        keys, values = self._store(layer, key, value)
+        keys[self._at_row, :, self._at_column] = key.transpose(0, 1)
+        values[self._at_row, :, self._at_column] = value.transpose(0, 1)
+        # (rows, kv heads, query heads of each, head size)
+        q = (query * form.scaling).transpose(0, 1).reshape(n, heads, -1, query.shape[-1])
+        k, v = keys[:n, :, : self._width], values[:n, :, : self._width]
+        scores = form.squeeze((q @ k.transpose(2, 3)).float()) + self._own_mask(form.window)
+        if self._order is None:
+            out = scores.softmax(-1).to(v.dtype) @ v
+            return out.reshape(n, query.shape[0], -1)
+        top = scores.amax(-1, keepdim=True)
+        weights = (scores - top).exp_()
+        total = weights.sum(-1, keepdim=True)
+        out = weights.to(v.dtype) @ v
+        self._add_shared(layer, q, (out, top, total), form)
+        return (out / total.to(out.dtype)).reshape(n, query.shape[0], -1)
+
+    def _add_shared(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        own: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        form: Form,
+    ) -> None:
+        """Add to the unnormalised `own` (sum, largest score, total) what the chains give."""
+        assert self._order is not None
+        assert self._groups is not None
+        _, heads, each, size = q.shape
+        together = q[self._order].transpose(0, 1).reshape(heads, -1, size)
+        outs, tops, totals, at = [], [], [], 0
+        for group in self._groups:
+            part = together[:, at : at + len(group.rows) * each]
+            at += part.shape[1]
+            v = group.chain.values[layer][:, : group.length]
+            k = group.chain.keys[layer][:, : group.length]
+            scores = form.squeeze((part @ k.transpose(1, 2)).float())
+            mask = self._chain_mask(group, form.window, each)
+            if mask is not None:
+                scores = scores + mask
+            top = scores.amax(-1, keepdim=True)
+            weights = (scores - top).exp_()
+            tops.append(top)
+            totals.append(weights.sum(-1, keepdim=True))
+            outs.append(weights.to(v.dtype) @ v)
+
+        def by_row(parts: list[torch.Tensor]) -> torch.Tensor:
+            joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            return joined.view(heads, -1, each, joined.shape[-1]).transpose(0, 1)
+
+        out, top, total = own
+        out_c, top_c, total_c = by_row(outs), by_row(tops), by_row(totals)
+        top_o = top[self._order]
+        highest = torch.maximum(top_o, top_c)
+        scale_o, scale_c = (top_o - highest).exp_(), (top_c - highest).exp_()
+        total[self._order] = total[self._order] * scale_o + total_c * scale_c
+        dtype = out.dtype
+        out[self._order] = out[self._order] * scale_o.to(dtype) + out_c * scale_c.to(dtype)
+
+    def _own_mask(self, window: int | None) -> torch.Tensor:
+        """Shape (rows, 1, 1, columns): 0 or `NEVER`."""
+        if window not in self._masks:
+            column = torch.arange(self._width, device=self._device)[None]
+            hidden = column > self._at_column[:, None]
+            if window is not None:
+                hidden |= column <= self._at_column[:, None] - window
+            mask = torch.zeros(hidden.shape, device=self._device).masked_fill_(hidden, NEVER)
+            self._masks[window] = mask[:, None, None]
+        return self._masks[window]
+
+    def _chain_mask(self, group: Group, window: int | None, each: int) -> torch.Tensor | None:
+        """Shape (1, rows of the group * each, length), or None where every row sees all of it."""
+        if (window, each) in group.masks:
+            return group.masks[window, each]
+        column = torch.arange(group.length, device=self._device)[None]
+        share = torch.from_numpy(group.shares).to(self._device)[:, None]
+        hidden = column >= share
+        if window is not None:
+            hidden = hidden | (column <= self._position[group.rows][:, None] - window)
+        mask = None
+        if window is not None or int(group.shares.min()) < group.length:
+            mask = torch.zeros(hidden.shape, device=self._device).masked_fill_(hidden, NEVER)
+            mask = mask.repeat_interleave(each, 0)[None]
+        group.masks[window, each] = mask
+        return mask
+
+    def _copy(self, row: int, chain: Chain, length: int) -> None:
+        self._reserve(length + 1)
+        for layer, key in chain.keys.items():
+            keys, values = self._store(layer, key, chain.values[layer])
+            keys[row, :, :length] = key[:, :length]
+            values[row, :, :length] = chain.values[layer][:, :length]
+        self._own[row] = length
+
+    def _store(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer not in self._keys:
+            for store, like in ((self._keys, key), (self._values, value)):
+                shape = (self._capacity, like.shape[0], self._columns, like.shape[-1])
+                store[layer] = like.new_zeros(shape)
+        return self._keys[layer], self._values[layer]
+
+    def _reserve(self, columns: int) -> None:
+        """Make room: zeros, because what is masked still takes part in products."""
+        if columns <= self._columns:
+            return
+        grown = max(columns, self._columns * 3 // 2)
+        self._columns = -(-grown // _COLUMNS) * _COLUMNS
+        for store in (self._keys, self._values):
+            for layer, old in store.items():
+                rows, heads, before, size = old.shape
+                new = old.new_zeros((rows, heads, self._columns, size))
+                new[:, :, :before] = old
+                store[layer] = new
