@@ -140,7 +140,7 @@ class PrefillPlan:
             here = slice(at, at + s.end - s.start)
             at = here.stop
             s.chain.write(layer, s.start, key[:, here], value[:, here])
-            k, v = s.chain.keys[layer][None, :, : s.end], s.chain.values[layer][None, :, : s.end]
+            k, v = (tensor[None] for tensor in s.chain.read(layer, 0, s.end))
             q = query[None, :, here]
             whole = s.start == 0 and (form.window is None or s.end <= form.window)
             if form.softcap is not None:

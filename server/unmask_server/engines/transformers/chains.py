@@ -17,41 +17,69 @@ from numpy.typing import NDArray
 Tokens = NDArray[np.int32]
 BLOCK = 16
 """Prefixes are looked up in steps of this many tokens, and shorter ones are not worth sharing."""
+_OF_ITS_OWN = 64
+"""A sequence that adds at least so much to another one gets all its keys and values in one piece,
+so that rows that share it can attend to it in place."""
 _CANDIDATES = 8
 """How many chains with the same whole blocks are compared token by token."""
 
 
 @dataclass(eq=False, slots=True)
 class Chain:
-    """Keys and values of `tokens`, one pair of tensors a layer."""
+    """Keys and values of `tokens`, one pair of tensors a layer.
+
+    A chain that adds only a little to another one (its *root*, which has none itself) holds just
+    what it adds.
+    """
 
     tokens: Tokens
+    root: Chain | None = None
+    offset: int = 0
+    """Tokens that `root` holds; 0 without one."""
     done: int = 0
     """Tokens whose keys and values are there; the rest is being computed."""
     users: int = 0
-    """Rows that attend to it; it is not dropped while there are any."""
+    """Rows and kept chains that need it; it is not dropped while there are any."""
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
-    """By layer; shape (kv heads, tokens, head size), made when a layer is first computed."""
+    """By layer; shape (kv heads, tokens - offset, head size), made when first computed."""
     values: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def copy_prefix(self, source: Chain, length: int) -> None:
-        """Take the first `length` tokens' keys and values over from `source`."""
-        for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
-            for layer, tensor in theirs.items():
-                heads, _, size = tensor.shape
-                mine[layer] = tensor.new_empty((heads, len(self.tokens), size))
-                mine[layer][:, :length] = tensor[:, :length]
+    @property
+    def size(self) -> int:
+        """Tokens whose keys and values it holds itself."""
+        return len(self.tokens) - self.offset
+
+    def begin(self, source: Chain, length: int) -> None:
+        """Take the first `length` tokens over from `source`: in place if little is added."""
+        if len(self.tokens) - length < _OF_ITS_OWN:
+            self.root = source.root if source.root is not None else source
+            self.offset = length if source.root is None else min(length, source.offset)
         self.done = length
+        if self.offset == length:
+            return
+        for layer in source.keys:
+            self.write(layer, self.offset, *source.read(layer, self.offset, length))
 
     def write(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Put in what a layer computed for tokens ``start`` on; shape (kv heads, n, head size)."""
+        """Put in keys and values of tokens ``start`` on; shape (kv heads, n, head size)."""
         if layer not in self.keys:
-            heads, _, size = key.shape
-            self.keys[layer] = key.new_empty((heads, len(self.tokens), size))
-            self.values[layer] = value.new_empty((heads, len(self.tokens), value.shape[-1]))
-        end = start + key.shape[1]
-        self.keys[layer][:, start:end] = key
-        self.values[layer][:, start:end] = value
+            for store, like in ((self.keys, key), (self.values, value)):
+                store[layer] = like.new_empty((like.shape[0], self.size, like.shape[-1]))
+        here = slice(start - self.offset, start - self.offset + key.shape[1])
+        self.keys[layer][:, here] = key
+        self.values[layer][:, here] = value
+
+    def read(self, layer: int, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of tokens `start` to `end`; a view where one chain holds them all."""
+        cut = self.offset
+        if self.root is None or start >= cut:
+            here = slice(start - cut, end - cut)
+            return self.keys[layer][:, here], self.values[layer][:, here]
+        key, value = self.root.read(layer, start, min(end, cut))
+        if end > cut:
+            key = torch.cat([key, self.keys[layer][:, : end - cut]], 1)
+            value = torch.cat([value, self.values[layer][:, : end - cut]], 1)
+        return key, value
 
 
 def common_prefix(a: Tokens, b: Tokens) -> int:
@@ -105,13 +133,17 @@ class ChainCache:
     def add(self, chain: Chain) -> None:
         """Keep a chain, whole from now on."""
         self._chains[chain] = None
-        self.tokens += len(chain.tokens)
+        self.tokens += chain.size
+        if chain.root is not None:
+            chain.root.users += 1
         for value in _block_hashes(chain.tokens):
             self._by_block.setdefault(value, {})[chain] = None
 
     def _drop(self, chain: Chain) -> None:
         del self._chains[chain]
-        self.tokens -= len(chain.tokens)
+        self.tokens -= chain.size
+        if chain.root is not None:
+            chain.root.users -= 1
         for value in _block_hashes(chain.tokens):
             bucket = self._by_block.get(value)
             if bucket is not None:
@@ -121,16 +153,18 @@ class ChainCache:
 
     def shrink(self, limit: int) -> None:
         """Drop unused chains, the least recently used first, until `limit` tokens are held."""
-        if self.tokens <= limit:
-            return
-        for chain in [c for c in self._chains if not c.users]:
-            self._drop(chain)
+        # Dropping what hangs on a root frees the root: a second round finds it.
+        for _ in range(2):
             if self.tokens <= limit:
                 return
+            for chain in [c for c in self._chains if not c.users]:
+                if self.tokens <= limit:
+                    return
+                self._drop(chain)
 
     def used_tokens(self) -> int:
-        """Tokens in chains that rows attend to."""
-        return sum(len(chain.tokens) for chain in self._chains if chain.users)
+        """Tokens in chains that rows, or other chains, need."""
+        return sum(chain.size for chain in self._chains if chain.users)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -80,7 +80,6 @@ def describe(model: Any, vocab_size: int | None) -> ModelInfo:
     return ModelInfo(vocab_size or columns, int(context), frozenset(ids))
 
 
-@torch.inference_mode()
 def choose_backend(model: Any, info: ModelInfo, *, rows: int, budget: int | None) -> Backend:
     """The fastest way of running `model` that gives its own logits.
 
@@ -98,11 +97,12 @@ def choose_backend(model: Any, info: ModelInfo, *, rows: int, budget: int | None
     if reason is None:
         before = model.config._attn_implementation
         probe = _probe(info, model.config.get_text_config())
-        expected = fallback.hidden([probe], [0])[0][0]
+        head = Head(model, info.vocab_size)
         try:
-            head = Head(model, info.vocab_size)
-            packed = PackedBackend(model, head, rows=max(rows, 8), budget=tokens)
-            worst = _difference(packed, probe, expected)
+            with torch.inference_mode():
+                expected = fallback.hidden([probe], [0])[0][0]
+                packed = PackedBackend(model, head, rows=max(rows, 8), budget=tokens)
+                worst = _difference(packed, probe, expected)
             limit = _TOLERANCE.get(model.dtype, _COARSE_TOLERANCE)
             if worst <= limit:
                 return PackedBackend(model, head, rows=rows, budget=tokens)

@@ -68,7 +68,7 @@ class PackedBackend:
             for item in wanted:
                 if item.level == level:
                     if item.source is not None:
-                        item.chain.copy_prefix(item.source, item.shared)
+                        item.chain.begin(item.source, item.shared)
                     segments.append((item.chain, len(item.chain.tokens)))
             for pieces in _passes(segments):
                 self._prefill(pieces)
@@ -92,7 +92,7 @@ class PackedBackend:
             chain = Chain(tokens)
             source, shared = self._chains.find(tokens)
             if source is not None and min(shared, first):
-                chain.copy_prefix(source, min(shared, first))
+                chain.begin(source, min(shared, first))
             computed += len(tokens) - chain.done
             chains.append(chain)
         states: dict[Chain, list[torch.Tensor]] = {chain: [] for chain in chains}

@@ -8,6 +8,8 @@ few rows. One softmax spans both parts, so the result is the same either way.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +23,13 @@ _WORTHWHILE = 32
 """Tokens of a chain that are worth it, at least."""
 _COLUMNS = 32
 """Room for own tokens grows in steps of this many columns."""
+
+
+def _in_place(chain: Chain, length: int) -> tuple[Chain, int] | None:
+    """Which chain a row could attend to in place, and how many of its tokens, if worth it."""
+    if chain.root is not None:
+        chain, length = chain.root, min(length, chain.offset)
+    return (chain, length) if length >= _WORTHWHILE else None
 
 
 class Group:
@@ -73,27 +82,19 @@ class Rows:
 
     def add(self, places: list[tuple[Chain, int] | None]) -> None:
         """Let rows begin, each after the given number of tokens of a chain (None: after none)."""
-        sharing: dict[Chain, int] = {}
-        for place in places:
-            if place is not None and place[1] >= _WORTHWHILE:
-                sharing[place[0]] = sharing.get(place[0], 0) + 1
-        for row in range(self.count):
-            chain = self._chain[row]
-            if chain in sharing:
-                sharing[chain] += 1
-        for place in places:
+        roots = [place and _in_place(*place) for place in places]
+        sharing = Counter(root for root, _ in filter(None, roots))
+        sharing.update(chain for chain in self._chain[: self.count] if chain in sharing)
+        for place, root in zip(places, roots, strict=True):
             row = self.count
             self.count += 1
             self._own[row] = self._share[row] = 0
             self._chain[row] = None
-            if place is None or place[1] == 0:
-                continue
-            chain, length = place
-            if length >= _WORTHWHILE and sharing[chain] >= _TOGETHER:
-                self._chain[row], self._share[row] = chain, length
-                chain.users += 1
-            else:
-                self._copy(row, chain, length)
+            if root is not None and sharing[root[0]] >= _TOGETHER:
+                self._chain[row], self._share[row] = root
+                root[0].users += 1
+            if place is not None:
+                self._copy(row, place[0], int(self._share[row]), place[1])
         self._groups = None
 
     def drop(self, row: int) -> None:
@@ -236,13 +237,17 @@ class Rows:
         group.masks[window, each] = mask
         return mask
 
-    def _copy(self, row: int, chain: Chain, length: int) -> None:
-        self._reserve(length + 1)
-        for layer, key in chain.keys.items():
-            keys, values = self._store(layer, key, chain.values[layer])
-            keys[row, :, :length] = key[:, :length]
-            values[row, :, :length] = chain.values[layer][:, :length]
-        self._own[row] = length
+    def _copy(self, row: int, chain: Chain, start: int, end: int) -> None:
+        """Put tokens `start` to `end` of a chain into a row's own columns."""
+        if start == end:
+            return
+        self._reserve(end - start + 1)
+        for layer in chain.keys:
+            key, value = chain.read(layer, start, end)
+            keys, values = self._store(layer, key, value)
+            keys[row, :, : end - start] = key
+            values[row, :, : end - start] = value
+        self._own[row] = end - start
 
     def _store(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
