@@ -1,0 +1,212 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import grpc
+import grpc.aio
+
+from unmask import channel as channels
+from unmask.calls import Paged, Streamed, Unary, as_method
+from unmask.errors import from_rpc_error
+from unmask.growth import AsyncGrowthHandle
+from unmask.requests import cache, catalog, diagnosis, growth, trajectory
+from unmask.requests.growth import AllocationName
+from unmask.requests.refs import Ref, Target
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncBaseClient:
+    """Calls carried out on an event loop. `AsyncClient` gives them their names."""
+
+    def __init__(
+        self,
+        address: str = channels.DEFAULT_ADDRESS,
+        *,
+        token: str | None = None,
+        tls: bool | str | Path | grpc.ChannelCredentials | None = None,
+        timeout: float | None = 600.0,
+    ) -> None:
+        """Connect, lazily; to be called where an event loop runs. Arguments: see `Client`."""
+        self.address = address
+        self.timeout = timeout
+        connection = channels.connection(address, token, tls)
+        self._metadata = connection.metadata
+        self._channel: grpc.aio.Channel = (
+            grpc.aio.secure_channel(connection.target, connection.credentials, connection.options)
+            if connection.credentials
+            else grpc.aio.insecure_channel(connection.target, connection.options)
+        )
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel, for the generated stubs in `unmask.v1`."""
+        return self._channel
+
+    def with_timeout(self, timeout: float | None) -> Self:
+        """The same client, on the same channel, with another timeout in seconds."""
+        other = copy.copy(self)
+        other.timeout = timeout
+        return other
+
+    async def wait_ready(self, timeout: float = 60.0) -> None:
+        """Wait until the server says that it serves.
+
+        Raises:
+            UnmaskError: DEADLINE_EXCEEDED after `timeout` seconds; UNAVAILABLE if it is stopping.
+
+        """
+        check: Any = self._channel.unary_unary(channels.HEALTH_PATH)
+        try:
+            answer = await check(b"", timeout=timeout, metadata=self._metadata, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        channels.require_serving(answer, self.address)
+
+    async def call(self, call: Unary[T]) -> T:
+        """Carry out a call; raises `UnmaskError` if it fails."""
+        response = await self._send(call.path, call.request, call.response)
+        return call.pick(response)
+
+    async def pages(self, call: Paged[T]) -> AsyncIterator[T]:
+        """The items of all pages, fetched as they are needed."""
+        request = copy.copy(call.request)
+        while True:
+            page = await self._send(call.path, request, call.response)
+            for item in call.items(page):
+                yield item
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def stream(self, call: Streamed[T]) -> AsyncIterator[T]:
+        """The answers as they come. Closing the iterator cancels the call."""
+        method: Any = self._channel.unary_stream(
+            call.path,
+            request_serializer=type(call.request).SerializeToString,
+            response_deserializer=call.response.FromString,
+        )
+        responses = method(call.request, metadata=self._metadata)
+        try:
+            async for response in responses:
+                yield call.pick(response)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            responses.cancel()
+
+    async def _send(self, path: str, request: Any, response: Any) -> Any:
+        method: Any = self._channel.unary_unary(
+            path,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        try:
+            return await method(request, timeout=self.timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+def _unary(
+    build: Callable[P, Unary[T]],
+) -> Callable[Concatenate[AsyncBaseClient, P], Awaitable[T]]:
+    return as_method(build, AsyncBaseClient.call)
+
+
+def _paged(
+    build: Callable[P, Paged[T]],
+) -> Callable[Concatenate[AsyncBaseClient, P], AsyncIterator[T]]:
+    return as_method(build, AsyncBaseClient.pages)
+
+
+def _streamed(
+    build: Callable[P, Streamed[T]],
+) -> Callable[Concatenate[AsyncBaseClient, P], AsyncIterator[T]]:
+    return as_method(build, AsyncBaseClient.stream)
+
+
+class AsyncClient(AsyncBaseClient):
+    """`Client` for asyncio: the same methods, to be awaited or iterated with `async for`.
+
+    async with unmask.AsyncClient("localhost:50051") as client:
+        policy = (await client.register_policy("/models/student")).policy
+    """
+
+    register_policy = _unary(catalog.register_policy)
+    get_policy = _unary(catalog.get_policy)
+    list_policies = _paged(catalog.list_policies)
+    register_teacher = _unary(catalog.register_teacher)
+    get_teacher = _unary(catalog.get_teacher)
+    list_teachers = _paged(catalog.list_teachers)
+    preview_prompt = _unary(catalog.preview_prompt)
+    register_questions = _unary(catalog.register_questions)
+    get_question = _unary(catalog.get_question)
+    list_questions = _paged(catalog.list_questions)
+    register_verifier = _unary(catalog.register_verifier)
+    list_verifiers = _paged(catalog.list_verifiers)
+
+    sample_trajectories = _unary(trajectory.sample_trajectories)
+    submit_trajectory = _unary(trajectory.submit_trajectory)
+    get_trajectory = _unary(trajectory.get_trajectory)
+    list_trajectories = _paged(trajectory.list_trajectories)
+
+    get_node = _unary(diagnosis.get_node)
+    ideal_gradient = _unary(diagnosis.ideal_gradient)
+    alignment = _unary(diagnosis.alignment)
+    trajectory_alignments = _streamed(diagnosis.trajectory_alignments)
+    summarize = _unary(diagnosis.summarize)
+
+    start_growth = _unary(growth.start_growth)
+    get_growth = _unary(growth.get_growth)
+    list_growths = _paged(growth.list_growths)
+    watch_growth = _streamed(growth.watch_growth)
+    cancel_growth = _unary(growth.cancel_growth)
+
+    statistics = _unary(cache.statistics)
+    regrade = _unary(cache.regrade)
+
+    async def grow(
+        self,
+        targets: Target | Iterable[Target],
+        *,
+        rollouts: int | None = None,
+        tokens: int | None = None,
+        rollouts_per_node: int = 0,
+        allocation: AllocationName = "policy",
+        teachers: Ref | Iterable[Ref] = (),
+        request_id: str | None = None,
+        verifier: Ref = "",
+        top_k: int = 0,
+    ) -> AsyncGrowthHandle:
+        """Start a growth and get a handle on it; the arguments are those of `start_growth`.
+
+        await (await client.grow(trajectory, rollouts=1000)).wait()
+        """
+        started = await self.start_growth(
+            targets,
+            rollouts=rollouts,
+            tokens=tokens,
+            rollouts_per_node=rollouts_per_node,
+            allocation=allocation,
+            teachers=teachers,
+            request_id=request_id,
+            verifier=verifier,
+            top_k=top_k,
+        )
+        return AsyncGrowthHandle(self, started)

@@ -1,0 +1,192 @@
+"""What went wrong, readable: the code, the message, and which field of the request was meant.
+
+Servers send google.rpc details (https://google.aip.dev/193) in the trailing metadata. The four
+messages of interest are decoded here by hand, so that the client needs no package for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_TYPE_PREFIX = "type.googleapis.com/google.rpc."
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """A field of a request that was refused."""
+
+    field: str
+    """Its path, e.g. `sampling.temperature` or `targets[2].trajectory`."""
+    description: str
+    """Why."""
+
+
+class UnmaskError(grpc.RpcError):
+    """A call failed.
+
+    It is a `grpc.RpcError` with the usual `code()`, `details()` and `trailing_metadata()`; the one
+    that gRPC raised is its `__cause__`. Subclasses exist for the codes that a program may want to
+    tell apart.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        reason: str = "",
+        violations: tuple[FieldViolation, ...] = (),
+        metadata: tuple[tuple[str, str | bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        """What the server said."""
+        self.reason = reason
+        """Tells causes of one code apart, e.g. `ENGINE_UNAVAILABLE`; may be empty."""
+        self.violations = violations
+        """The fields that were refused, for INVALID_ARGUMENT."""
+        self._code = code
+        self._metadata = metadata
+
+    def code(self) -> grpc.StatusCode:
+        """The canonical code."""
+        return self._code
+
+    def details(self) -> str:
+        """The same as `message`, as gRPC names it."""
+        return self.message
+
+    def trailing_metadata(self) -> Any:
+        """What came with the answer."""
+        return self._metadata
+
+    def __str__(self) -> str:
+        """One line: the code, the message, and fields that the message doesn't name."""
+        more = "".join(
+            f"; {violation.field}: {violation.description}"
+            for violation in self.violations
+            if violation.field not in self.message
+        )
+        return f"{self._code.name}: {self.message}{more}"
+
+
+class InvalidArgumentError(UnmaskError):
+    """A field of the request cannot be right; see `violations`."""
+
+
+class NotFoundError(UnmaskError):
+    """No such policy, teacher, question, trajectory or growth."""
+
+
+class AlreadyExistsError(UnmaskError):
+    """The name or the request_id belongs to something else."""
+
+
+class FailedPreconditionError(UnmaskError):
+    """The request is sound, but not for these things, e.g. a teacher with another tokenizer."""
+
+
+class UnavailableError(UnmaskError):
+    """The server, or a model that it needs, cannot be reached; the same call may work later."""
+
+
+class DeadlineExceededError(UnmaskError):
+    """The answer took longer than the client's `timeout`."""
+
+
+class UnauthenticatedError(UnmaskError):
+    """The server wants a token, and this one is none of its tokens."""
+
+
+class GrowthFailedError(UnmaskError):
+    """A growth was given up; what it sampled is kept."""
+
+
+_CLASSES: dict[grpc.StatusCode, type[UnmaskError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExistsError,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+}
+
+
+def from_rpc_error(error: Any) -> UnmaskError:
+    """The readable form of an error that gRPC raised; to be raised `from` it."""
+    code: grpc.StatusCode = error.code()
+    metadata = tuple((key, value) for key, value in error.trailing_metadata() or ())
+    reason = ""
+    violations: list[FieldViolation] = []
+    for key, value in metadata:
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            reason, violations = _decode_status(value)
+    return _CLASSES.get(code, UnmaskError)(
+        code,
+        error.details() or code.name,
+        reason=reason,
+        violations=tuple(violations),
+        metadata=metadata,
+    )
+
+
+def _decode_status(data: bytes) -> tuple[str, list[FieldViolation]]:
+    """The ErrorInfo.reason and the BadRequest.field_violations of a serialised google.rpc.Status.
+
+    Details that are malformed or of other kinds are passed over: the message says enough.
+    """
+    reason = ""
+    violations: list[FieldViolation] = []
+    try:
+        for number, detail in _fields(data):
+            if number != 3:  # Status.details, a repeated google.protobuf.Any
+                continue
+            packed = dict(_fields(detail))  # type_url = 1, value = 2
+            value = packed.get(2, b"")
+            match packed.get(1, b"").decode().removeprefix(_TYPE_PREFIX):
+                case "ErrorInfo":
+                    reason = dict(_fields(value)).get(1, b"").decode()
+                case "BadRequest":
+                    for _, violation in _fields(value):
+                        parts = dict(_fields(violation))  # field = 1, description = 2
+                        violations.append(
+                            FieldViolation(parts.get(1, b"").decode(), parts.get(2, b"").decode())
+                        )
+    except (IndexError, UnicodeDecodeError, ValueError):
+        return "", []
+    return reason, violations
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The length-delimited fields of a serialised message, as (number, content)."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        wire_type = tag & 7
+        if wire_type == 0:
+            _, at = _varint(data, at)
+        elif wire_type == 2:
+            length, at = _varint(data, at)
+            if at + length > len(data):
+                raise ValueError("cut off")
+            yield tag >> 3, data[at : at + length]
+            at += length
+        else:  # fixed32 and fixed64; groups are not in use
+            at += {1: 8, 5: 4}[wire_type] if wire_type in (1, 5) else len(data)
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7

@@ -1,0 +1,269 @@
+"""Calls of CatalogService."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from unmask.calls import Paged, Unary, itself, path
+from unmask.requests.refs import Ref, ref, refs
+from unmask.v1 import catalog_pb2 as pb
+
+_SERVICE = "CatalogService"
+
+PromptStyle = Literal["chat", "raw"]
+_STYLES = {"chat": pb.PROMPT_STYLE_CHAT, "raw": pb.PROMPT_STYLE_RAW}
+
+VERIFIER_KINDS: dict[str, pb.VerifierKind.ValueType] = {
+    name.removeprefix("VERIFIER_KIND_").lower(): number
+    for name, number in pb.VerifierKind.items()
+    if number
+}
+"""Names of the kinds of verifiers: `last_number`, `hash_answer`, `boxed`, ..."""
+
+
+def register_policy(
+    model: str | Path,
+    *,
+    name: str = "",
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    max_new_tokens: int = 0,
+    stop_ids: Iterable[int] = (),
+    stop_texts: Iterable[str] = (),
+    prompt_style: PromptStyle | None = None,
+    prompt_template: str = "",
+) -> Unary[pb.RegisterPolicyResponse]:
+    """Register a student: a checkpoint with its sampling settings.
+
+    Args:
+        model: a directory on the server in Hugging Face format. A `Path` is made absolute here.
+        name: optional, unique.
+        temperature: above 0; None: 1.
+        top_p: in (0, 1]; None: 1, nothing is cut.
+        top_k: at least 1, or 0 for no cut; None: 0.
+        max_new_tokens: where a generation is cut off, and has failed; 0: 256.
+        stop_ids: ids that end a generation; empty: the model's end tokens.
+        stop_texts: texts that end one too, each exactly one token, e.g. a newline.
+        prompt_style: who writes the prompt: the tokenizer's chat template or `prompt_template`.
+            None: `raw` if there is a `prompt_template`, else `chat` if the tokenizer has one.
+        prompt_template: for `raw`: Jinja over `content` giving the whole prompt.
+
+    Returns:
+        `policy`, new or found, and `warnings`.
+
+    """
+    request = pb.RegisterPolicyRequest(
+        name=name,
+        model=_model(model),
+        sampling=pb.Sampling(temperature=temperature, top_p=top_p, top_k=top_k),
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        stop_texts=[stop_texts] if isinstance(stop_texts, str) else stop_texts,
+        prompting=_prompting(prompt_style, prompt_template),
+    )
+    return Unary(path(_SERVICE, "RegisterPolicy"), request, pb.RegisterPolicyResponse, itself)
+
+
+def get_policy(policy: Ref) -> Unary[pb.Policy]:
+    """One policy, by id or name."""
+    request = pb.GetPolicyRequest(policy=ref(policy))
+    return Unary(path(_SERVICE, "GetPolicy"), request, pb.GetPolicyResponse, lambda r: r.policy)
+
+
+def list_policies(*, page_size: int = 0) -> Paged[pb.Policy]:
+    """All policies, oldest first; pages are fetched as they are needed."""
+    request = pb.ListPoliciesRequest(page_size=page_size)
+    return Paged(
+        path(_SERVICE, "ListPolicies"), request, pb.ListPoliciesResponse, lambda r: r.policies
+    )
+
+
+def register_teacher(
+    model: str | Path | pb.Policy,
+    *,
+    name: str = "",
+    context: str = "",
+    context_template: str = "",
+    prompt_style: PromptStyle | None = None,
+    prompt_template: str = "",
+    policies: Ref | Iterable[Ref] = (),
+) -> Unary[pb.RegisterTeacherResponse]:
+    """Register a teacher: a model and what it is shown beside the question.
+
+    Args:
+        model: a directory on the server (a `Path` is made absolute here), or a policy: its model
+            and its prompting then, which is self-distillation.
+        name: optional, unique.
+        context: a built-in context (`none`, `answer`, `hint`, `solution`, `wrong_solution`,
+            `contrastive`), or a name for `context_template`. Empty: `none`.
+        context_template: Jinja over the question's fields giving the user's message.
+        prompt_style: as for a policy; None: the policy's own, if there is one.
+        prompt_template: as for a policy.
+        policies: students it will teach; at least one, unless `model` is a policy.
+
+    Returns:
+        `teacher`, new or found, and `warnings`.
+
+    """
+    request = pb.RegisterTeacherRequest(
+        name=name,
+        model=model.id if isinstance(model, pb.Policy) else _model(model),
+        context=_context(context, context_template),
+        prompting=_prompting(prompt_style, prompt_template),
+        policies=refs(policies),
+    )
+    return Unary(path(_SERVICE, "RegisterTeacher"), request, pb.RegisterTeacherResponse, itself)
+
+
+def get_teacher(teacher: Ref) -> Unary[pb.Teacher]:
+    """One teacher, by id or name."""
+    request = pb.GetTeacherRequest(teacher=ref(teacher))
+    return Unary(path(_SERVICE, "GetTeacher"), request, pb.GetTeacherResponse, lambda r: r.teacher)
+
+
+def list_teachers(*, page_size: int = 0) -> Paged[pb.Teacher]:
+    """All teachers, oldest first; pages are fetched as they are needed."""
+    request = pb.ListTeachersRequest(page_size=page_size)
+    return Paged(
+        path(_SERVICE, "ListTeachers"), request, pb.ListTeachersResponse, lambda r: r.teachers
+    )
+
+
+def preview_prompt(
+    question: Ref, *, policy: Ref | None = None, teacher: Ref | None = None
+) -> Unary[pb.PreviewPromptResponse]:
+    """The prompt that a policy or a teacher is given for a question: `text`, `tokens`, `warnings`.
+
+    Raises:
+        ValueError: not exactly one of `policy` and `teacher`.
+
+    """
+    if (policy is None) == (teacher is None):
+        raise ValueError("preview_prompt: give a policy or a teacher")
+    request = pb.PreviewPromptRequest(question=ref(question))
+    if policy is not None:
+        request.policy = ref(policy)
+    elif teacher is not None:
+        request.teacher = ref(teacher)
+    return Unary(path(_SERVICE, "PreviewPrompt"), request, pb.PreviewPromptResponse, itself)
+
+
+def register_questions(
+    questions: str | os.PathLike[str] | bytes | Iterable[Mapping[str, Any] | pb.QuestionSpec],
+    *,
+    verifier: Ref = "",
+) -> Unary[list[pb.RegisteredQuestion]]:
+    """Register questions; each one succeeds or fails by itself.
+
+    Args:
+        questions: the path of a JSONL file, its content as bytes, or one mapping for each question
+            with `question`, `answer` and whatever else contexts use; `name` and `prompt_tokens` are
+            taken out of it.
+        verifier: grades them; empty: `last_number`.
+
+    Returns:
+        One result for each question: `index` (its place from 0, or its line in JSONL from 1) with
+        either `question` or `error`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a mapping's value is no text and no number.
+
+    """
+    request = pb.RegisterQuestionsRequest(verifier=ref(verifier))
+    if isinstance(questions, bytes):
+        request.jsonl = questions
+    elif isinstance(questions, str | os.PathLike):
+        request.jsonl = Path(questions).read_bytes()
+    else:
+        request.questions.extend(_question(i, given) for i, given in enumerate(questions))
+    return Unary(
+        path(_SERVICE, "RegisterQuestions"),
+        request,
+        pb.RegisterQuestionsResponse,
+        lambda r: list(r.results),
+    )
+
+
+def get_question(question: Ref) -> Unary[pb.Question]:
+    """One question, by id or name."""
+    request = pb.GetQuestionRequest(question=ref(question))
+    return Unary(
+        path(_SERVICE, "GetQuestion"), request, pb.GetQuestionResponse, lambda r: r.question
+    )
+
+
+def list_questions(*, page_size: int = 0) -> Paged[pb.Question]:
+    """All questions, oldest first; pages are fetched as they are needed."""
+    request = pb.ListQuestionsRequest(page_size=page_size)
+    return Paged(
+        path(_SERVICE, "ListQuestions"), request, pb.ListQuestionsResponse, lambda r: r.questions
+    )
+
+
+def register_verifier(
+    kind: str | pb.VerifierKind.ValueType,
+    *,
+    name: str = "",
+    options: Mapping[str, str] | None = None,
+) -> Unary[pb.Verifier]:
+    """Register a verifier. The built-in ones need no registration.
+
+    Args:
+        kind: one of `VERIFIER_KINDS`, e.g. `regex`.
+        name: optional, unique.
+        options: for `regex` `pattern`; for `exact` `ignore_case`; for all `truncated` (`grade`).
+
+    Raises:
+        ValueError: no such kind.
+
+    """
+    if isinstance(kind, str):
+        if kind not in VERIFIER_KINDS:
+            raise ValueError(f"kind: {kind!r} is none of {', '.join(VERIFIER_KINDS)}")
+        kind = VERIFIER_KINDS[kind]
+    request = pb.RegisterVerifierRequest(name=name, kind=kind, options=options or {})
+    return Unary(
+        path(_SERVICE, "RegisterVerifier"),
+        request,
+        pb.RegisterVerifierResponse,
+        lambda r: r.verifier,
+    )
+
+
+def list_verifiers(*, page_size: int = 0) -> Paged[pb.Verifier]:
+    """All verifiers, oldest first; pages are fetched as they are needed."""
+    request = pb.ListVerifiersRequest(page_size=page_size)
+    return Paged(
+        path(_SERVICE, "ListVerifiers"), request, pb.ListVerifiersResponse, lambda r: r.verifiers
+    )
+
+
+def _model(model: str | Path) -> str:
+    return str(model.absolute()) if isinstance(model, Path) else model
+
+
+def _context(name: str, template: str) -> pb.Context | None:
+    return pb.Context(name=name, template=template) if name or template else None
+
+
+def _prompting(style: PromptStyle | None, template: str) -> pb.Prompting | None:
+    if style is None and not template:
+        return None
+    return pb.Prompting(style=_STYLES[style or "raw"], template=template)
+
+
+def _question(index: int, given: Mapping[str, Any] | pb.QuestionSpec) -> pb.QuestionSpec:
+    if isinstance(given, pb.QuestionSpec):
+        return given
+    rest = {key: value for key, value in given.items() if value is not None}
+    spec = pb.QuestionSpec(name=rest.pop("name", ""), prompt_tokens=rest.pop("prompt_tokens", ()))
+    for key, value in rest.items():
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"questions[{index}].{key}: {type(value).__name__} is no text")
+        spec.fields[key] = str(value)
+    return spec

@@ -1,0 +1,219 @@
+"""Calls of DiagnosisService."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from unmask.algorithms import AlgorithmLike, parse_algorithms
+from unmask.calls import Streamed, Unary, itself, path
+from unmask.requests.refs import Prefix, Ref, node, options, ref, refs
+from unmask.v1 import diagnosis_pb2 as pb
+
+_SERVICE = "DiagnosisService"
+
+
+def get_node(
+    *,
+    trajectory: Ref | None = None,
+    position: int | None = None,
+    policy: Ref | None = None,
+    question: Ref | None = None,
+    prefix: Prefix | None = None,
+    observed_token: int | None = None,
+    teachers: Ref | Iterable[Ref] = (),
+    verifier: Ref = "",
+    top_k: int = 0,
+    min_coverage: float | None = None,
+    latest: bool = False,
+) -> Unary[pb.GetNodeResponse]:
+    """Success estimates of a node's candidate tokens.
+
+    The node is named by `trajectory` and `position` or by `policy`, `question` and `prefix`, see
+    `unmask.node`; for `verifier`, `top_k`, `min_coverage` and `latest` see `alignment`.
+
+    Returns:
+        `node`, what this is about; `candidates`, likeliest first; `tail`, everything else.
+
+    """
+    request = pb.GetNodeRequest(
+        node=node(
+            trajectory=trajectory,
+            position=position,
+            policy=policy,
+            question=question,
+            prefix=prefix,
+            observed_token=observed_token,
+        ),
+        options=options(verifier, top_k, min_coverage, latest),
+        teachers=refs(teachers),
+    )
+    return Unary(path(_SERVICE, "GetNode"), request, pb.GetNodeResponse, itself)
+
+
+def ideal_gradient(
+    *,
+    trajectory: Ref | None = None,
+    position: int | None = None,
+    policy: Ref | None = None,
+    question: Ref | None = None,
+    prefix: Prefix | None = None,
+    observed_token: int | None = None,
+    teachers: Ref | Iterable[Ref] = (),
+    verifier: Ref = "",
+    top_k: int = 0,
+    min_coverage: float | None = None,
+    latest: bool = False,
+) -> Unary[pb.GetIdealGradientResponse]:
+    """The logit update that most increases the chance of success at a node.
+
+    The node is named by `trajectory` and `position` or by `policy`, `question` and `prefix`, see
+    `unmask.node`; for `verifier`, `top_k`, `min_coverage` and `latest` see `alignment`.
+
+    Returns:
+        `node`, `status`, `norm`, `norm_bound` and `components`, which are
+        g_j = P_j (Psucc_j - sum_k P_k Psucc_k).
+
+    """
+    request = pb.GetIdealGradientRequest(
+        node=node(
+            trajectory=trajectory,
+            position=position,
+            policy=policy,
+            question=question,
+            prefix=prefix,
+            observed_token=observed_token,
+        ),
+        options=options(verifier, top_k, min_coverage, latest),
+        teachers=refs(teachers),
+    )
+    return Unary(path(_SERVICE, "GetIdealGradient"), request, pb.GetIdealGradientResponse, itself)
+
+
+def alignment(
+    *,
+    trajectory: Ref | None = None,
+    position: int | None = None,
+    policy: Ref | None = None,
+    question: Ref | None = None,
+    prefix: Prefix | None = None,
+    observed_token: int | None = None,
+    teachers: Ref | Iterable[Ref] = (),
+    algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
+    verifier: Ref = "",
+    top_k: int = 0,
+    min_coverage: float | None = None,
+    latest: bool = False,
+) -> Unary[pb.GetAlignmentResponse]:
+    """How teachers' and algorithms' updates align with the ideal one at a node.
+
+    Args:
+        trajectory: names the node together with
+        position: the token of the trajectory that is in question, from 0.
+        policy: or names the node together with
+        question: the question and
+        prefix: the tokens generated so far, as ids or as text; None: none.
+        observed_token: the id of the token in question; `sampled` algorithms need it.
+        teachers: may be empty if no algorithm needs one.
+        algorithms: messages or texts, see `unmask.parse_algorithm`; empty: `reverse_kl`.
+        verifier: grades the rollouts; empty: the question's own.
+        top_k: how many of the likeliest tokens are candidates; 0: 20.
+        min_coverage: mass on the candidates below which the answer says LOW_COVERAGE; None: 0.9.
+        latest: whether to read everything committed before the call, also by other servers.
+
+    Returns:
+        `node`, what this is about; `alignments`, teacher by teacher, algorithm by algorithm.
+
+    """
+    request = pb.GetAlignmentRequest(
+        node=node(
+            trajectory=trajectory,
+            position=position,
+            policy=policy,
+            question=question,
+            prefix=prefix,
+            observed_token=observed_token,
+        ),
+        options=options(verifier, top_k, min_coverage, latest),
+        teachers=refs(teachers),
+        algorithms=_algorithms(algorithms),
+    )
+    return Unary(path(_SERVICE, "GetAlignment"), request, pb.GetAlignmentResponse, itself)
+
+
+def trajectory_alignments(
+    trajectory: Ref,
+    *,
+    teachers: Ref | Iterable[Ref] = (),
+    algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
+    positions: Iterable[int] = (),
+    verifier: Ref = "",
+    top_k: int = 0,
+    min_coverage: float | None = None,
+    latest: bool = False,
+) -> Streamed[pb.StreamTrajectoryAlignmentsResponse]:
+    """The alignments at every token of a trajectory, in order, as they are computed.
+
+    Args:
+        trajectory: which.
+        teachers: as for `alignment`.
+        algorithms: as for `alignment`.
+        positions: only these, from 0; empty: all.
+        verifier: as for `alignment`.
+        top_k: as for `alignment`.
+        min_coverage: as for `alignment`.
+        latest: as for `alignment`.
+
+    """
+    request = pb.StreamTrajectoryAlignmentsRequest(
+        trajectory=ref(trajectory),
+        options=options(verifier, top_k, min_coverage, latest),
+        teachers=refs(teachers),
+        algorithms=_algorithms(algorithms),
+        positions=positions,
+    )
+    return Streamed(
+        path(_SERVICE, "StreamTrajectoryAlignments"),
+        request,
+        pb.StreamTrajectoryAlignmentsResponse,
+        itself,
+    )
+
+
+def summarize(
+    trajectories: Ref | Iterable[Ref],
+    *,
+    teachers: Ref | Iterable[Ref] = (),
+    algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
+    verifier: Ref = "",
+    top_k: int = 0,
+    min_coverage: float | None = None,
+    latest: bool = False,
+) -> Unary[list[pb.AlignmentSummary]]:
+    """One statement for each teacher and algorithm over a set of trajectories of one policy.
+
+    Args:
+        trajectories: 1 to 1000 of them.
+        teachers: as for `alignment`.
+        algorithms: as for `alignment`.
+        verifier: as for `alignment`.
+        top_k: as for `alignment`.
+        min_coverage: as for `alignment`.
+        latest: as for `alignment`.
+
+    """
+    request = pb.SummarizeAlignmentsRequest(
+        trajectories=refs(trajectories),
+        options=options(verifier, top_k, min_coverage, latest),
+        teachers=refs(teachers),
+        algorithms=_algorithms(algorithms),
+    )
+    return Unary(
+        path(_SERVICE, "SummarizeAlignments"),
+        request,
+        pb.SummarizeAlignmentsResponse,
+        lambda r: list(r.summaries),
+    )
+
+
+def _algorithms(given: AlgorithmLike | Iterable[AlgorithmLike]) -> list[pb.Algorithm]:
+    return parse_algorithms([given] if isinstance(given, pb.Algorithm) else given)
