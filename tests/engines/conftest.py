@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
+from unmask_server.engines.transformers import TransformersEngine
 
 from tests.engines.models import save
-from unmask_server.engines.transformers import TransformersEngine
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,9 @@ class Rows:
         """Let rows begin, each after the given number of tokens of a chain (None: after none)."""
         roots = [place and _in_place(*place) for place in places]
         sharing = Counter(root for root, _ in filter(None, roots))
-        sharing.update(chain for chain in self._chain[: self.count] if chain in sharing)
+        for chain in self._chain[: self.count]:
+            if chain is not None and chain in sharing:
+                sharing[chain] += 1
         for place, root in zip(places, roots, strict=True):
             row = self.count
             self.count += 1
