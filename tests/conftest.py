@@ -7,7 +7,7 @@ from tests.stores import (
     database_url,
     empty_url,
     postgresql_only,
-    postgresql_template,
+    postgresql_shared_url,
     postgresql_url,
 )
 
@@ -16,6 +16,6 @@ __all__ = [
     "database_url",
     "empty_url",
     "postgresql_only",
-    "postgresql_template",
+    "postgresql_shared_url",
     "postgresql_url",
 ]

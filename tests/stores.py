@@ -42,14 +42,14 @@ def postgresql_server() -> Iterator[str]:
             server.cleanup()
 
 
-def new_database(server_url: str, template: str = "template1") -> str:
-    """Make a database on the server, a copy of another one; return its URL.
+def new_database(server_url: str) -> str:
+    """Make an empty database on the server; return its URL.
 
     It is not dropped: the server's folder goes with the server.
     """
     name = f"test_{next(_numbers)}"
     with _admin(server_url).connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        connection.execute(text(f"CREATE DATABASE {name}"))
     return make_url(server_url).set(database=name).render_as_string(hide_password=False)
 
 
@@ -117,11 +117,11 @@ def postgresql_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgresql_template(postgresql_url: str) -> str:
-    """The name of a database that is migrated and filled, to be copied."""
+def postgresql_shared_url(postgresql_url: str) -> str:
+    """The URL of a migrated database for one test after the other: making one takes long."""
     url = new_database(postgresql_url)
-    _prepare(url)
-    return str(make_url(url).database)
+    migrate(url)
+    return url
 
 
 @pytest.fixture(params=STORES)
@@ -137,10 +137,12 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a migrated database with what `fill_catalog` adds, on each store."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/unmask.db"
-        _prepare(url)
-        return url
-    server = request.getfixturevalue("postgresql_url")
-    return new_database(server, request.getfixturevalue("postgresql_template"))
+        migrate(url)
+        _fill(url)
+    else:
+        url = request.getfixturevalue("postgresql_shared_url")
+        _fill_anew(url)
+    return url
 
 
 @pytest.fixture
@@ -152,18 +154,25 @@ def database(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def postgresql_only(postgresql_url: str, postgresql_template: str) -> Iterator[Engine]:
+def postgresql_only(postgresql_shared_url: str) -> Iterator[Engine]:
     """As `database`, for what only PostgreSQL can do."""
-    engine = open_database(new_database(postgresql_url, postgresql_template))
+    _fill_anew(postgresql_shared_url)
+    engine = open_database(postgresql_shared_url)
     yield engine
     engine.dispose()
 
 
-def _prepare(url: str) -> None:
-    migrate(url)
+def _fill(url: str) -> None:
     engine = open_database(url)
     fill_catalog(engine)
     engine.dispose()
+
+
+def _fill_anew(url: str) -> None:
+    tables = ", ".join(schema.metadata.tables)
+    with _admin(url).connect() as connection:
+        connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
+    _fill(url)
 
 
 def _admin(server_url: str) -> Engine:

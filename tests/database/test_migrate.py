@@ -57,14 +57,15 @@ def test_serving_needs_a_migrated_database(empty_url: str) -> None:
     engine.dispose()
 
 
-def test_a_newer_database_is_refused_and_left_alone(database_url: str) -> None:
-    engine = open_database(database_url)
+def test_a_newer_database_is_refused_and_left_alone(empty_url: str) -> None:
+    migrate(empty_url)
+    engine = open_database(empty_url)
     with write(engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'from-the-future'"))
     with pytest.raises(SchemaRevisionError, match="does not know"):
         require_head(engine)
     with pytest.raises(SchemaRevisionError, match="does not know"):
-        migrate(database_url)
+        migrate(empty_url)
     assert current_revision(engine) == "from-the-future"
     engine.dispose()
 

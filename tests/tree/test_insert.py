@@ -129,10 +129,10 @@ def test_rewards_must_be_those_of_the_active_verifiers(
 
 def test_a_tree_must_exist(database: Engine) -> None:
     store = TreeStore(database)
-    with pytest.raises(UnknownTreeError, match="no tree 77"):
-        store.add_rollouts(77, [])
-    with pytest.raises(UnknownTreeError, match="no tree 77"):
-        store.look_up(77, (1,), [0], 1)
+    with pytest.raises(UnknownTreeError, match="no tree 1000000"):
+        store.add_rollouts(1_000_000, [])
+    with pytest.raises(UnknownTreeError, match="no tree 1000000"):
+        store.look_up(1_000_000, (1,), [0], 1)
 
 
 def test_what_is_done_then_is_done_with_the_batch(database: Engine) -> None:

@@ -153,7 +153,7 @@ def test_what_is_no_reward_is_refused(database: Engine, rewards: list[float]) ->
 
 def test_the_tree_must_exist(database: Engine) -> None:
     with pytest.raises(UnknownTreeError):
-        TreeStore(database).activate_verifier(99, 1, _never)
+        TreeStore(database).activate_verifier(1_000_000, 1, _never)
 
 
 def test_several_activate_while_others_insert(database: Engine) -> None:
