@@ -70,13 +70,11 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     """
     database = open_database(settings.database)
     require_head(database)
-    catalog = Catalog(database)
     grader = Grader()
+    catalog = Catalog(database, grader)
     trees = TreeStore(database)
     versions = TreeVersions(trees)
-    engines = EnginePool(
-        open_engine or _transformers(settings), max_engines=settings.max_engines
-    )
+    engines = EnginePool(open_engine or _transformers(settings), max_engines=settings.max_engines)
     scorer = Scorer(DistributionStore(database), engines)
     recorder = Recorder(catalog, trees, grader, versions.note)
     sampler = Sampler(catalog, engines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unmask.v1 import diagnosis_pb2 as pb
+
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.diagnosis import Algorithm, Form, Loss
 

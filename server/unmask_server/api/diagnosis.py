@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-
 from unmask.v1 import diagnosis_pb2 as pb
 from unmask.v1 import diagnosis_pb2_grpc
+
 from unmask_server.api import diagnosis_messages as messages
 from unmask_server.api.algorithms import parse_algorithms
 from unmask_server.api.answers import AnswerCache, encode
@@ -176,9 +176,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         algorithms: Sequence[Algorithm],
         options: Options,
     ) -> Read:
-        teachers = await asyncio.to_thread(
-            self._resolver.teachers, teacher_names, nodes.policy
-        )
+        teachers = await asyncio.to_thread(self._resolver.teachers, teacher_names, nodes.policy)
         _check(nodes, teachers, algorithms)
         tree = await asyncio.to_thread(
             self._recorder.tree, nodes.policy, nodes.question, nodes.verifier

@@ -102,7 +102,7 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
     def _get(self, trajectory_id: str) -> pb.Trajectory:
         if not trajectory_id:
             raise InvalidArgument("trajectory", "give the id of a trajectory")
-        return self._message(self._catalog.get_trajectory(trajectory_id))
+        return self._message(self._catalog.trajectories.get(trajectory_id))
 
     async def ListTrajectories(
         self, request: pb.ListTrajectoriesRequest, context: Context
@@ -119,7 +119,7 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
         if request.outcome not in correct:
             raise InvalidArgument("outcome", f"no outcome has the number {request.outcome}")
         size = page_size(request.page_size)
-        found = self._catalog.list_trajectories(
+        found = self._catalog.trajectories.page(
             policy_id=self._resolver.policy(request.policy, "policy").id
             if request.policy
             else None,

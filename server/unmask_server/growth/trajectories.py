@@ -47,7 +47,7 @@ class TrajectoryMaker:
             for q in questions
         ]
         flat = [i for row in ids for i in row]
-        found = await asyncio.to_thread(self._catalog.find_trajectories, flat)
+        found = await asyncio.to_thread(self._catalog.trajectories.find, flat)
         wanted: list[Wanted] = []
         about: list[tuple[Question, str, int]] = []
         for question, row in zip(questions, ids, strict=True):
@@ -65,7 +65,7 @@ class TrajectoryMaker:
             done.append((trajectory_id, ordinal, finished))
             if len(done) == missing[question.id]:
                 await asyncio.to_thread(self._store, policy, asked[question.id], seed, done)
-        found = await asyncio.to_thread(self._catalog.find_trajectories, flat)
+        found = await asyncio.to_thread(self._catalog.trajectories.find, flat)
         return SampledTrajectories([found[i] for i in flat], len(wanted))
 
     def _store(
@@ -79,7 +79,7 @@ class TrajectoryMaker:
 
         def keep(connection: Connection, _: AddResult, rewards: Sequence[dict[int, float]]) -> None:
             for (trajectory_id, ordinal, finished), reward in zip(done, rewards, strict=True):
-                self._catalog.add_trajectory(
+                self._catalog.trajectories.add(
                     Trajectory(
                         id=trajectory_id,
                         policy_id=policy.id,
@@ -92,7 +92,7 @@ class TrajectoryMaker:
                         rewards=reward,
                         created_at=time.time(),
                     ),
-                    connection=connection,
+                    connection,
                 )
 
         self._recorder.record(policy, question, ref, [f for *_, f in done], then=keep)
@@ -120,7 +120,7 @@ class TrajectoryMaker:
             tokens = tokenizer.encode(text or "")
         if not tokens:
             raise InvalidArgument(field, "the generation is empty; give at least one token")
-        check_token_ids(field, tokens, policy.model, tokenizer)
+        check_token_ids(field, tokens, policy.model.vocab_size, tokenizer)
         path = tuple(tokens)
         if len(path) > policy.max_new_tokens:
             raise InvalidArgument(
@@ -146,7 +146,7 @@ class TrajectoryMaker:
         trajectory_id = (
             "trj-" + rollout_uid("submitted", policy.id, question.id, finish, *path).hex()[:24]
         )
-        return self._catalog.add_trajectory(
+        return self._catalog.trajectories.add(
             Trajectory(
                 id=trajectory_id,
                 policy_id=policy.id,

@@ -107,7 +107,8 @@ class EvidenceReader:
         self, nodes: NodeSet, teachers: Sequence[Teacher]
     ) -> list[tuple[int, ...]]:
         return [
-            self._catalog.teacher_prompt(teacher, nodes.question).tokens for teacher in teachers
+            self._catalog.teacher_prompt(teacher, nodes.question, len(nodes.tokens)).tokens
+            for teacher in teachers
         ]
 
     def _job(

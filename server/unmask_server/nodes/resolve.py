@@ -49,7 +49,7 @@ class Resolver:
         """Nodes of a trajectory: all of them, or those at `positions`."""
         if not trajectory_id:
             raise InvalidArgument(field, "give the id of a trajectory")
-        found = self._catalog.get_trajectory(trajectory_id)
+        found = self._catalog.trajectories.get(trajectory_id)
         length = len(found.tokens)
         chosen = range(length) if positions is None else sorted(set(positions))
         for position in chosen:
@@ -89,10 +89,12 @@ class Resolver:
         tokenizer = self._catalog.tokenizer(policy.model)
         if tokens is None:
             tokens = tokenizer.encode(text) if text else ()
-        check_token_ids(f"{field}.tokens.ids", tokens, policy.model, tokenizer)
+        check_token_ids(f"{field}.tokens.ids", tokens, policy.model.vocab_size, tokenizer)
         prefix = tuple(tokens)
         if observed is not None:
-            check_token_ids(f"{field}.observed_token", (observed,), policy.model, tokenizer)
+            check_token_ids(
+                f"{field}.observed_token", (observed,), policy.model.vocab_size, tokenizer
+            )
         if any(token in policy.stop_ids for token in prefix):
             place = next(i for i, token in enumerate(prefix) if token in policy.stop_ids)
             raise InvalidArgument(

@@ -1,0 +1,160 @@
+"""Diagnoses as messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from unmask.v1 import diagnosis_pb2 as pb
+from unmask.v1 import trajectory_pb2
+
+from unmask_server.api.algorithms import algorithm_message
+from unmask_server.catalog import ModelTokenizer
+from unmask_server.catalog.types import Teacher
+from unmask_server.diagnosis import Interval, NodePosterior, Status, effective_support, ideal
+from unmask_server.nodes.diagnose import Scored
+from unmask_server.nodes.evidence import Evidence
+from unmask_server.nodes.resolve import NodeSet
+from unmask_server.nodes.summarize import SummaryRow
+
+_STATUSES = {
+    Status.OK: pb.ALIGNMENT_STATUS_OK,
+    Status.FLAT: pb.ALIGNMENT_STATUS_FLAT,
+    Status.NO_SIGNAL: pb.ALIGNMENT_STATUS_NO_SIGNAL,
+    Status.LOW_COVERAGE: pb.ALIGNMENT_STATUS_LOW_COVERAGE,
+    Status.UNBOUNDED: pb.ALIGNMENT_STATUS_UNBOUNDED,
+    Status.NO_DATA: pb.ALIGNMENT_STATUS_NO_DATA,
+}
+
+
+def interval(found: Interval | None) -> pb.Interval | None:
+    """An interval, if there is one."""
+    if found is None:
+        return None
+    return pb.Interval(median=found.median, low=found.low, high=found.high)
+
+
+def node(
+    nodes: NodeSet,
+    found: Evidence,
+    drawn: NodePosterior,
+    version: int,
+    tokenizer: ModelTokenizer,
+) -> pb.Node:
+    """What an answer is about."""
+    sampling = found.scores.sampling
+    return pb.Node(
+        policy_id=nodes.policy.id,
+        question_id=nodes.question.id,
+        verifier_id=nodes.verifier.id,
+        trajectory_id=nodes.trajectory.id if nodes.trajectory else "",
+        position=found.position,
+        observed=None if found.observed is None else _token(found.observed, tokenizer),
+        tree_version=version,
+        rollouts=int(drawn.rollouts),
+        candidates=len(found.scores.ids),
+        covered_mass=float(sampling[:-1].sum()),
+        effective_support=effective_support(sampling),
+        max_probability=float(sampling[:-1].max()),
+        success=interval(Interval.of(drawn.value)),
+    )
+
+
+def candidates(
+    found: Evidence, drawn: NodePosterior, tokenizer: ModelTokenizer
+) -> tuple[list[pb.Candidate], pb.Candidate | None]:
+    """The candidates, likeliest first, and the tail if there is one."""
+    sampling = found.scores.sampling
+    order = np.argsort(-sampling[:-1], kind="stable")
+    listed = [_candidate(found, drawn, int(j)) for j in order]
+    for message, j in zip(listed, order, strict=True):
+        message.token.CopyFrom(_token(int(found.scores.ids[j]), tokenizer))
+    tail = len(sampling) - 1
+    if sampling[tail] <= 0 and found.scores.student[1.0][tail] <= 0:
+        return listed, None
+    return listed, _candidate(found, drawn, tail)
+
+
+def _candidate(found: Evidence, drawn: NodePosterior, j: int) -> pb.Candidate:
+    return pb.Candidate(
+        probability=float(found.scores.sampling[j]),
+        raw_probability=float(found.scores.student[1.0][j]),
+        rollouts=int(found.counts.n[j]),
+        reward_sum=float(found.counts.reward_sum[j]),
+        truncated=int(found.truncated[j]),
+        exact=bool(found.counts.exact[j]),
+        success=interval(Interval.of(drawn.success[:, j])),
+    )
+
+
+def ideal_gradient(
+    found: Evidence, drawn: NodePosterior, tokenizer: ModelTokenizer, *, min_coverage: float
+) -> pb.GetIdealGradientResponse:
+    """The ideal gradient, without its node."""
+    gradient = ideal(drawn, min_coverage=min_coverage)
+    order = [*np.argsort(-found.scores.sampling[:-1], kind="stable").tolist(), len(drawn.p) - 1]
+    components = []
+    for j in order:
+        component = pb.GradientComponent(value=interval(gradient.components[j]))
+        if j < len(found.scores.ids):
+            component.token.CopyFrom(_token(int(found.scores.ids[j]), tokenizer))
+        elif drawn.p[j] <= 0:
+            continue
+        components.append(component)
+    return pb.GetIdealGradientResponse(
+        status=_STATUSES[gradient.status],
+        components=components,
+        norm=interval(gradient.norm),
+        norm_bound=gradient.bound,
+    )
+
+
+def alignment(
+    scored: Scored, found: Evidence, teachers: Sequence[Teacher], tokenizer: ModelTokenizer
+) -> pb.Alignment:
+    """One alignment."""
+    result = scored.alignment
+    message = pb.Alignment(
+        teacher_id="" if scored.teacher is None else teachers[scored.teacher].id,
+        algorithm=algorithm_message(scored.algorithm),
+        status=_STATUSES[result.status],
+        cosine=interval(result.cosine),
+        probability_positive=result.p_positive,
+        gain=interval(result.gain),
+        advantage=interval(result.advantage),
+        ideal_norm_squared=result.ideal_norm2,
+        descent_norm_squared=result.descent_norm2,
+        ideal_norm_bound=result.bound,
+        teacher_covered_mass=result.covered_teacher,
+        divergence=scored.divergence,
+    )
+    broken = result.unbounded_index
+    if broken is not None and broken < len(found.scores.ids):
+        message.unbounded_token.CopyFrom(_token(int(found.scores.ids[broken]), tokenizer))
+    return message
+
+
+def summary(row: SummaryRow, teachers: Sequence[Teacher]) -> pb.AlignmentSummary:
+    """One row of a summary."""
+    found = row.summary
+    assert found is not None
+    count = row.statuses.get
+    return pb.AlignmentSummary(
+        teacher_id="" if row.teacher is None else teachers[row.teacher].id,
+        algorithm=algorithm_message(row.algorithm),
+        nodes=row.nodes,
+        scored=count(Status.OK, 0) + count(Status.LOW_COVERAGE, 0),
+        flat=count(Status.FLAT, 0),
+        no_signal=count(Status.NO_SIGNAL, 0),
+        unbounded=count(Status.UNBOUNDED, 0),
+        no_data=count(Status.NO_DATA, 0),
+        mean_cosine=interval(found.mean_cosine),
+        pooled_cosine=interval(found.pooled_cosine),
+        gain_per_unit_step=interval(found.gain_per_unit_step),
+        mean_advantage=interval(found.mean_advantage),
+        effective_support_quartiles=row.support_quartiles,
+    )
+
+
+def _token(token: int, tokenizer: ModelTokenizer) -> trajectory_pb2.Token:
+    return trajectory_pb2.Token(id=token, text=tokenizer.token_text(token))

@@ -1,0 +1,131 @@
+"""Catalog rows as things, and things as rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unmask_server.catalog.types import (
+    Model,
+    Policy,
+    Prompting,
+    PromptStyle,
+    Question,
+    Teacher,
+    Trajectory,
+    Verifier,
+    VerifierKind,
+)
+from unmask_server.engines.base import Sampling
+
+
+def digest(*parts: Any) -> str:
+    """24 hexadecimal digits that identify plain data."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Tokens as a blob of little-endian uint32."""
+    return np.asarray(tokens, dtype="<u4").tobytes()
+
+
+def unpack_tokens(blob: bytes) -> tuple[int, ...]:
+    """Tokens of a blob."""
+    return tuple(np.frombuffer(blob, dtype="<u4").tolist())
+
+
+def prompting_data(prompting: Prompting) -> dict[str, Any]:
+    """A prompting as JSON."""
+    return {"style": prompting.style.value, "template": prompting.template}
+
+
+def prompting_of(data: Mapping[str, Any]) -> Prompting:
+    """The prompting that `prompting_data` made JSON."""
+    return Prompting(PromptStyle(data["style"]), data["template"])
+
+
+def model_of(row: Mapping[str, Any]) -> Model:
+    """A row of `model`."""
+    return Model(
+        fingerprint=row["fingerprint"],
+        source=row["source"],
+        architecture=row["architecture"],
+        vocab_size=row["vocab_size"],
+        max_context=row["max_context"],
+        tokenizer_fingerprint=row["tokenizer_fingerprint"],
+        eos_ids=tuple(row["eos_ids"]),
+    )
+
+
+def policy_of(row: Mapping[str, Any], model: Model) -> Policy:
+    """A row of `policy`."""
+    return Policy(
+        id=row["id"],
+        name=row["name"],
+        model=model,
+        sampling=Sampling(row["temperature"], row["top_p"], row["top_k"]),
+        max_new_tokens=row["max_new_tokens"],
+        stop_ids=tuple(row["stop_ids"]),
+        prompting=prompting_of(row["prompting"]),
+        created_at=row["created_at"],
+    )
+
+
+def teacher_of(row: Mapping[str, Any], model: Model) -> Teacher:
+    """A row of `teacher`."""
+    return Teacher(
+        id=row["id"],
+        name=row["name"],
+        model=model,
+        context=row["context"],
+        template=row["context_template"],
+        prompting=prompting_of(row["prompting"]),
+        created_at=row["created_at"],
+    )
+
+
+def verifier_of(row: Mapping[str, Any]) -> Verifier:
+    """A row of `verifier`."""
+    return Verifier(
+        id=row["id"],
+        key=row["key"],
+        name=row["name"],
+        kind=VerifierKind(row["kind"]),
+        version=row["version"],
+        options=row["options"],
+        created_at=row["created_at"],
+    )
+
+
+def question_of(row: Mapping[str, Any], verifier: Verifier) -> Question:
+    """A row of `question`."""
+    tokens = row["prompt_tokens"]
+    return Question(
+        id=row["id"],
+        name=row["name"],
+        fields=row["fields"],
+        prompt_tokens=None if tokens is None else unpack_tokens(tokens),
+        verifier=verifier,
+        created_at=row["created_at"],
+    )
+
+
+def trajectory_of(row: Mapping[str, Any], rewards: Mapping[int, float]) -> Trajectory:
+    """A row of `trajectory`."""
+    return Trajectory(
+        id=row["id"],
+        policy_id=row["policy_id"],
+        question_id=row["question_id"],
+        tokens=unpack_tokens(row["tokens"]),
+        finish=row["finish"],
+        seed=row["seed"],
+        ordinal=row["ordinal"],
+        rollout_uid=row["rollout_uid"],
+        rewards=rewards,
+        created_at=row["created_at"],
+    )

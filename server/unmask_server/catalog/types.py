@@ -1,0 +1,159 @@
+"""The things of the catalog."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unmask_server.engines.base import Sampling
+
+
+class PromptStyle(enum.Enum):
+    """Who writes the prompt around a message."""
+
+    CHAT = "chat"
+    """The tokenizer's chat template, with one user message and the generation prompt."""
+    RAW = "raw"
+    """A Jinja template over `content`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """How a message becomes prompt tokens."""
+
+    style: PromptStyle
+    template: str | None = None
+    """For RAW; None is `{{ content }}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint in Hugging Face format."""
+
+    fingerprint: str
+    """Of weights, configuration and tokenizer; 32 hexadecimal digits."""
+    source: str
+    """Its directory."""
+    architecture: str
+    vocab_size: int
+    """Columns of its logits."""
+    max_context: int
+    """Prompt and generation together, in tokens."""
+    tokenizer_fingerprint: str
+    """Of the map from ids to tokens."""
+    eos_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A student: a checkpoint with its sampling settings."""
+
+    id: str
+    name: str | None
+    model: Model
+    sampling: Sampling
+    max_new_tokens: int
+    """Counted from the question's end; a generation that reaches it is truncated."""
+    stop_ids: tuple[int, ...]
+    prompting: Prompting
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A model and a context."""
+
+    id: str
+    name: str | None
+    model: Model
+    context: str
+    """Name of the context."""
+    template: str
+    """Jinja over the question's fields."""
+    prompting: Prompting
+    created_at: float
+
+
+class VerifierKind(enum.Enum):
+    """What a verifier looks for."""
+
+    LAST_NUMBER = "last_number"
+    HASH_ANSWER = "hash_answer"
+    BOXED = "boxed"
+    EXACT = "exact"
+    REGEX = "regex"
+    MATH_VERIFY = "math_verify"
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """How a text becomes a reward in [0, 1]."""
+
+    id: str
+    key: int
+    """Small; names it in the statistics."""
+    name: str | None
+    kind: VerifierKind
+    version: int
+    """Of the grading code: outcomes of different versions are kept apart."""
+    options: Mapping[str, str]
+    created_at: float
+
+    @property
+    def grades_truncated(self) -> bool:
+        """Whether a generation that was cut off is graded like any other; else it has failed."""
+        return self.options.get("truncated") == "grade"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A task with a reference answer."""
+
+    id: str
+    name: str | None
+    fields: Mapping[str, Any]
+    """`question`, `answer` and whatever else contexts use."""
+    prompt_tokens: tuple[int, ...] | None
+    """The prompt as ids, if it was given as such."""
+    verifier: Verifier
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionSpec:
+    """A question to register."""
+
+    name: str | None
+    fields: Mapping[str, Any]
+    prompt_tokens: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One generation."""
+
+    id: str
+    policy_id: str
+    question_id: str
+    tokens: tuple[int, ...]
+    """The stop token included."""
+    finish: int
+    """0 stop, 1 length, 2 not known."""
+    seed: int | None
+    ordinal: int | None
+    rollout_uid: bytes | None
+    """Its rollout in the tree; None if it was submitted."""
+    rewards: Mapping[int, float]
+    """By verifier key."""
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """A prompt as a model gets it."""
+
+    text: str
+    tokens: tuple[int, ...]
+    warnings: tuple[str, ...] = field(default=())

@@ -1,0 +1,158 @@
+"""The kinds of verifiers, and the grader that applies them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import re2
+
+from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.types import Verifier, VerifierKind
+from unmask_server.catalog.verifiers.math_worker import MathPool
+from unmask_server.catalog.verifiers.numbers import (
+    first_number,
+    last_boxed,
+    last_number,
+    parse_number,
+)
+from unmask_server.engines.base import FinishReason
+
+VERSIONS = {
+    VerifierKind.LAST_NUMBER: 1,
+    VerifierKind.HASH_ANSWER: 1,
+    VerifierKind.BOXED: 1,
+    VerifierKind.EXACT: 1,
+    VerifierKind.REGEX: 1,
+    # math-verify's own behaviour changes between releases: 90 stands for 0.9.0.
+    VerifierKind.MATH_VERIFY: 90,
+}
+"""Of the grading code of each kind. Raise one when what it grades changes."""
+
+BUILT_IN = tuple(kind for kind in VerifierKind if kind is not VerifierKind.REGEX)
+"""Kinds that work without options; they exist by their names without registration."""
+
+_OPTIONS = {
+    VerifierKind.EXACT: {"ignore_case"},
+    VerifierKind.REGEX: {"pattern", "ignore_case"},
+}
+
+
+def check_options(kind: VerifierKind, options: Mapping[str, str]) -> None:
+    """Refuse options that a kind does not have, and patterns that are none."""
+    allowed = {"truncated", *_OPTIONS.get(kind, ())}
+    for name in options:
+        if name not in allowed:
+            raise InvalidArgument(
+                f"options[{name!r}]", f"{kind.value} has only {', '.join(sorted(allowed))}"
+            )
+    if options.get("truncated", "fail") not in ("fail", "grade"):
+        raise InvalidArgument("options['truncated']", "is `fail` or `grade`")
+    if options.get("ignore_case", "false") not in ("true", "false"):
+        raise InvalidArgument("options['ignore_case']", "is `true` or `false`")
+    if kind is VerifierKind.REGEX:
+        if not options.get("pattern"):
+            raise InvalidArgument("options['pattern']", "give the pattern to look for")
+        try:
+            re2.compile(options["pattern"])
+        except re2.error as error:
+            raise InvalidArgument("options['pattern']", f"no RE2 pattern: {error}") from None
+
+
+def check_reference(verifier: Verifier, reference: str, grader: Grader) -> str | None:
+    """Why a verifier could grade nothing by this reference; None if it can."""
+    if not reference.strip():
+        return "the answer is empty"
+    match verifier.kind:
+        case VerifierKind.LAST_NUMBER | VerifierKind.HASH_ANSWER:
+            if parse_number(reference) is None:
+                return (
+                    f"the answer {reference!r} is no number, so {verifier.kind.value} cannot grade"
+                )
+        case VerifierKind.MATH_VERIFY:
+            if not grader.math.parses(reference):
+                return f"the answer {reference!r} is nothing that math_verify can compare"
+        case _:
+            pass
+    return None
+
+
+class Grader:
+    """Grades texts. Callable from threads; math_verify runs in processes of its own."""
+
+    def __init__(self) -> None:
+        self.math = MathPool()
+
+    def grade_many(
+        self, verifier: Verifier, items: Sequence[tuple[str, str, FinishReason]]
+    ) -> list[float]:
+        """Rewards in [0, 1] of (text, reference, finish), in order.
+
+        A text that was cut off by its limit has failed, unless the verifier's option says to grade
+        it like any other. One that cannot be graded in time has failed, too.
+        """
+        rewards = [0.0] * len(items)
+        wanted = [
+            i
+            for i, (_, _, finish) in enumerate(items)
+            if finish is not FinishReason.LENGTH or verifier.grades_truncated
+        ]
+        if verifier.kind is VerifierKind.MATH_VERIFY:
+            pairs = [(items[i][0], items[i][1]) for i in wanted]
+            for i, right in zip(wanted, self.math.verify(pairs), strict=True):
+                rewards[i] = float(right)
+            return rewards
+        for i in wanted:
+            text, reference, _ = items[i]
+            rewards[i] = float(_right(verifier, text, reference))
+        return rewards
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self.math.close()
+
+
+def _right(verifier: Verifier, text: str, reference: str) -> bool:
+    match verifier.kind:
+        case VerifierKind.LAST_NUMBER:
+            return _same(last_number(text), reference)
+        case VerifierKind.HASH_ANSWER:
+            _, mark, tail = text.rpartition("####")
+            return bool(mark) and _same(first_number(tail), reference)
+        case VerifierKind.BOXED:
+            content = last_boxed(text)
+            if content is None:
+                return False
+            number = parse_number(content)
+            if number is not None and parse_number(reference) is not None:
+                return _same(number, reference)
+            return _normal(content) == _normal(reference)
+        case VerifierKind.EXACT:
+            return _equal(text, reference, verifier)
+        case VerifierKind.REGEX:
+            last = None
+            for last in re2.finditer(verifier.options["pattern"], text):  # noqa: B007 - the last one
+                pass
+            if last is None:
+                return False
+            found = last.group(1) if last.re.groups else last.group(0)
+            return found is not None and _equal(found, reference, verifier)
+        case VerifierKind.MATH_VERIFY:
+            raise AssertionError("graded by the workers")
+
+
+def _same(number: Fraction | None, reference: str) -> bool:
+    return number is not None and number == parse_number(reference)
+
+
+def _equal(text: str, reference: str, verifier: Verifier) -> bool:
+    a, b = " ".join(text.split()), " ".join(reference.split())
+    if verifier.options.get("ignore_case") == "true":
+        a, b = a.casefold(), b.casefold()
+    return a == b
+
+
+def _normal(text: str) -> str:
+    text = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r"\1", text)
+    return re.sub(r"\s+|\\[,;! ]|\\left|\\right|\$", "", text).replace("\\dfrac", "\\frac")
