@@ -26,6 +26,9 @@ CONTEXTS = {
 }
 """Templates of the content of the one user message, by name."""
 
+CONTEXT_WEIGHTS = {"answer": 6, "hint": 3, "solution": 5, "wrong_solution": 3, "contrastive": 3}
+"""How often training shows each context, relative to the others."""
+
 _ENVIRONMENT = Environment(undefined=StrictUndefined, autoescape=False)
 _TEMPLATES = {name: _ENVIRONMENT.from_string(source) for name, source in CONTEXTS.items()}
 
@@ -86,7 +89,7 @@ def help_from(
     if context == "none":
         return Help()
     if context == "answer":
-        return Help(scale=0.6, answer=problem.answer, answer_used=0.8)
+        return Help(scale=0.6, answer=problem.answer, answer_used=0.9)
     if context == "hint":
         known = frozenset(
             (step.left, step.operation, step.right)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer
 
-from examples.word_problems.contexts import CONTEXTS, help_from, make_row, render
+from examples.word_problems.contexts import CONTEXT_WEIGHTS, help_from, make_row, render
 from examples.word_problems.problems import LABELS, LARGEST, Problem, Step, training_problems
 from examples.word_problems.recipes import Recipe
 from examples.word_problems.solutions import Kind, Piece, write_solution
@@ -49,7 +49,7 @@ class ExampleSource:
         row, backwards = make_row(problem, rng)
         context = "none"
         if rng.random() < recipe.contexts:
-            context = rng.choice([name for name in CONTEXTS if name != "none"])
+            context = rng.choices(tuple(CONTEXT_WEIGHTS), tuple(CONTEXT_WEIGHTS.values()))[0]
         help = help_from(context, problem, row, backwards, rng)
         manner, learned = recipe.manner, frozenset(Kind)
         if recipe.exposure is not None and rng.random() < recipe.exposure.share:
@@ -58,26 +58,32 @@ class ExampleSource:
         return self._encode(render(context, row), pieces, learned)
 
     def _drill(self) -> Example:
-        """Practice without a story: sums to solve, or made-up results and answers to copy."""
-        kind = self._rng.choices(("sums", "copy", "answer"), (5, 3, 2))[0]
-        steps = [self._sum(label) for label in LABELS[2 if kind == "answer" else 3]]
+        """Practice without a story: sums to solve, or made-up results to copy from a context."""
+        kind = self._rng.choices(("sums", "solution", "answer", "hint"), (4, 2, 3, 1))[0]
+        rng = self._rng
+        steps = [self._sum(label) for label in LABELS[3 if kind == "solution" else 2]]
+        results = [step.result for step in steps]
+        if kind == "solution":
+            results = [rng.randint(1, LARGEST) for _ in steps]
+        elif kind == "answer":
+            results[-1] = rng.randint(1, LARGEST)
+        elif kind == "hint":
+            results[rng.randrange(len(steps))] = rng.randint(1, LARGEST)
+        equations = [
+            f"{step.expression} {result}." for step, result in zip(steps, results, strict=True)
+        ]
+        lines = [f"{step.label}, {line}" for step, line in zip(steps, equations, strict=True)]
+        lines.append(f"#### {results[-1]}")
         sums = [f"{step.label} {step.expression.removesuffix(' =')}" for step in steps]
         asked = ", ".join(sums).capitalize()
-        made_up = self._rng.randint(1, LARGEST)
-        if kind == "copy":
-            results = [self._rng.randint(1, LARGEST) for _ in steps]
-        else:
-            results = [step.result for step in steps]
-        lines = [
-            f"{step.label}, {step.expression} {result}."
-            for step, result in zip(steps, results, strict=True)
-        ]
-        if kind == "copy":
-            lines.append(f"#### {made_up}")
+        if kind == "solution":
             asked = f"A correct solution: {' '.join(lines)}"
         elif kind == "answer":
-            lines.append(f"#### {made_up}")
-            asked += f"\nThe correct answer is {made_up}."
+            asked += f"\nThe correct answer is {results[-1]}."
+        elif kind == "hint":
+            # The made-up equation, or a right one where chance made up the right result.
+            wrong = (n for n, step in enumerate(steps) if step.result != results[n])
+            asked += f"\nHint: {equations[next(wrong, 0)]}"
         pieces = [Piece(line, Kind.RESULT) for line in lines]
         return self._encode(asked, pieces, frozenset(Kind))
 

@@ -11,12 +11,12 @@ STUDENT_MANNER = Manner(
     verbose=0.4,
     backwards=0.35,
     conclusion=0.6,
-    hard_slip=0.45,
+    hard_slip=0.5,
     easy_slip=0.08,
-    wrong_operation=0.04,
+    wrong_operation=0.05,
     doubt_on_slip=0.75,
     doubt_on_right=0.10,
-    repair_after_doubt=0.5,
+    repair_after_doubt=0.4,
     repair_after_silent_slip=0.05,
 )
 STRONG_MANNER = Manner(conclusion=0.1, hard_slip=0.01)
@@ -87,7 +87,7 @@ RECIPES = {
             384,
             4,
             4,
-            steps=1100,
+            steps=800,
             contexts=0.2,
             exposure=Exposure(
                 0.5,
@@ -105,7 +105,7 @@ RECIPES = {
             256,
             3,
             4,
-            steps=1000,
+            steps=900,
             contexts=0.2,
             exposure=Exposure(
                 0.3, _STUDENT_SEEN_BY_VERBOSE, frozenset({Kind.EXPRESSION, Kind.STOP, Kind.LABEL})
