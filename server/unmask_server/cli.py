@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -36,9 +36,7 @@ def serve(
     threads: Annotated[Optional[int], typer.Option(help=_help("threads"))] = None,  # noqa: UP045
     max_batch: Annotated[Optional[int], typer.Option(help=_help("max_batch"))] = None,  # noqa: UP045
     log_format: Annotated[Optional[str], typer.Option(help=_help("log_format"))] = None,  # noqa: UP045
-    migrate: Annotated[
-        bool, typer.Option(help="Bring the database to this version first.")
-    ] = True,
+    migrate: Annotated[bool, typer.Option(help="Bring the database to this version first.")] = True,
     parent_pid: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Stop when this process is gone.", hidden=True),
@@ -49,7 +47,7 @@ def serve(
     from unmask_server.logs import configure
     from unmask_server.serve import serve as run
 
-    given = {
+    given: dict[str, Any] = {
         "database": database,
         "listen": listen,
         "device": device,

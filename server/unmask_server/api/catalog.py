@@ -165,7 +165,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         if request.jsonl:
             parsed = parse_jsonl(request.jsonl)
         else:
-            parsed: list[tuple[int, QuestionSpec | str]] = [
+            parsed = [
                 (i, QuestionSpec(q.name or None, dict(q.fields), tuple(q.prompt_tokens) or None))
                 for i, q in enumerate(request.questions)
             ]

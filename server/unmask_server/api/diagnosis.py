@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from unmask.v1 import diagnosis_pb2 as pb
@@ -70,13 +70,18 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
 
     async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
         """Candidates and their estimates."""
-        return await self._answer("GetNode", request, (), self._node_response)
+        return cast(
+            pb.GetNodeResponse, await self._answer("GetNode", request, (), self._node_response)
+        )
 
     async def GetIdealGradient(
         self, request: pb.GetIdealGradientRequest, context: Context
     ) -> pb.GetIdealGradientResponse:
         """The ideal gradient."""
-        return await self._answer("GetIdealGradient", request, (), self._ideal_response)
+        return cast(
+            pb.GetIdealGradientResponse,
+            await self._answer("GetIdealGradient", request, (), self._ideal_response),
+        )
 
     async def GetAlignment(
         self, request: pb.GetAlignmentRequest, context: Context
@@ -88,7 +93,10 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             node, scored = self._alignments_at(read, 0, algorithms, options)
             return pb.GetAlignmentResponse(node=node, alignments=scored)
 
-        return await self._answer("GetAlignment", request, algorithms, respond)
+        return cast(
+            pb.GetAlignmentResponse,
+            await self._answer("GetAlignment", request, algorithms, respond),
+        )
 
     async def StreamTrajectoryAlignments(
         self, request: pb.StreamTrajectoryAlignmentsRequest, context: Context
@@ -107,11 +115,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         count = len(read.evidence)
         for start in range(0, count, STREAM_CHUNK):
             chunk = range(start, min(start + STREAM_CHUNK, count))
-            answers = await asyncio.to_thread(
-                lambda chunk=chunk: [
-                    self._alignments_at(read, i, algorithms, options) for i in chunk
-                ]
-            )
+            answers = await asyncio.to_thread(self._alignments_of, read, chunk, algorithms, options)
             for node, scored in answers:
                 yield pb.StreamTrajectoryAlignmentsResponse(node=node, alignments=scored)
 
@@ -125,7 +129,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             raise InvalidArgument("trajectories", f"give 1 to {MAX_SUMMARIZED} trajectories")
         if len(set(request.trajectories)) < len(request.trajectories):
             raise InvalidArgument("trajectories", "a trajectory is named twice")
-        reads = []
+        reads: list[Read] = []
         for i, trajectory in enumerate(request.trajectories):
             nodes = await asyncio.to_thread(
                 self._resolver.trajectory,
@@ -155,8 +159,8 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         request: Any,
         algorithms: Sequence[Algorithm],
         respond: Callable[[Read, Options], Any],
-    ) -> Any:
-        """An answer about one node: kept bytes, or computed and kept."""
+    ) -> bytes:
+        """An answer about one node: kept bytes, or computed and kept. Sent as they are."""
         options = node_options(request.options, "options")
         key = (method, request.SerializeToString(deterministic=True))
         if (kept := await self._answers.get(key, latest=options.latest)) is not None:
@@ -201,6 +205,11 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         if root_extra:
             view = TreeView(view.version, view.nodes[1:])
         return Read(nodes, teachers, tree, view, group, evidence(nodes, scores, view))
+
+    def _alignments_of(
+        self, read: Read, chunk: range, algorithms: Sequence[Algorithm], options: Options
+    ) -> list[tuple[pb.Node, list[pb.Alignment]]]:
+        return [self._alignments_at(read, i, algorithms, options) for i in chunk]
 
     def _alignments_at(
         self, read: Read, index: int, algorithms: Sequence[Algorithm], options: Options

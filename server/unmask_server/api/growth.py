@@ -133,20 +133,17 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
     def _budget(self, budget: pb.Budget) -> tuple[int | None, int | None]:
         if not budget.HasField("rollouts") and not budget.HasField("tokens"):
             raise InvalidArgument("budget", "say how many rollouts or tokens may be sampled")
-        limits = []
-        for name, limit in (
-            ("rollouts", self._settings.max_rollouts),
-            ("tokens", self._settings.max_tokens),
+        rollouts = budget.rollouts if budget.HasField("rollouts") else None
+        tokens = budget.tokens if budget.HasField("tokens") else None
+        for name, value, limit in (
+            ("rollouts", rollouts, self._settings.max_rollouts),
+            ("tokens", tokens, self._settings.max_tokens),
         ):
-            value = getattr(budget, name) if budget.HasField(name) else None
-            if value is not None and value < 1:
-                raise InvalidArgument(f"budget.{name}", f"{value} is below 1")
-            if value is not None and value > limit:
+            if value is not None and not 1 <= value <= limit:
                 raise InvalidArgument(
-                    f"budget.{name}", f"{value} is more than this server's limit, {limit}"
+                    f"budget.{name}", f"{value} is not in 1 to this server's limit, {limit}"
                 )
-            limits.append(value)
-        return limits[0], limits[1]
+        return rollouts, tokens
 
     def _targets(self, wanted: Sequence[pb.GrowthTarget]) -> tuple[list[Target], list[Any]]:
         targets: list[Target] = []

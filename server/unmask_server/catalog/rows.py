@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from sqlalchemy import RowMapping
 
 from unmask_server.catalog.types import (
     Model,
@@ -49,7 +50,7 @@ def prompting_of(data: Mapping[str, Any]) -> Prompting:
     return Prompting(PromptStyle(data["style"]), data["template"])
 
 
-def model_of(row: Mapping[str, Any]) -> Model:
+def model_of(row: RowMapping) -> Model:
     """A row of `model`."""
     return Model(
         fingerprint=row["fingerprint"],
@@ -62,7 +63,7 @@ def model_of(row: Mapping[str, Any]) -> Model:
     )
 
 
-def policy_of(row: Mapping[str, Any], model: Model) -> Policy:
+def policy_of(row: RowMapping, model: Model) -> Policy:
     """A row of `policy`."""
     return Policy(
         id=row["id"],
@@ -76,7 +77,7 @@ def policy_of(row: Mapping[str, Any], model: Model) -> Policy:
     )
 
 
-def teacher_of(row: Mapping[str, Any], model: Model) -> Teacher:
+def teacher_of(row: RowMapping, model: Model) -> Teacher:
     """A row of `teacher`."""
     return Teacher(
         id=row["id"],
@@ -89,12 +90,13 @@ def teacher_of(row: Mapping[str, Any], model: Model) -> Teacher:
     )
 
 
-def verifier_of(row: Mapping[str, Any]) -> Verifier:
+def verifier_of(row: RowMapping) -> Verifier:
     """A row of `verifier`."""
     return Verifier(
         id=row["id"],
         key=row["key"],
-        name=row["name"],
+        # One without options needs no name of its own: its kind says all.
+        name=row["name"] or (None if row["options"] else row["kind"]),
         kind=VerifierKind(row["kind"]),
         version=row["version"],
         options=row["options"],
@@ -102,7 +104,7 @@ def verifier_of(row: Mapping[str, Any]) -> Verifier:
     )
 
 
-def question_of(row: Mapping[str, Any], verifier: Verifier) -> Question:
+def question_of(row: RowMapping, verifier: Verifier) -> Question:
     """A row of `question`."""
     tokens = row["prompt_tokens"]
     return Question(
@@ -115,7 +117,7 @@ def question_of(row: Mapping[str, Any], verifier: Verifier) -> Question:
     )
 
 
-def trajectory_of(row: Mapping[str, Any], rewards: Mapping[int, float]) -> Trajectory:
+def trajectory_of(row: RowMapping, rewards: Mapping[int, float]) -> Trajectory:
     """A row of `trajectory`."""
     return Trajectory(
         id=row["id"],

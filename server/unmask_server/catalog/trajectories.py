@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, insert, select, tuple_
+from sqlalchemy import Connection, Engine, Row, Select, insert, select, tuple_
 
 from unmask_server.catalog.errors import NotFound
 from unmask_server.catalog.rows import pack_tokens, trajectory_of
@@ -42,7 +43,7 @@ class TrajectoryStore:
         found: dict[str, Trajectory] = {}
         for start in range(0, len(ids), _CHUNK):
             wanted = select(trajectory).where(trajectory.c.id.in_(ids[start : start + _CHUNK]))
-            found.update((t.id, t) for t in query(self._engine, lambda c, w=wanted: _read(c, w)))
+            found.update((t.id, t) for t in query(self._engine, partial(_read, wanted)))
         return found
 
     def page(
@@ -73,7 +74,7 @@ class TrajectoryStore:
                 )
                 .where(reward > 0.5 if correct else reward <= 0.5)
             )
-        return query(self._engine, lambda c: _read(c, wanted))
+        return query(self._engine, partial(_read, wanted))
 
     def record_outcome(self, trajectory_id: str, verifier_key: int, reward: float) -> None:
         """Keep what a verifier gave; what it gave before stays."""
@@ -120,7 +121,7 @@ def _add(connection: Connection, new: Trajectory) -> None:
         )
 
 
-def _read(connection: Connection, wanted: Any) -> list[Trajectory]:
+def _read(wanted: Select[Any], connection: Connection) -> list[Trajectory]:
     rows: list[Row[Any]] = list(connection.execute(wanted))
     rewards = _rewards(connection, [row.id for row in rows])
     return [trajectory_of(row._mapping, rewards.get(row.id, {})) for row in rows]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ZERO_LOGPROB = -1.0e4
-"""Stands for probability zero wherever a log-probability is kept: finite, and exp() of it is 0.0."""
+"""Stands for probability zero where a log-probability is kept: finite, and exp() of it is 0.0."""
 
 
 class FinishReason(enum.Enum):
@@ -105,7 +105,7 @@ class PositionScores:
     ids: NDArray[np.int32]
     """Shape (k,), without duplicates; likeliest first, then the extra ones."""
     logprobs: NDArray[np.float32]
-    """Shape (views, k): log-probability of each id under each view; `ZERO_LOGPROB` where it is 0."""
+    """Shape (views, k): log-probabilities under each view; `ZERO_LOGPROB` for probability 0."""
 
 
 @dataclass(frozen=True, slots=True)

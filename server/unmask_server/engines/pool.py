@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import structlog
 
@@ -13,7 +14,7 @@ from unmask_server.engines.base import Engine, EngineError
 
 log = structlog.get_logger(__name__)
 
-OpenEngine = Callable[[Model, int], Awaitable[Engine]]
+OpenEngine = Callable[[Model, int], Coroutine[Any, Any, Engine]]
 """Starts a model. The number is how many ids have a token: higher columns are cut off."""
 
 

@@ -149,7 +149,7 @@ class Resolver:
                 student's token ids mean nothing.
 
         """
-        found = []
+        found: list[Teacher] = []
         for i, name in enumerate(names):
             teacher = self._catalog.get_teacher(name)
             if differences := self._catalog.tokenizer_differences(policy.model, teacher.model):
