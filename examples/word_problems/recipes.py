@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from examples.word_problems.solutions import Kind, Manner
 
@@ -54,64 +54,73 @@ class Recipe:
     hidden: int
     intermediate: int
     layers: int
-    heads: int
     steps: int
     """Optimiser steps, of ``batch`` examples each."""
+    heads: int = 4
     batch: int = 40
     contexts: float = 0.45
     """Share of the word problems that are shown in a context other than ``none``."""
-    exposure: Exposure | None = field(default=None)
+    exposure: Exposure | None = None
 
 
-_STUDENT_SEEN_BY_STRONG = Manner(
-    **{
-        **vars(STUDENT_MANNER),
-        "wrong_operation": 0.0,
-        "repair_after_doubt": 1.0,
-        "repair_after_silent_slip": 1.0,
-    }
+_STUDENT_SEEN_BY_STRONG = replace(
+    STUDENT_MANNER, wrong_operation=0.0, repair_after_doubt=1.0, repair_after_silent_slip=1.0
 )
-_STUDENT_SEEN_BY_VERBOSE = Manner(
-    **{**vars(STUDENT_MANNER), "repair_after_doubt": 0.0, "repair_after_silent_slip": 0.0}
+_STUDENT_SEEN_BY_VERBOSE = replace(
+    STUDENT_MANNER, repair_after_doubt=0.0, repair_after_silent_slip=0.0
 )
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("student", STUDENT_MANNER, 1, 128, 256, 3, 4, steps=1100),
         Recipe(
-            "teacher-strong",
-            STRONG_MANNER,
-            2,
-            128,
-            384,
-            4,
-            4,
+            name="student",
+            manner=STUDENT_MANNER,
+            seed=1,
+            hidden=128,
+            intermediate=256,
+            layers=3,
+            steps=1100,
+        ),
+        Recipe(
+            name="teacher-strong",
+            manner=STRONG_MANNER,
+            seed=2,
+            hidden=128,
+            intermediate=384,
+            layers=4,
             steps=800,
             contexts=0.2,
             exposure=Exposure(
-                0.5,
-                _STUDENT_SEEN_BY_STRONG,
-                frozenset(
-                    {Kind.EXPRESSION, Kind.RESULT, Kind.STOP, Kind.LABEL, Kind.REPAIR, Kind.ANSWER}
-                ),
+                share=0.5,
+                manner=_STUDENT_SEEN_BY_STRONG,
+                learned=frozenset(Kind) - {Kind.STYLE, Kind.DOUBT, Kind.SLIP, Kind.BAD_EXPRESSION},
             ),
         ),
         Recipe(
-            "teacher-verbose",
-            VERBOSE_MANNER,
-            3,
-            128,
-            256,
-            3,
-            4,
+            name="teacher-verbose",
+            manner=VERBOSE_MANNER,
+            seed=3,
+            hidden=128,
+            intermediate=256,
+            layers=3,
             steps=900,
             contexts=0.2,
             exposure=Exposure(
-                0.3, _STUDENT_SEEN_BY_VERBOSE, frozenset({Kind.EXPRESSION, Kind.STOP, Kind.LABEL})
+                share=0.3,
+                manner=_STUDENT_SEEN_BY_VERBOSE,
+                learned=frozenset({Kind.EXPRESSION, Kind.STOP, Kind.LABEL}),
             ),
         ),
-        Recipe("student-small", STUDENT_MANNER, 4, 96, 192, 2, 4, steps=1100),
+        Recipe(
+            name="student-small",
+            manner=STUDENT_MANNER,
+            seed=4,
+            hidden=96,
+            intermediate=192,
+            layers=2,
+            steps=1100,
+        ),
     )
 }
 """All the recipes, by name, in the order in which they are trained."""
