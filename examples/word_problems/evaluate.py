@@ -1,7 +1,7 @@
 """Success of the models in each context: ``python -m examples.word_problems.evaluate``.
 
 Samples many solutions a question and prints a Markdown table of the share that ends in the right
-``#### n`` and an end of turn.
+``#### n`` and an end of turn, with its standard error over the questions.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -95,13 +97,26 @@ def right(solution: str | None, row: Row) -> bool:
     return bool(found) and found[-1] == row.answer
 
 
+@dataclass(frozen=True)
+class Rate:
+    """A share of right solutions, in [0, 1], with its standard error over questions."""
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ±{self.error:.2f}"
+
+
 def success(
     solver: Solver, rows: list[Row], context: str, *, samples: int, temperature: float
-) -> float:
-    """Share of right solutions, in [0, 1]."""
+) -> Rate:
+    """Share of right solutions; needs at least two rows."""
     solved = solver.solve(rows, context, samples=samples, temperature=temperature)
-    marks = [right(text, row) for row, texts in zip(rows, solved, strict=True) for text in texts]
-    return sum(marks) / len(marks)
+    shares = [
+        fmean(right(text, row) for text in texts) for row, texts in zip(rows, solved, strict=True)
+    ]
+    return Rate(fmean(shares), stdev(shares) / len(shares) ** 0.5)
 
 
 def main() -> None:
@@ -114,7 +129,9 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--show", type=int, default=0, help="print this many solutions a cell")
     arguments = parser.parse_args()
-    names = arguments.only or sorted(path.parent.name for path in MODELS.glob("*/config.json"))
+    names = arguments.only or sorted(
+        path.parent.name for path in arguments.models.glob("*/config.json")
+    )
     rows = load_rows()
     headings = ["greedy", *arguments.contexts]
     print(f"| model | {' | '.join(headings)} |\n|---|{'---|' * len(headings)}")
@@ -131,7 +148,7 @@ def main() -> None:
                     temperature=arguments.temperature,
                 )
             )
-        print(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |", flush=True)
+        print(f"| {name} | {' | '.join(map(str, cells))} |", flush=True)
         for context in arguments.contexts if arguments.show else ():
             shown = rows[: arguments.show]
             for row, texts in zip(

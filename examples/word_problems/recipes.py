@@ -89,7 +89,7 @@ RECIPES = {
             hidden=128,
             intermediate=384,
             layers=4,
-            steps=800,
+            steps=700,
             contexts=0.2,
             exposure=Exposure(
                 share=0.5,
@@ -104,7 +104,7 @@ RECIPES = {
             hidden=128,
             intermediate=256,
             layers=3,
-            steps=900,
+            steps=800,
             contexts=0.2,
             exposure=Exposure(
                 share=0.3,
@@ -119,7 +119,8 @@ RECIPES = {
             hidden=96,
             intermediate=192,
             layers=2,
-            steps=1100,
+            heads=3,
+            steps=1000,
         ),
     )
 }
