@@ -10,9 +10,13 @@ _NUMBER = re.compile(
     r"""
     (?<![\w.])                       # not the middle of a word or a number
     [-+−]?\s?[$€£]?\s?               # sign, currency
-    (?:\d{1,3}(?:,\d{3})+|\d+)       # digits, perhaps in groups
-    (?:\.\d+)?
-    (?:\s?/\s?\d+)?                  # a fraction
+    (?:
+      \d+\s+\d+\s?/\s?\d+            # a mixed number
+    |
+      (?:\d{1,3}(?:,\d{3})+|\d+)     # digits, perhaps in groups
+      (?:\.\d+)?
+      (?:\s?/\s?\d+)?                # a fraction
+    )
     \s?%?
     """,
     re.VERBOSE,

@@ -1,0 +1,204 @@
+"""From texts to rewards. Many cases are reports from people's training runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import pytest
+from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.types import Verifier, VerifierKind
+from unmask_server.catalog.verifiers import Grader, check_options, check_reference
+from unmask_server.catalog.verifiers.numbers import last_boxed, parse_number
+from unmask_server.engines.base import FinishReason
+
+STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
+
+
+def verifier(kind: VerifierKind, **options: str) -> Verifier:
+    return Verifier("ver-x", 1, None, kind, 1, options, 0.0)
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    grader = Grader()
+    yield grader
+    grader.close()
+
+
+def grade(
+    grader: Grader, kind: VerifierKind, text: str, reference: str, **options: str
+) -> float:
+    return grader.grade_many(verifier(kind, **options), [(text, reference, STOP)])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1,234", 1234),
+        ("-3.50", Fraction(-7, 2)),
+        ("$5.", 5),
+        ("-$5", -5),
+        ("2 2/3", Fraction(8, 3)),
+        ("1/2", Fraction(1, 2)),
+        ("28%", Fraction(7, 25)),
+        ("−4", -4),
+        ("1/0", None),
+        ("", None),
+        ("nan", None),
+        ("1e400", None),
+        ("twelve", None),
+    ],
+)
+def test_numbers_are_read_exactly(text: str, value: Fraction | None) -> None:
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "reward"),
+    [
+        ("3 + 4 = 7, so #### 7", "7", 1.0),
+        ("#### 3 wait #### 7", "7", 1.0),
+        ("2+40=42\n#### 42\n" + "and so on " * 48, "42", 1.0),
+        ("#### $1,234.00", "1234", 1.0),
+        ("the answer is 7", "7", 0.0),
+        ("####", "7", 0.0),
+        ("", "7", 0.0),
+    ],
+)
+def test_hash_answer_takes_the_number_after_the_last_mark(
+    grader: Grader, text: str, reference: str, reward: float
+) -> None:
+    assert grade(grader, VerifierKind.HASH_ANSWER, text, reference) == reward
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "reward"),
+    [
+        ("first 3, then 5", "5", 1.0),
+        ("it is 2 2/3", "8/3", 1.0),
+        ("it is 2 2/3", "2", 0.0),
+        ("so 4.", "4", 1.0),
+        ("none", "4", 0.0),
+    ],
+)
+def test_last_number(grader: Grader, text: str, reference: str, reward: float) -> None:
+    assert grade(grader, VerifierKind.LAST_NUMBER, text, reference) == reward
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "reward"),
+    [
+        ("I considered 42 but have no idea.", "42", 0.0),
+        (r"\fbox{42}", "42", 1.0),
+        (r"\boxed{3} wait no \boxed{5}", "5", 1.0),
+        (r"\boxed{3} wait no \boxed{5}", "3", 0.0),
+        (r"\boxed{5", "5", 0.0),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", 1.0),
+        (r"\boxed{\text{blue}}", "blue", 1.0),
+    ],
+)
+def test_boxed_counts_only_the_last_closed_box(
+    grader: Grader, text: str, reference: str, reward: float
+) -> None:
+    assert grade(grader, VerifierKind.BOXED, text, reference) == reward
+
+
+def test_boxes_nest() -> None:
+    assert last_boxed(r"so \boxed{\frac{1}{2}} ok") == r"\frac{1}{2}"
+
+
+def test_exact_and_regex(grader: Grader) -> None:
+    assert grade(grader, VerifierKind.EXACT, " a  b\n", "a b") == 1.0
+    assert grade(grader, VerifierKind.EXACT, "A", "a") == 0.0
+    assert grade(grader, VerifierKind.EXACT, "A", "a", ignore_case="true") == 1.0
+    assert grade(grader, VerifierKind.REGEX, "x=1 x=2", "2", pattern=r"x=(\d)") == 1.0
+    assert grade(grader, VerifierKind.REGEX, "none", "2", pattern=r"x=(\d)") == 0.0
+
+
+def test_a_pattern_cannot_hang(grader: Grader) -> None:
+    assert grade(grader, VerifierKind.REGEX, "a" * 5000 + "!", "x", pattern="(a+)+$") == 0.0
+
+
+def test_a_generation_that_was_cut_off_has_failed_unless_the_verifier_says_otherwise(
+    grader: Grader,
+) -> None:
+    items = [("#### 7", "7", LENGTH)]
+    plain = verifier(VerifierKind.HASH_ANSWER)
+    lenient = verifier(VerifierKind.HASH_ANSWER, truncated="grade")
+    assert grader.grade_many(plain, items) == [0.0]
+    assert grader.grade_many(lenient, items) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "field"),
+    [
+        (VerifierKind.REGEX, {}, "options['pattern']"),
+        (VerifierKind.REGEX, {"pattern": "("}, "options['pattern']"),
+        (VerifierKind.EXACT, {"pattern": "a"}, "options['pattern']"),
+        (VerifierKind.EXACT, {"ignore_case": "yes"}, "options['ignore_case']"),
+        (VerifierKind.BOXED, {"truncated": "maybe"}, "options['truncated']"),
+    ],
+)
+def test_wrong_options_are_refused(
+    kind: VerifierKind, options: dict[str, str], field: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        check_options(kind, options)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("reference", ["", "  ", "see figure"])
+def test_a_reference_that_grades_nothing_is_told(grader: Grader, reference: str) -> None:
+    assert check_reference(verifier(VerifierKind.LAST_NUMBER), reference, grader)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "reference", "reward"),
+    [
+        (r"\boxed{2\frac{2}{3}}", "8/3", 1.0),
+        ("2 2/3", "2", 0.0),
+        ("4 10/3", "10", 0.0),
+        ("2 2/3", "8/3", 1.0),
+        (r"\boxed{\frac13}", r"\frac{1}{3}", 1.0),
+        (r"\boxed{x^2+2x+1}", "(x+1)^2", 1.0),
+    ],
+)
+def test_math_verify(grader: Grader, text: str, reference: str, reward: float) -> None:
+    assert grade(grader, VerifierKind.MATH_VERIFY, text, reference) == reward
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["", "$$"])
+def test_math_verify_refuses_references_it_cannot_parse(grader: Grader, reference: str) -> None:
+    assert check_reference(verifier(VerifierKind.MATH_VERIFY), reference, grader)
+
+
+@pytest.mark.slow
+def test_a_bomb_fails_by_itself_and_holds_up_nobody(grader: Grader) -> None:
+    kind = verifier(VerifierKind.MATH_VERIFY)
+    beats: list[float] = []
+    done = threading.Event()
+
+    def heart() -> None:
+        while not done.wait(0.01):
+            beats.append(time.monotonic())
+
+    beating = threading.Thread(target=heart)
+    beating.start()
+    with ThreadPoolExecutor(4) as pool:
+        bomb = pool.submit(grader.grade_many, kind, [(r"\boxed{9^{9^{9^{9}}}}", "1", STOP)])
+        others = [
+            pool.submit(grader.grade_many, kind, [(r"\boxed{\frac13}", r"\frac13", STOP)])
+            for _ in range(16)
+        ]
+        assert [f.result() for f in others] == [[1.0]] * 16
+        assert bomb.result() == [0.0]
+    done.set()
+    beating.join()
+    # Every other thread went on: no gap of the length that the bomb takes.
+    assert max(b - a for a, b in zip(beats, beats[1:], strict=False)) < 2.0
