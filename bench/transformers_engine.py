@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen2Config
-
 from unmask_server.engines.base import SampleRequest, Sampling
 from unmask_server.engines.transformers import TransformersEngine
 

@@ -45,8 +45,8 @@ class Backend(Protocol):
         """Let a row leave; the last row takes its number."""
         ...
 
-    def own(self) -> int:
-        """Tokens that running rows keep in memory for themselves."""
+    def own(self) -> NDArray[np.int64]:
+        """Tokens that each running row keeps in memory for itself, shape (rows,)."""
         ...
 
     def pinned(self) -> int:

@@ -47,10 +47,10 @@ class RunningBatch:
         return self._last[: len(self.rows)]
 
     @property
-    def remaining(self) -> int:
-        """Tokens that may still be sampled, all rows together."""
+    def remaining(self) -> NDArray[np.int64]:
+        """Tokens that each row may still sample, shape (rows,)."""
         n = len(self.rows)
-        return int((self._limits[:n] - self._steps[:n]).sum())
+        return self._limits[:n] - self._steps[:n]
 
     def add(self, row: Row) -> None:
         """Append a row that answers a request."""

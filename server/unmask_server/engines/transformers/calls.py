@@ -24,7 +24,11 @@ class SampleCall:
     """One call of `sample`: its requests wait here until rows are free for them."""
 
     def __init__(
-        self, requests: Sequence[SampleRequest], sampling: Sampling, stop_ids: frozenset[int]
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.requests = requests
         self.sampling = sampling
@@ -35,7 +39,7 @@ class SampleCall:
         self.waiting = deque(order)
         self.abandoned = False
         """Set by the caller, read by the worker."""
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._answers: asyncio.Queue[list[Sample] | EngineError] = asyncio.Queue()
 
     async def answer(self) -> list[Sample]:

@@ -31,13 +31,14 @@ REMEMBERED_BYTES = 256 << 20
 _ONE_THREAD = 20_000_000
 """Models with fewer parameters run on one thread unless told otherwise: splitting such small
 matrices costs more than it gives, and much more when other processes want the processors too."""
+_QUICK = 20_000
+"""Fewer tokens than this are checked on the event loop: it takes about a millisecond."""
 
 
 class TransformersEngine:
     """A causal language model, its running batch and its caches, owned by one thread."""
 
-    def __init__(self, model: Any, info: ModelInfo, worker: Worker, *, recomputes: bool) -> None:
-        self._model = model
+    def __init__(self, info: ModelInfo, worker: Worker, *, recomputes: bool) -> None:
         self._info = info
         self._worker = worker
         self.recomputes = recomputes
@@ -64,7 +65,7 @@ class TransformersEngine:
             dtype: float32, bfloat16 or float16.
             max_batch: the most rollouts that run at once, >= 1.
             max_cache_tokens: the most tokens whose keys and values are held, >= 1; None for what
-                fits an eighth of the device's memory. A request that needs more runs alone.
+                fits a quarter of the device's memory. A request that needs more runs alone.
             threads: for the processor's matrix products; None for 1 with small models, else
                 torch's default.
             vocab_size: how many columns of the logits have a token; the rest is padding and cut
@@ -87,7 +88,7 @@ class TransformersEngine:
         if threads is None and sum(p.numel() for p in model.parameters()) < _ONE_THREAD:
             threads = 1
         worker = Worker(backend, rows=max_batch, threads=threads, remembered_bytes=remembered_bytes)
-        return cls(model, info, worker, recomputes=isinstance(backend, RecomputeBackend))
+        return cls(info, worker, recomputes=isinstance(backend, RecomputeBackend))
 
     @classmethod
     async def open(cls, path: str | Path, **options: Any) -> TransformersEngine:
@@ -111,10 +112,16 @@ class TransformersEngine:
         requests = tuple(requests)
         validation.check_sampling(sampling)
         validation.check_stop_ids(stop_ids, self._info.vocab_size)
-        validation.check_sample_requests(requests, self._info)
         if not requests:
             return
-        call = SampleCall(requests, sampling, frozenset(stop_ids))
+        loop = asyncio.get_running_loop()
+
+        def prepare() -> SampleCall:
+            validation.check_sample_requests(requests, self._info)
+            return SampleCall(requests, sampling, frozenset(stop_ids), loop)
+
+        tokens = sum(len(request.prompt) + len(request.forced) for request in requests)
+        call = prepare() if tokens < _QUICK else await asyncio.to_thread(prepare)
         self._worker.submit(call)
         left = len(requests)
         try:
@@ -139,4 +146,3 @@ class TransformersEngine:
     async def close(self) -> None:
         """See `Engine`. May be called twice."""
         await asyncio.to_thread(self._worker.close)
-        self._model = None

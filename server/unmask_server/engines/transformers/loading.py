@@ -87,7 +87,7 @@ def choose_backend(model: Any, info: ModelInfo, *, rows: int, budget: int | None
         model: loaded; its attention implementation may be changed.
         info: its facts.
         rows: the most that run at once.
-        budget: tokens whose keys and values may be held; None for what an eighth of the memory
+        budget: tokens whose keys and values may be held; None for what a quarter of the memory
             holds.
 
     """
@@ -158,7 +158,7 @@ def _difference(
 
 
 def _tokens_in_memory(model: Any) -> int:
-    """How many tokens' keys and values fit in an eighth of the device's memory."""
+    """How many tokens' keys and values fit in a quarter of the device's memory."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", 1)
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -169,4 +169,4 @@ def _tokens_in_memory(model: Any) -> int:
         memory = torch.cuda.get_device_properties(model.device).total_memory
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, memory // 8 // each)
+    return max(1, memory // 4 // each)

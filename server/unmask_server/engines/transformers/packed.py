@@ -119,7 +119,7 @@ class PackedBackend:
         """See `Backend`."""
         self._rows.drop(row)
 
-    def own(self) -> int:
+    def own(self) -> NDArray[np.int64]:
         """See `Backend`."""
         return self._rows.own_tokens()
 

@@ -67,9 +67,9 @@ class RecomputeBackend:
         self._rows[row] = self._rows[-1]
         self._rows.pop()
 
-    def own(self) -> int:
+    def own(self) -> NDArray[np.int64]:
         """See `Backend`: ids only, but a pass needs room for all of them."""
-        return sum(map(len, self._rows))
+        return np.fromiter(map(len, self._rows), np.int64, len(self._rows))
 
     def pinned(self) -> int:
         """See `Backend`."""

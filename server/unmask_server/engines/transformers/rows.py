@@ -56,9 +56,9 @@ class Rows:
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.count = 0
-        self._capacity = capacity
         self._device = device
-        self._columns = 0
+        self._allocated = (0, 0)
+        """Rows and columns that there is memory for."""
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
         self._own = np.zeros(capacity, np.int64)
@@ -76,9 +76,9 @@ class Rows:
         n = self.count
         return self._own[:n] + self._share[:n]
 
-    def own_tokens(self) -> int:
-        """Tokens in the rows' own columns, all together."""
-        return int(self._own[: self.count].sum())
+    def own_tokens(self) -> NDArray[np.int64]:
+        """Tokens in each row's own columns, shape (count,)."""
+        return self._own[: self.count].copy()
 
     def add(self, places: list[tuple[Chain, int] | None]) -> None:
         """Let rows begin, each after the given number of tokens of a chain (None: after none)."""
@@ -87,6 +87,7 @@ class Rows:
         for chain in self._chain[: self.count]:
             if chain is not None and chain in sharing:
                 sharing[chain] += 1
+        self._reserve(self.count + len(places), 1)
         for place, root in zip(places, roots, strict=True):
             row = self.count
             self.count += 1
@@ -115,14 +116,19 @@ class Rows:
         self._chain[last] = None
         self.count = last
         self._groups = None
+        if not last:
+            self._release()
 
     def clear(self) -> None:
         """Let all rows leave, and give their memory back."""
         for row in reversed(range(self.count)):
             self.drop(row)
+        self._release()
+
+    def _release(self) -> None:
         self._keys.clear()
         self._values.clear()
-        self._columns = 0
+        self._allocated = (0, 0)
 
     def prepare(self) -> None:
         """Get ready for a pass in which each row adds one token."""
@@ -143,7 +149,7 @@ class Rows:
         self._masks.clear()
         for group in self._groups:
             group.forget_moving_masks()
-        self._reserve(self._width)
+        self._reserve(n, self._width)
 
     def advance(self) -> None:
         """The pass has been made: each row has one token more."""
@@ -243,7 +249,7 @@ class Rows:
         """Put tokens `start` to `end` of a chain into a row's own columns."""
         if start == end:
             return
-        self._reserve(end - start + 1)
+        self._reserve(self.count, end - start + 1)
         for layer in chain.keys:
             key, value = chain.read(layer, start, end)
             keys, values = self._store(layer, key, value)
@@ -254,21 +260,26 @@ class Rows:
     def _store(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values of all rows: (rows, kv heads, columns, head size)."""
         if layer not in self._keys:
+            rows, columns = self._allocated
             for store, like in ((self._keys, key), (self._values, value)):
-                shape = (self._capacity, like.shape[0], self._columns, like.shape[-1])
-                store[layer] = like.new_zeros(shape)
+                store[layer] = like.new_zeros((rows, like.shape[0], columns, like.shape[-1]))
         return self._keys[layer], self._values[layer]
 
-    def _reserve(self, columns: int) -> None:
+    def _reserve(self, rows: int, columns: int) -> None:
         """Make room: zeros, because what is masked still takes part in products."""
-        if columns <= self._columns:
+        had_rows, had_columns = self._allocated
+        if rows <= had_rows and columns <= had_columns:
             return
-        grown = max(columns, self._columns * 3 // 2)
-        self._columns = -(-grown // _COLUMNS) * _COLUMNS
+        if rows > had_rows:
+            rows = min(len(self._own), max(rows, 2 * had_rows))
+        if columns > had_columns:
+            columns = -(-max(columns, had_columns * 3 // 2) // _COLUMNS) * _COLUMNS
+        self._allocated = max(rows, had_rows), max(columns, had_columns)
         for store in (self._keys, self._values):
             for layer, old in store.items():
-                rows, heads, before, size = old.shape
-                new = old.new_zeros((rows, heads, self._columns, size))
-                new[:, :, :before] = old
+                _, heads, _, size = old.shape
+                new = old.new_zeros((self._allocated[0], heads, self._allocated[1], size))
+                new[:had_rows, :, :had_columns] = old
                 store[layer] = new

@@ -33,6 +33,8 @@ _SCORE_TOKENS = 4096
 _REFILL = 8
 """Waiting requests join once an eighth of the rows is free: a prefill pass for every single row
 that leaves would cost more than the empty rows."""
+_PATIENCE = 16
+"""But none waits for that longer than this many steps while any row is free."""
 
 
 class Worker:
@@ -52,6 +54,7 @@ class Worker:
         self._scoring: list[ScoreCall] = []
         """Being worked on."""
         self._batch = RunningBatch(rows, backend.vocab_size)
+        self._steps_waited = 0
         self._remembered = HiddenCache(remembered_bytes)
         self._stats = EngineStats()
         self._thread = threading.Thread(target=self._run, name="unmask-engine", daemon=True)
@@ -86,13 +89,14 @@ class Worker:
             self._closing = True
             self._wake.notify()
         self._thread.join()
+        self._backend.clear()
+        self._remembered.clear()
 
     def _run(self) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while self._wait():
-                self._reap()
                 self._attempt(self._score_some, self._fail_scores)
                 self._attempt(self._advance, self._fail_samples)
             closed = EngineError("the engine was closed")
@@ -154,7 +158,8 @@ class Worker:
         self._batch.drop(i)
 
     def _advance(self) -> None:
-        """Let waiting requests in, and sample one token in every row."""
+        """Let callers' requests out and in, and sample one token in every row."""
+        self._reap()
         self._admit()
         if not self._batch:
             return
@@ -175,40 +180,51 @@ class Worker:
     def _admit(self) -> None:
         """Fill free rows, from each caller in turn."""
         free = self._capacity - len(self._batch)
-        if not self._calls or (self._batch and free < max(1, self._capacity // _REFILL)):
+        waiting = sum(len(call.waiting) for call in self._calls)
+        self._steps_waited += 1
+        if not free or not waiting:
             return
-        room = self._backend.budget - self._backend.own() - self._backend.pinned()
-        room -= self._batch.remaining
+        few = free < waiting and free < self._capacity // _REFILL
+        if self._batch and few and self._steps_waited < _PATIENCE:
+            return
+        self._steps_waited = 0
+        chosen = self._choose(free)
+        for row in chosen:
+            self._batch.add(row)
+        # Rows are in the batch before they are prefilled: should that fail, they fail with it.
+        self._count(self._backend.add([row.call.tokens[row.index][:-1] for row in chosen]))
+        self._stats.prompt_tokens_computed += len(chosen)  # the last tokens, fed by the first step
+        self._trim()
+        self._note()
+
+    def _choose(self, free: int) -> list[Row]:
+        """Take requests for up to `free` rows, as many as there is memory for, at least one."""
         chosen: list[Row] = []
-        full = False
-        while self._calls and free > len(chosen) and not full:
+        longest, running = self._longest(), len(self._batch)
+        room = self._backend.budget - self._backend.pinned()
+        while self._calls and len(chosen) < free:
             call = self._calls[0]
             share = -(-(free - len(chosen)) // len(self._calls))
-            while share and call.waiting and not full:
+            while share and call.waiting:
                 index = call.waiting[0]
                 need = len(call.tokens[index]) + call.requests[index].max_new_tokens
-                # One that fits nowhere runs alone.
-                if need > room and (self._batch or chosen):
-                    full = True
-                    break
-                room -= need
-                share -= 1
+                rows = running + len(chosen)
+                if rows and (rows + 1) * max(need, longest) > room:
+                    return chosen
+                longest, share = max(need, longest), share - 1
                 chosen.append(Row(call, call.waiting.popleft()))
             self._calls.rotate(-1)
             if not call.waiting:
                 self._calls.remove(call)
-        if not chosen:
-            return
-        self._count(self._backend.add([row.call.tokens[row.index][:-1] for row in chosen]))
-        self._stats.prompt_tokens_computed += len(chosen)  # the last tokens, fed by the first step
-        for row in chosen:
-            self._batch.add(row)
-        self._trim()
-        self._note()
+        return chosen
+
+    def _longest(self) -> int:
+        """Tokens that the longest row may come to keep for itself; all rows get as many columns."""
+        return int((self._backend.own() + self._batch.remaining).max(initial=0))
 
     def _trim(self) -> None:
         """Keep what is held for sharing within what the rows leave of the budget."""
-        self._backend.trim(self._backend.budget - self._backend.own() - self._batch.remaining)
+        self._backend.trim(self._backend.budget - len(self._batch) * self._longest())
 
     def _score_some(self) -> None:
         """Answer waiting score requests, in one pass as many as it may hold."""
