@@ -1,0 +1,79 @@
+"""The mathematics: gradients, posteriors, alignments, sets of nodes. Pure numpy, no I/O."""
+
+from unmask_server.diagnosis.algorithms import Algorithm, Form, Loss
+from unmask_server.diagnosis.alignment import (
+    MIN_COVERAGE,
+    Alignment,
+    Draws,
+    Measured,
+    Status,
+    align,
+    measure,
+)
+from unmask_server.diagnosis.counts import Counts
+from unmask_server.diagnosis.gradients import (
+    UnboundedLossError,
+    descent,
+    flat_bound,
+    ideal_gradient,
+)
+from unmask_server.diagnosis.ideal import IdealGradient, ideal
+from unmask_server.diagnosis.intervals import Interval
+from unmask_server.diagnosis.node import FLAT_TOLERANCE, NodePosterior
+from unmask_server.diagnosis.posterior import (
+    HierarchicalPosterior,
+    JeffreysPosterior,
+    SuccessPosterior,
+)
+from unmask_server.diagnosis.sets import (
+    NodeTerms,
+    SetDifference,
+    SetSummary,
+    SetTerms,
+    summarize_set,
+)
+from unmask_server.diagnosis.support import (
+    TAIL_ID,
+    Support,
+    candidate_ids,
+    covered_mass,
+    effective_support,
+    with_tail,
+)
+
+__all__ = [
+    "FLAT_TOLERANCE",
+    "MIN_COVERAGE",
+    "TAIL_ID",
+    "Algorithm",
+    "Alignment",
+    "Counts",
+    "Draws",
+    "Form",
+    "HierarchicalPosterior",
+    "IdealGradient",
+    "Interval",
+    "JeffreysPosterior",
+    "Loss",
+    "Measured",
+    "NodePosterior",
+    "NodeTerms",
+    "SetDifference",
+    "SetSummary",
+    "SetTerms",
+    "Status",
+    "SuccessPosterior",
+    "Support",
+    "UnboundedLossError",
+    "align",
+    "candidate_ids",
+    "covered_mass",
+    "descent",
+    "effective_support",
+    "flat_bound",
+    "ideal",
+    "ideal_gradient",
+    "measure",
+    "summarize_set",
+    "with_tail",
+]

@@ -1,0 +1,22 @@
+"""Families of losses: one file each, with its formulas and where they come from.
+
+A new loss is a file that satisfies `Family`, a member of `Loss`, and a line in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from unmask_server.diagnosis.algorithms import Loss
+from unmask_server.diagnosis.families.base import Family, LossInputs, take
+from unmask_server.diagnosis.families.gkd import GKD
+from unmask_server.diagnosis.families.policy_gradient import PolicyGradient
+
+__all__ = ["FAMILIES", "Family", "LossInputs", "take"]
+
+FAMILIES: dict[Loss, Family] = {
+    Loss.FORWARD_KL: GKD(),
+    Loss.REVERSE_KL: GKD(),
+    Loss.JSD: GKD(),
+    Loss.GRPO: PolicyGradient(),
+    Loss.DR_GRPO: PolicyGradient(),
+}
+"""Which family computes a loss."""

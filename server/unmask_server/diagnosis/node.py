@@ -1,0 +1,157 @@
+"""What is known about success at a node, drawn once and used for every teacher and algorithm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from unmask_server.diagnosis.counts import Counts
+from unmask_server.diagnosis.gradients import flat_bound, ideal_gradient
+from unmask_server.diagnosis.intervals import Interval
+from unmask_server.diagnosis.posterior import DEFAULT_POSTERIOR, DRAWS, SuccessPosterior
+from unmask_server.diagnosis.support import covered_mass, effective_support
+
+FloatArray = NDArray[np.float64]
+
+FLAT_TOLERANCE = 1e-3
+"""A node whose bound sqrt(2) (1 - max P) is below this is FLAT without any rollout: success cannot
+change by a thousandth along a logit step of length one."""
+
+SIGNAL_SHARE = 0.5
+"""Data tell g from zero where more than this share of the posterior expectation of |g|^2 is the
+square of the expected g; that is, where its signal exceeds its noise."""
+
+_MASS_NOISE = 1e-6
+_MIN_VARIANCE_ROLLOUTS = 2
+
+
+@dataclass(frozen=True)
+class NodePosterior:
+    """Draws of success and of the ideal gradient at a node; immutable, computed as needed.
+
+    Raises:
+        ValueError: shapes differ, or `p` is not a distribution (to 1e-3).
+
+    """
+
+    counts: Counts
+    p: FloatArray
+    """The sampling policy's probabilities, shape (m + 1,), tail last."""
+    seed: int
+    """>= 0; the same counts, p and seed give the same bytes."""
+    size: int = DRAWS
+    """How many draws."""
+    model: SuccessPosterior = DEFAULT_POSTERIOR
+    """Where the draws come from."""
+
+    def __post_init__(self) -> None:
+        if self.p.shape != self.counts.n.shape:
+            raise ValueError(f"p has shape {self.p.shape}, the counts {self.counts.n.shape}")
+        if not (np.all(self.p >= 0) and abs(float(self.p.sum()) - 1.0) < 1e-3):
+            raise ValueError("p is no probability distribution")
+
+    @cached_property
+    def success(self) -> FloatArray:
+        """Draws of s, shape (size, m + 1), in [0, 1]."""
+        return self.model.draws(self.counts, self.p, size=self.size, seed=self.seed)
+
+    @cached_property
+    def mean_success(self) -> FloatArray:
+        """Draws of success from here on, sum_k P_k s_k; shape (size,)."""
+        result: FloatArray = self.success @ self.p
+        return result
+
+    @cached_property
+    def gradient(self) -> FloatArray:
+        """Draws of g, shape (size, m + 1)."""
+        return ideal_gradient(self.p, self.success)
+
+    @cached_property
+    def gradient_norm2(self) -> FloatArray:
+        """Draws of |g|^2, shape (size,)."""
+        g = self.gradient
+        result: FloatArray = np.einsum("ij,ij->i", g, g)
+        return result
+
+    @cached_property
+    def estimate(self) -> FloatArray:
+        """Plug-in s, shape (m + 1,): R / n, and the posterior mean where n is 0."""
+        n = self.counts.n
+        result: FloatArray = np.where(
+            n > 0, self.counts.reward_sum / np.maximum(n, 1e-300), self.success.mean(axis=0)
+        )
+        return np.clip(result, 0.0, 1.0)
+
+    @cached_property
+    def estimate_variance(self) -> FloatArray:
+        """Estimated variance of `estimate`, shape (m + 1,).
+
+        s (1 - s) / (n - 1), unbiased for rewards of 0 and 1 and too large for others, where
+        n >= 2; of one rollout, that of the posterior means; 0 for exact outcomes and where
+        there is no rollout (the estimate is then the node's and adds nothing to g by itself).
+        """
+        n = self.counts.n
+        own = self.estimate * (1.0 - self.estimate) / np.maximum(n - 1.0, 1.0)
+        middle = self.success.mean(axis=0)
+        variance = np.where(n >= _MIN_VARIANCE_ROLLOUTS, own, middle * (1.0 - middle))
+        variance[(n <= 0) | self.counts.exact] = 0.0
+        return variance
+
+    @cached_property
+    def ideal_norm2(self) -> float:
+        """|g|^2 of the plug-in estimates less the variance that is in it; may be negative.
+
+        Unbiased where every token that matters has two rollouts or more.
+        """
+        g = ideal_gradient(self.p, self.estimate)
+        return float(g @ g) - gradient_variance(self.p, self.estimate_variance)
+
+    @cached_property
+    def tells_gradient(self) -> bool:
+        """Whether the data tell g from zero; see `SIGNAL_SHARE`."""
+        mean = self.gradient.mean(axis=0)
+        total = float(self.gradient_norm2.mean())
+        # The mean of `size` draws has a share 1 / size of their variance in it.
+        signal = float(mean @ mean)
+        signal -= (total - signal) / max(1, self.size - 1)
+        return total > FLAT_TOLERANCE**2 * 1e-6 and signal > SIGNAL_SHARE * total
+
+    @cached_property
+    def has_data(self) -> bool:
+        """Whether any rollout says something, or everything is known without."""
+        sampled = bool(np.any((self.counts.n > 0) & ~self.counts.exact))
+        return sampled or float(self.p[self.counts.exact].sum()) >= 1.0 - _MASS_NOISE
+
+    @cached_property
+    def flat_bound(self) -> float:
+        """|g| is at most this, whatever the data say."""
+        return flat_bound(self.p)
+
+    @cached_property
+    def effective_support(self) -> float:
+        """See `support.effective_support`."""
+        return effective_support(self.p)
+
+    @cached_property
+    def covered(self) -> float:
+        """The sampling policy's mass on the candidates, in [0, 1]."""
+        return covered_mass(self.p)
+
+    @cached_property
+    def success_interval(self) -> Interval:
+        """Of success from here on."""
+        return Interval.of(self.mean_success)
+
+    def candidate_intervals(self) -> list[Interval]:
+        """Of each token's success, tail last; m + 1 of them."""
+        return [Interval.of(column) for column in self.success.T]
+
+
+def gradient_variance(p: ArrayLike, variance: ArrayLike) -> float:
+    """Sum over j of Var[P_j (s_j - sum_k P_k s_k)] for independent s of the given variances."""
+    p, v = np.asarray(p, dtype=np.float64), np.asarray(variance, dtype=np.float64)
+    shared = float((p * p) @ v)
+    return float((p * p) @ (v - 2.0 * p * v + shared))

@@ -1,0 +1,134 @@
+"""Chances of success at a node as posteriors, not points.
+
+A token's success s_j has a Beta posterior given its own rollouts; what its prior is decides how
+rare tokens behave. Two are kept:
+
+* `HierarchicalPosterior`, the default: the prior is Beta(mu kappa, (1 - mu) kappa), its centre mu
+  and its strength kappa being the node's own, unknown and integrated over. Tokens of one node thus
+  learn from each other as far as the data say that they are alike. (Empirical Bayes of binomial
+  proportions, e.g. Gelman et al., Bayesian Data Analysis, 5.3.)
+* `JeffreysPosterior`: Beta(1/2, 1/2) for every token, whatever the others did.
+
+Chosen by measured calibration: over random nodes of 4, 24 and 60 tokens (Dirichlet P; success of a
+token Beta-distributed around the node's, spreads from total to none; 64 and 512 rollouts, forced
+equally, drawn from P, or half and half; 120 nodes a setting) nominal 90% intervals of the
+reverse-KL cosine held the truth in 71 to 88% (Jeffreys), 68 to 80% (Beta of strength 1 around the
+node's mean), 73 to 87% (strength 2) and 83 to 94% (hierarchical) of the nodes.
+`tests/diagnosis/test_calibration.py` measures it anew on the code as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask_server.diagnosis.counts import Counts
+
+FloatArray = NDArray[np.float64]
+
+DRAWS = 1000
+"""Posterior draws at a node: quantiles at 5% and 95% are then good to a twentieth of the width."""
+
+_CENTRES = np.sin(np.pi * (np.arange(20) + 0.5) / 40.0) ** 2
+"""Of equal prior weight; dense near 0 and 1 (the quantiles of Beta(1/2, 1/2))."""
+_STRENGTHS = 4.0 ** np.arange(-0.5, 7.0)
+"""Of equal prior weight, 0.5 to 8192: from tokens that decide everything to all alike."""
+_LEAST = 1e-6
+"""Beta parameters are kept above this, so that drawing from them is safe."""
+
+
+class SuccessPosterior(Protocol):
+    """A joint posterior of the chances of success after each token of a node."""
+
+    def draws(self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int) -> FloatArray:
+        """Chances of success, shape (size, m + 1), in [0, 1].
+
+        Args:
+            counts: outcomes over the support.
+            p: the sampling policy's probabilities, shape (m + 1,).
+            size: how many draws.
+            seed: any non-negative integer; equal arguments give equal bytes.
+
+        Exact outcomes have no spread; a token without rollouts has all that the prior leaves it.
+
+        """
+        ...
+
+
+class JeffreysPosterior:
+    """Independent Beta(1/2 + R, 1/2 + n - R)."""
+
+    def draws(self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int) -> FloatArray:
+        """See `SuccessPosterior`."""
+        half = np.full((size, 1), 0.5)
+        return _draw(counts, half, half, np.random.default_rng(seed))
+
+
+class HierarchicalPosterior:
+    """Beta(mu kappa + R, (1 - mu) kappa + n - R), over the node's posterior of (mu, kappa)."""
+
+    def draws(self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int) -> FloatArray:
+        """See `SuccessPosterior`."""
+        rng = np.random.default_rng(seed)
+        successes = np.outer(_CENTRES, _STRENGTHS).reshape(-1)
+        failures = np.outer(1.0 - _CENTRES, _STRENGTHS).reshape(-1)
+        weights = _hyper_posterior(counts, successes, failures)
+        # Systematic sampling: every (mu, kappa) comes as often as its weight says, up to one.
+        marks = (np.arange(size) + rng.random()) / size
+        picked = np.searchsorted(np.cumsum(weights), marks).clip(max=len(weights) - 1)
+        picked = rng.permutation(picked)
+        return _draw(counts, successes[picked, None], failures[picked, None], rng)
+
+
+DEFAULT_POSTERIOR: SuccessPosterior = HierarchicalPosterior()
+
+
+def _draw(
+    counts: Counts, successes: FloatArray, failures: FloatArray, rng: np.random.Generator
+) -> FloatArray:
+    """Beta draws given prior parameters, one row a draw."""
+    rewards = np.minimum(counts.reward_sum, counts.n)
+    a = np.maximum(successes + rewards, _LEAST)
+    b = np.maximum(failures + (counts.n - rewards), _LEAST)
+    drawn = rng.beta(a, b)
+    known = counts.exact
+    drawn[:, known] = rewards[known] / counts.n[known]
+    return drawn
+
+
+def _hyper_posterior(counts: Counts, a: FloatArray, b: FloatArray) -> FloatArray:
+    """Posterior weights of prior parameters (a, b), shape (k,), by the beta-binomial likelihood.
+
+    Exact outcomes say nothing: an end token is not one of the node's usual tokens.
+    """
+    live = (counts.n > 0) & ~counts.exact
+    rewards = np.minimum(counts.reward_sum, counts.n)[live]
+    # Many tokens have the same few rollouts.
+    outcomes, times = np.unique(
+        np.stack([rewards, counts.n[live] - rewards]), axis=1, return_counts=True
+    )
+    likelihood = np.zeros(len(a))
+    for won, lost, count in zip(outcomes[0], outcomes[1], times, strict=True):
+        likelihood += count * _log_beta(a + won, b + lost)
+    likelihood -= times.sum() * _log_beta(a, b)
+    weights: FloatArray = np.exp(likelihood - likelihood.max())
+    weights /= weights.sum()
+    return weights
+
+
+def _log_beta(a: FloatArray, b: FloatArray) -> FloatArray:
+    """log B(a, b), for a, b > 0."""
+    return _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
+
+
+def _log_gamma(x: FloatArray) -> FloatArray:
+    """log Gamma(x), x > 0, to 1e-11: Stirling's series at x + 8, stepped back."""
+    product = np.ones_like(x)
+    for k in range(8):
+        product = product * (x + k)
+    z = x + 8.0
+    series = 1 / (12 * z) - 1 / (360 * z**3) + 1 / (1260 * z**5) - 1 / (1680 * z**7)
+    result: FloatArray = (z - 0.5) * np.log(z) - z + 0.5 * np.log(2 * np.pi) + series
+    return result - np.log(product)
