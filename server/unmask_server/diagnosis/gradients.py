@@ -126,6 +126,26 @@ def noise_response(
     return result
 
 
+def noise_norm(
+    algorithm: Algorithm, p: ArrayLike, t: ArrayLike, *, observed: ArrayLike | None = None
+) -> FloatArray:
+    """Root mean square of |`noise_response`| for independent errors of one nat; shape (...)."""
+    inputs = _inputs(p, t, None, None, None)
+    weights = FAMILIES[algorithm.loss].sensitivity(algorithm, inputs)
+    p = inputs.p
+    p_norm2 = np.sum(p * p, axis=-1)
+    if algorithm.form is Form.SAMPLED:
+        y = _observed(observed)
+        p_y, w_y = take(p, y), take(weights, y)
+        per_token = np.divide(w_y, p_y, out=np.zeros_like(w_y), where=p_y > 0)
+        norm2 = per_token**2 * (1.0 - 2.0 * p_y + p_norm2)
+    else:
+        # Token j's error moves d by w_j (e_j - P).
+        norm2 = np.sum(weights**2 * (1.0 - 2.0 * p + p_norm2[..., np.newaxis]), axis=-1)
+    norm: FloatArray = np.sqrt(np.maximum(norm2, 0.0)) / algorithm.temperature
+    return norm
+
+
 def flat_bound(p: ArrayLike) -> float:
     """|g| is at most sqrt(2) (1 - max P), whatever the chances of success are.
 

@@ -19,6 +19,7 @@ node's mean), 73 to 87% (strength 2) and 83 to 94% (hierarchical) of the nodes.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,10 @@ _CENTRES = np.sin(np.pi * (np.arange(20) + 0.5) / 40.0) ** 2
 """Of equal prior weight; dense near 0 and 1 (the quantiles of Beta(1/2, 1/2))."""
 _STRENGTHS = 4.0 ** np.arange(-0.5, 7.0)
 """Of equal prior weight, 0.5 to 8192: from tokens that decide everything to all alike."""
+_WON = np.outer(_CENTRES, _STRENGTHS).reshape(-1)
+_LOST = np.outer(1.0 - _CENTRES, _STRENGTHS).reshape(-1)
+_QUANTILES = 1024
+"""A token without rollouts is drawn from so many quantiles of its prior."""
 _LEAST = 1e-6
 """Beta parameters are kept above this, so that drawing from them is safe."""
 
@@ -62,8 +67,12 @@ class JeffreysPosterior:
 
     def draws(self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int) -> FloatArray:
         """See `SuccessPosterior`."""
+        rng = np.random.default_rng(seed)
+        sampled = np.ones(len(counts.n), dtype=bool)
         half = np.full((size, 1), 0.5)
-        return _draw(counts, half, half, np.random.default_rng(seed))
+        drawn = np.empty((size, len(counts.n)))
+        _draw_sampled(drawn, counts, sampled, half, half, rng)
+        return drawn
 
 
 class HierarchicalPosterior:
@@ -72,34 +81,52 @@ class HierarchicalPosterior:
     def draws(self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int) -> FloatArray:
         """See `SuccessPosterior`."""
         rng = np.random.default_rng(seed)
-        successes = np.outer(_CENTRES, _STRENGTHS).reshape(-1)
-        failures = np.outer(1.0 - _CENTRES, _STRENGTHS).reshape(-1)
-        weights = _hyper_posterior(counts, successes, failures)
+        weights = _hyper_posterior(counts)
         # Systematic sampling: every (mu, kappa) comes as often as its weight says, up to one.
         marks = (np.arange(size) + rng.random()) / size
         picked = np.searchsorted(np.cumsum(weights), marks).clip(max=len(weights) - 1)
         picked = rng.permutation(picked)
-        return _draw(counts, successes[picked, None], failures[picked, None], rng)
+        drawn = np.empty((size, len(counts.n)))
+        sampled = counts.n > 0
+        _draw_sampled(drawn, counts, sampled, _WON[picked, None], _LOST[picked, None], rng)
+        # Most of a large support has no rollout; a table is several times faster than drawing.
+        places = rng.integers(0, _QUANTILES, size=(size, int((~sampled).sum())))
+        drawn[:, ~sampled] = _prior_quantiles()[picked[:, None], places]
+        return drawn
 
 
 DEFAULT_POSTERIOR: SuccessPosterior = HierarchicalPosterior()
 
 
-def _draw(
-    counts: Counts, successes: FloatArray, failures: FloatArray, rng: np.random.Generator
-) -> FloatArray:
-    """Beta draws given prior parameters, one row a draw."""
-    rewards = np.minimum(counts.reward_sum, counts.n)
-    a = np.maximum(successes + rewards, _LEAST)
-    b = np.maximum(failures + (counts.n - rewards), _LEAST)
-    drawn = rng.beta(a, b)
+def _draw_sampled(
+    drawn: FloatArray,
+    counts: Counts,
+    sampled: NDArray[np.bool_],
+    won: FloatArray,
+    lost: FloatArray,
+    rng: np.random.Generator,
+) -> None:
+    """Fill the `sampled` columns of `drawn`, one row a draw, given prior parameters (size, 1)."""
+    drawing = sampled & ~counts.exact
+    n, rewards = counts.n[drawing], np.minimum(counts.reward_sum, counts.n)[drawing]
+    a, b = np.maximum(won + rewards, _LEAST), np.maximum(lost + (n - rewards), _LEAST)
+    drawn[:, drawing] = rng.beta(a, b)
     known = counts.exact
-    drawn[:, known] = rewards[known] / counts.n[known]
-    return drawn
+    drawn[:, known] = np.minimum(counts.reward_sum[known] / counts.n[known], 1.0)
 
 
-def _hyper_posterior(counts: Counts, a: FloatArray, b: FloatArray) -> FloatArray:
-    """Posterior weights of prior parameters (a, b), shape (k,), by the beta-binomial likelihood.
+@lru_cache(maxsize=1)
+def _prior_quantiles() -> FloatArray:
+    """Quantiles of Beta(mu kappa, (1 - mu) kappa), shape (grid, _QUANTILES), from sorted draws."""
+    oversampling = 8
+    rng = np.random.default_rng(0)
+    drawn = rng.beta(_WON[:, None], _LOST[:, None], size=(len(_WON), oversampling * _QUANTILES))
+    drawn.sort(axis=1)
+    return drawn[:, oversampling // 2 :: oversampling]
+
+
+def _hyper_posterior(counts: Counts) -> FloatArray:
+    """Posterior weights of the grid of (mu, kappa), by the beta-binomial likelihood.
 
     Exact outcomes say nothing: an end token is not one of the node's usual tokens.
     """
@@ -109,10 +136,9 @@ def _hyper_posterior(counts: Counts, a: FloatArray, b: FloatArray) -> FloatArray
     outcomes, times = np.unique(
         np.stack([rewards, counts.n[live] - rewards]), axis=1, return_counts=True
     )
-    likelihood = np.zeros(len(a))
-    for won, lost, count in zip(outcomes[0], outcomes[1], times, strict=True):
-        likelihood += count * _log_beta(a + won, b + lost)
-    likelihood -= times.sum() * _log_beta(a, b)
+    won, lost = outcomes[0], outcomes[1]
+    terms = _log_beta(_WON[:, None] + won, _LOST[:, None] + lost)
+    likelihood = terms @ times - times.sum() * _log_beta(_WON, _LOST)
     weights: FloatArray = np.exp(likelihood - likelihood.max())
     weights /= weights.sum()
     return weights

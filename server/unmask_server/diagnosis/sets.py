@@ -86,10 +86,8 @@ class SetTerms:
         """Count a node in. The order of a trajectory's nodes matters only in rounding."""
         terms = _terms(node.draws)
         key = (node.question, node.trajectory)
-        if key in self._sums:
-            self._sums[key] += terms
-        else:
-            self._sums[key] = terms
+        # A node without data has one column of zeros, which broadcasts.
+        self._sums[key] = self._sums[key] + terms if key in self._sums else terms
         self._statuses[node.status] += 1
         self._supports.append(node.effective_support)
 
@@ -127,10 +125,11 @@ class SetTerms:
         """The four statistics on every resample, shape (4, RESAMPLES); NaN where undefined."""
         if not keys:
             return np.full((4, RESAMPLES), np.nan)
-        sums = np.stack([self._sums[key] for key in keys])
+        size = max(self._sums[key].shape[1] for key in keys)
+        sums = np.stack([np.broadcast_to(self._sums[key], (len(_ROWS), size)) for key in keys])
         rng = np.random.default_rng(seed)
         weights = _weights(keys, rng)
-        picked = rng.integers(0, sums.shape[2], size=weights.shape)
+        picked = rng.integers(0, size, size=weights.shape)
         totals = np.zeros((len(_ROWS), RESAMPLES))
         for k in range(len(keys)):
             totals += weights[:, k] * sums[k][:, picked[:, k]]

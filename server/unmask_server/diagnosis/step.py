@@ -8,7 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis.algorithms import Algorithm, Form
-from unmask_server.diagnosis.gradients import UnboundedLossError, descent, noise_response
+from unmask_server.diagnosis.gradients import (
+    UnboundedLossError,
+    descent,
+    noise_norm,
+    noise_response,
+)
 from unmask_server.diagnosis.node import NodePosterior
 from unmask_server.diagnosis.support import TAIL_RESOLUTION
 
@@ -76,22 +81,15 @@ def _teacher_step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepIn
         d = descent(algorithm, p, t, observed=inputs.observed)
     except UnboundedLossError as error:
         return Step(unbounded=error.index)
-    # Independent errors add up in squares, one token at a time, whatever the centring does.
-    unit = np.eye(len(p)) if algorithm.form is Form.EXPECTED else np.ones((1, len(p)))
-    response = noise_response(algorithm, p, t, unit, observed=_repeat(inputs.observed, len(unit)))
-    tolerance = 2.0 * (SCORING_NOISE + inputs.noise) * float(np.linalg.norm(response))
+    response = float(noise_norm(algorithm, p, t, observed=inputs.observed))
+    tolerance = 2.0 * (SCORING_NOISE + inputs.noise) * response
     if float(np.linalg.norm(d)) <= tolerance + _SMALLEST_NORM:
         return Step(d, is_noise=True)
     if inputs.noise > 0.0:
         errors = inputs.noise * noise_draws(posterior)
-        d = d + noise_response(
-            algorithm, p, t, errors, observed=_repeat(inputs.observed, len(errors))
-        )
+        observed = None if inputs.observed is None else np.full(len(errors), inputs.observed)
+        d = d + noise_response(algorithm, p, t, errors, observed=observed)
     return Step(d)
-
-
-def _repeat(observed: int | None, times: int) -> NDArray[np.intp] | None:
-    return None if observed is None else np.full(times, observed, dtype=np.intp)
 
 
 def _floor_tail(p: FloatArray, t: FloatArray) -> FloatArray:
