@@ -1,0 +1,234 @@
+"""`unmask policy`, `unmask teacher`, `unmask question`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unmask.cli.connect import connected, fail, model_argument, say, stdout
+from unmask.cli.numbers import count
+from unmask.cli.tables import key_values, table
+from unmask.client import Client
+from unmask.v1 import catalog_pb2 as pb
+
+policies = typer.Typer(help="Students: checkpoints with their sampling settings.")
+teachers = typer.Typer(help="Teachers: models and what they are shown beside the question.")
+questions = typer.Typer(help="Questions with reference answers.")
+
+_ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}
+
+Template = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt-template",
+        metavar="FILE",
+        help="Jinja over `content` giving the whole prompt, instead of the chat template.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+StopTexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop-text",
+        help="A text that ends a generation, one token, e.g. '\\n'; may be given several times.",
+    ),
+]
+
+
+def unescape(text: str) -> str:
+    """`\\n`, `\\t` and `\\r` as shells leave them."""
+    for escape, char in _ESCAPES.items():
+        text = text.replace(escape, char)
+    return text
+
+
+def read(file: Path | None) -> str:
+    """A template; empty without a file."""
+    return file.read_text(encoding="utf-8") if file else ""
+
+
+@policies.command("register")
+@connected
+def register_policy(
+    client: Client,
+    model: Annotated[str, typer.Argument(help="A directory in Hugging Face format.")],
+    name: Annotated[str, typer.Option(help="How to call it from now on.")] = "",
+    temperature: Annotated[float | None, typer.Option(help="Above 0; default 1.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="In (0, 1]; default 1.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0, the default: no cut.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a generation; 0: 256.")] = 0,
+    stop_text: StopTexts = None,
+    prompt_template: Template = None,
+) -> None:
+    """Register a student."""
+    answer = client.register_policy(
+        model_argument(model),
+        name=name,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
+        stop_texts=[unescape(text) for text in stop_text or ()],
+        prompt_template=read(prompt_template),
+    )
+    _warn(answer.warnings)
+    _show_policy(answer.policy)
+
+
+@policies.command("list")
+@connected
+def list_policies(client: Client) -> None:
+    """List students, oldest first."""
+    made = table("id", "name", "model", ">T", ">tokens")
+    for policy in client.list_policies():
+        made.add_row(
+            policy.id,
+            policy.name,
+            _short(policy.model.source),
+            f"{policy.sampling.temperature:g}",
+            count(policy.max_new_tokens),
+        )
+    stdout().print(made)
+
+
+@teachers.command("register")
+@connected
+def register_teacher(
+    client: Client,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A directory in Hugging Face format, or a policy: self-distillation then."
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="How to call it from now on.")] = "",
+    policy: Annotated[
+        list[str] | None, typer.Option(help="A student it will teach, unless MODEL is a policy.")
+    ] = None,
+    context: Annotated[
+        str,
+        typer.Option(
+            help="none, answer, hint, solution, wrong_solution, contrastive, or a name of your own."
+        ),
+    ] = "",
+    context_template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For a context of your own: Jinja over the question's fields.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    prompt_template: Template = None,
+) -> None:
+    """Register a teacher."""
+    answer = client.register_teacher(
+        model_argument(model),
+        name=name,
+        context=context,
+        context_template=read(context_template),
+        prompt_template=read(prompt_template),
+        policies=policy or (),
+    )
+    _warn(answer.warnings)
+    teacher = answer.teacher
+    stdout().print(
+        key_values(
+            [
+                ("teacher", teacher.id),
+                ("name", teacher.name),
+                ("model", teacher.model.source),
+                ("context", teacher.context.name),
+            ]
+        )
+    )
+
+
+@teachers.command("list")
+@connected
+def list_teachers(client: Client) -> None:
+    """List teachers, oldest first."""
+    made = table("id", "name", "model", "context")
+    for teacher in client.list_teachers():
+        made.add_row(teacher.id, teacher.name, _short(teacher.model.source), teacher.context.name)
+    stdout().print(made)
+
+
+@questions.command("register")
+@connected
+def register_questions(
+    client: Client,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="JSONL: an object a line with question and answer.", exists=True, dir_okay=False
+        ),
+    ],
+    verifier: Annotated[str, typer.Option(help="Grades them; default last_number.")] = "",
+) -> None:
+    """Register questions. Lines that cannot be used are named; the others are registered."""
+    results = client.register_questions(file, verifier=verifier)
+    registered = [result.question for result in results if result.HasField("question")]
+    for result in results:
+        if result.HasField("error"):
+            say(f"{file}:{result.index}: {result.error}")
+    for question in registered:
+        typer.echo(question.id)
+    if len(registered) < len(results):
+        fail(f"{len(results) - len(registered)} of {len(results)} questions were refused")
+
+
+@questions.command("list")
+@connected
+def list_questions(client: Client) -> None:
+    """List questions, oldest first."""
+    made = table("id", "name", "question", "answer")
+    for question in client.list_questions():
+        made.add_row(
+            question.id,
+            question.name,
+            _one_line(question.fields.get("question", "")),
+            _one_line(question.fields.get("answer", ""), 16),
+        )
+    stdout().print(made)
+
+
+def _show_policy(policy: pb.Policy) -> None:
+    sampling = policy.sampling
+    cuts = [f"temperature {sampling.temperature:g}"]
+    if sampling.HasField("top_p") and sampling.top_p < 1:
+        cuts.append(f"top-p {sampling.top_p:g}")
+    if sampling.top_k:
+        cuts.append(f"top-k {sampling.top_k}")
+    stdout().print(
+        key_values(
+            [
+                ("policy", policy.id),
+                ("name", policy.name),
+                ("model", policy.model.source),
+                ("architecture", policy.model.architecture),
+                ("sampling", ", ".join(cuts)),
+                ("at most", f"{policy.max_new_tokens} tokens"),
+                ("stops at", ", ".join(map(str, policy.stop_ids))),
+            ]
+        )
+    )
+
+
+def _warn(warnings: object) -> None:
+    for warning in warnings:  # type: ignore[attr-defined]
+        say(f"warning: {warning}")
+
+
+def _short(source: str) -> str:
+    parts = Path(source).parts
+    return str(Path(*parts[-2:])) if len(parts) > 2 else source
+
+
+def _one_line(text: str, length: int = 44) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"

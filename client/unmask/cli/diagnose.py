@@ -1,0 +1,150 @@
+"""`unmask diagnose`: from a file of questions to an answer, in one command."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import track
+
+from unmask.algorithms import parse_algorithms
+from unmask.cli import report as reports
+from unmask.cli import study
+from unmask.cli.catalog import StopTexts, Template, read, unescape
+from unmask.cli.connect import connected, model_argument, stderr, stdout
+from unmask.cli.growth import Allocation, cost_of, progress_bar
+from unmask.cli.options import Losses, Plain, TopK, Verifier
+from unmask.client import Client
+from unmask.v1 import growth_pb2
+
+
+def _diagnose(
+    client: Client,
+    questions: Annotated[
+        Path,
+        typer.Argument(
+            help="JSONL: an object a line with question and answer.", exists=True, dir_okay=False
+        ),
+    ],
+    student: Annotated[str, typer.Option(help="Its directory, in Hugging Face format.")],
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option("--teacher", "-t", metavar="NAME=DIR", help="May be given several times."),
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Self-distillation: the student, shown answer, hint, solution, … of the question. "
+            "May be given several times."
+        ),
+    ] = None,
+    loss: Losses = None,
+    samples: Annotated[int, typer.Option(help="Generations for each question.", min=1)] = 4,
+    rollouts_per_node: Annotated[
+        int, typer.Option(help="What each token's answer rests on.", min=1)
+    ] = 32,
+    max_rollouts: Annotated[
+        int | None, typer.Option(help="Spend no more than this in all.", min=1)
+    ] = None,
+    allocation: Allocation = "policy",
+    temperature: Annotated[float, typer.Option(help="The student's, when it samples.")] = 1.0,
+    prompt_template: Template = None,
+    stop_text: StopTexts = None,
+    max_questions: Annotated[
+        int | None, typer.Option(help="Only the first so many of the file.", min=1)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a generation; 0: 256.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed gives other generations.")] = 0,
+    verifier: Verifier = "",
+    top_k: TopK = 0,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write everything there.")
+    ] = None,
+    plain: Plain = False,
+) -> None:
+    """Where do these teachers push this student towards success?
+
+    Samples the student's generations, spends rollouts on the success of the tokens it might have
+    said, and compares each teacher's push with the one that would help most. Without a server it
+    runs one of its own, on --database. Running it again costs nothing.
+    """
+    plan = study.Plan(
+        questions=questions,
+        student=model_argument(student),
+        teachers=tuple(_teacher(text) for text in teacher or ()),
+        contexts=tuple(context or ()),
+        losses=tuple(loss or ("reverse_kl",)),
+        samples=samples,
+        rollouts_per_node=rollouts_per_node,
+        max_rollouts=max_rollouts,
+        allocation=allocation,
+        temperature=temperature,
+        prompt_template=read(prompt_template),
+        stop_texts=tuple(unescape(text) for text in stop_text or ()),
+        max_questions=max_questions,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        verifier=verifier,
+        top_k=top_k,
+    )
+    parse_algorithms(plan.losses)  # before anything is paid for
+    if not plan.teachers and not plan.contexts:
+        raise ValueError("--teacher: give at least one, or a --context")
+    report = _run(client, plan)
+    if json:
+        reports.write_json(json, report)
+    reports.show(stdout(), report, plain=plain)
+
+
+diagnose = connected(_diagnose, embedded=True)
+
+
+def _run(client: Client, plan: study.Plan) -> reports.Report:
+    console = stderr()
+    with console.status("registering"):
+        subjects = study.register(client, plan)
+    sampled = [
+        study.sample(client, subjects, plan, questions)
+        for questions in track(
+            study.batches(subjects, plan),
+            "sampling",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+    ]
+    trajectories = [trajectory for answer in sampled for trajectory in answer.trajectories]
+    started = time.monotonic()
+    handle = study.start_growth(client, subjects, plan, trajectories)
+    first = growth_pb2.Growth.FromString(handle.growth.SerializeToString())
+    with progress_bar(console, "growing") as update:
+        last = handle.wait(update)
+    cost = cost_of(first, last, time.monotonic() - started)
+    with console.status("scoring teachers"):
+        summaries = client.summarize(
+            trajectories,
+            teachers=list(subjects.labels),
+            algorithms=plan.losses,
+            verifier=plan.verifier,
+            top_k=plan.top_k,
+        )
+        examples = study.examples(client, subjects, plan, trajectories)
+    return reports.Report(
+        plan=plan,
+        subjects=subjects,
+        trajectories=trajectories,
+        sampled_trajectories=sum(answer.sampled for answer in sampled),
+        growth=last,
+        cost=cost,
+        summaries=summaries,
+        examples=examples,
+    )
+
+
+def _teacher(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not (name and equals and model):
+        raise ValueError(f"--teacher: {text!r} is not NAME=DIR")
+    return name, model_argument(model)

@@ -1,0 +1,48 @@
+"""The `unmask` command, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import unmask
+from unmask.cli import answers, catalog, growth, trajectories
+from unmask.cli.diagnose import diagnose
+
+app = typer.Typer(
+    name="unmask",
+    help="Where does a teacher push a student towards success, and how sure is that?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"unmask {unmask.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("diagnose")(diagnose)
+app.command()(answers.view)
+app.command()(answers.align)
+app.command()(answers.node)
+app.command()(answers.summary)
+app.command()(growth.grow)
+app.command()(trajectories.sample)
+app.command()(answers.stats)
+app.add_typer(catalog.policies, name="policy", no_args_is_help=True)
+app.add_typer(catalog.teachers, name="teacher", no_args_is_help=True)
+app.add_typer(catalog.questions, name="question", no_args_is_help=True)
+app.add_typer(trajectories.trajectories, name="trajectory", no_args_is_help=True)

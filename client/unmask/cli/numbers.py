@@ -1,0 +1,45 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from unmask.v1 import diagnosis_pb2 as pb
+
+NOTHING = "–"
+"""Where there is no number."""
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With a sign, and no sign at what rounds to zero; tiny values keep one digit."""
+    if value != 0 and abs(value) < 0.5 * 10**-digits:
+        return f"{value:+.0e}".replace("e-0", "e-")
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def share(part: float, whole: float) -> str:
+    """A percentage; `–` of nothing."""
+    return f"{100 * part / whole:.0f}%" if whole else NOTHING
+
+
+def count(value: float) -> str:
+    """Thousands set apart."""
+    return f"{value:,.0f}"
+
+
+def seconds(value: float) -> str:
+    """12 s, 3:05, 2:10:00."""
+    if value < 60:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def median(interval: pb.Interval, digits: int = 2) -> str:
+    """The middle."""
+    return signed(interval.median, digits)
+
+
+def bounds(interval: pb.Interval, digits: int = 2) -> str:
+    """From the 5% to the 95% quantile."""
+    return f"{signed(interval.low, digits)}…{signed(interval.high, digits)}"

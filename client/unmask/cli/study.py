@@ -1,0 +1,247 @@
+"""The steps of `unmask diagnose`, without a word of output.
+
+Everything that it does is keyed by what was asked: policies, teachers and questions by what they
+are, generations by their seed, and the growth by a hash of its whole request. So a second run with
+the same arguments finds it all and samples nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from unmask.cli.trajectories import is_correct
+from unmask.client import Client
+from unmask.errors import AlreadyExistsError
+from unmask.growth import GrowthHandle
+from unmask.requests import growth as growth_requests
+from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
+
+MAX_TRAJECTORIES = 1000
+"""What one summary may cover."""
+
+_AT_ONCE = 128
+"""Generations asked for in one call, so that there is progress to show."""
+
+R = TypeVar("R", catalog_pb2.RegisterPolicyResponse, catalog_pb2.RegisterTeacherResponse)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `unmask diagnose` was asked."""
+
+    questions: Path
+    """JSONL."""
+    student: str
+    """A directory."""
+    teachers: tuple[tuple[str, str], ...]
+    """Names and directories."""
+    contexts: tuple[str, ...]
+    """Each makes a teacher of the student itself: self-distillation."""
+    losses: tuple[str, ...]
+    samples: int
+    """Generations for each question."""
+    rollouts_per_node: int
+    max_rollouts: int | None
+    allocation: Literal["policy", "equal"]
+    temperature: float
+    prompt_template: str
+    stop_texts: tuple[str, ...]
+    max_questions: int | None
+    max_new_tokens: int
+    seed: int
+    verifier: str
+    top_k: int
+
+
+@dataclass(slots=True)
+class Subjects:
+    """Who is diagnosed on what, as registered."""
+
+    policy: catalog_pb2.Policy
+    labels: dict[str, str]
+    """From teachers' ids to what the user calls them, in the order asked."""
+    questions: list[catalog_pb2.Question]
+    """Each once."""
+    remarks: list[str] = field(default_factory=list)
+    """Warnings, and questions that were refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A generation and every teacher's push at each of its tokens."""
+
+    trajectory: trajectory_pb2.Trajectory
+    question: catalog_pb2.Question
+    answers: tuple[diagnosis_pb2.StreamTrajectoryAlignmentsResponse, ...]
+
+
+def register(client: Client, plan: Plan) -> Subjects:
+    """Register the student, the teachers and the questions.
+
+    Raises:
+        ValueError: no question is usable, or more generations than a summary may cover.
+        UnmaskError: the server refused one of them.
+
+    """
+    answer = client.register_policy(
+        plan.student,
+        temperature=plan.temperature,
+        max_new_tokens=plan.max_new_tokens,
+        stop_texts=plan.stop_texts,
+        prompt_template=plan.prompt_template,
+    )
+    subjects = Subjects(answer.policy, {}, [], [f"student: {w}" for w in answer.warnings])
+    for name, model in plan.teachers:
+        _add_teacher(client, subjects, plan, name, model, "")
+    for context in plan.contexts:
+        _add_teacher(client, subjects, plan, f"self+{context}", answer.policy.id, context)
+    _add_questions(client, subjects, plan)
+    if len(subjects.questions) * plan.samples > MAX_TRAJECTORIES:
+        raise ValueError(
+            f"--max-questions: {len(subjects.questions)} questions with {plan.samples} samples are "
+            f"more than {MAX_TRAJECTORIES} generations; ask for fewer"
+        )
+    return subjects
+
+
+def batches(subjects: Subjects, plan: Plan) -> list[list[catalog_pb2.Question]]:
+    """The questions, some at a time, for `sample`."""
+    step = max(1, _AT_ONCE // plan.samples)
+    questions = subjects.questions
+    return [questions[start : start + step] for start in range(0, len(questions), step)]
+
+
+def sample(
+    client: Client, subjects: Subjects, plan: Plan, questions: Sequence[catalog_pb2.Question]
+) -> trajectory_pb2.SampleTrajectoriesResponse:
+    """The student's generations for these questions, sampled now or before."""
+    return client.sample_trajectories(
+        subjects.policy, questions, count=plan.samples, seed=plan.seed
+    )
+
+
+def start_growth(
+    client: Client,
+    subjects: Subjects,
+    plan: Plan,
+    trajectories: Sequence[trajectory_pb2.Trajectory],
+) -> GrowthHandle:
+    """Start growing every node of the generations, or find the growth of an earlier run.
+
+    One that was given up or cancelled is not found: the next one takes its place.
+    """
+    most = plan.rollouts_per_node * sum(trajectory.length for trajectory in trajectories)
+    build = growth_requests.start_growth(
+        trajectories,
+        rollouts=most if plan.max_rollouts is None else plan.max_rollouts,
+        rollouts_per_node=plan.rollouts_per_node,
+        allocation=plan.allocation,
+        teachers=list(subjects.labels),
+        request_id="",
+        verifier=plan.verifier,
+        top_k=plan.top_k,
+    )
+    content = build.request.SerializeToString(deterministic=True)
+    attempt = 0
+    while True:
+        request = growth_pb2.StartGrowthRequest.FromString(content)
+        digest = hashlib.sha256(content + attempt.to_bytes(4, "big")).hexdigest()
+        request.request_id = f"diagnose-{digest[:32]}"
+        growth = client.call(dataclasses.replace(build, request=request))
+        if growth.state not in (
+            growth_pb2.GROWTH_STATE_FAILED,
+            growth_pb2.GROWTH_STATE_CANCELLED,
+        ):
+            return GrowthHandle(client, growth)
+        attempt += 1
+
+
+def examples(
+    client: Client,
+    subjects: Subjects,
+    plan: Plan,
+    trajectories: Iterable[trajectory_pb2.Trajectory],
+) -> list[Example]:
+    """One correct and one incorrect generation, of the same question if any has both."""
+    return [
+        Example(
+            trajectory,
+            next(q for q in subjects.questions if q.id == trajectory.question_id),
+            tuple(
+                client.trajectory_alignments(
+                    trajectory,
+                    teachers=list(subjects.labels),
+                    algorithms=plan.losses,
+                    verifier=plan.verifier,
+                    top_k=plan.top_k,
+                )
+            ),
+        )
+        for trajectory in choose(trajectories)
+    ]
+
+
+def choose(
+    trajectories: Iterable[trajectory_pb2.Trajectory],
+) -> list[trajectory_pb2.Trajectory]:
+    """The first correct and the first incorrect one, of the same question if any has both."""
+    by_question: dict[str, dict[bool, trajectory_pb2.Trajectory]] = {}
+    overall: dict[bool, trajectory_pb2.Trajectory] = {}
+    for trajectory in trajectories:
+        correct = is_correct(trajectory)
+        overall.setdefault(correct, trajectory)
+        by_question.setdefault(trajectory.question_id, {}).setdefault(correct, trajectory)
+    both = next((found for found in by_question.values() if len(found) == 2), overall)
+    return [both[correct] for correct in (True, False) if correct in both]
+
+
+def _add_teacher(
+    client: Client, subjects: Subjects, plan: Plan, name: str, model: str, context: str
+) -> None:
+    template = "" if context else plan.prompt_template
+    policy = subjects.policy
+
+    def ask(as_name: str) -> catalog_pb2.RegisterTeacherResponse:
+        return client.register_teacher(
+            model, name=as_name, context=context, prompt_template=template, policies=policy
+        )
+
+    try:
+        answer = ask(name)
+    except AlreadyExistsError:
+        # Somebody on this server calls another teacher so; here the label is enough.
+        answer = ask("")
+    if answer.teacher.id in subjects.labels:
+        raise ValueError(
+            f"--teacher: {name} is the same teacher as {subjects.labels[answer.teacher.id]}"
+        )
+    subjects.labels[answer.teacher.id] = name
+    subjects.remarks += [f"teacher {name}: {warning}" for warning in answer.warnings]
+
+
+def _add_questions(client: Client, subjects: Subjects, plan: Plan) -> None:
+    lines = plan.questions.read_bytes().splitlines(keepends=True)
+    # A prefix of the file, so that the server's line numbers are those of the file.
+    wanted: list[bytes] = []
+    full = 0
+    for line in lines:
+        if plan.max_questions is not None and full == plan.max_questions:
+            break
+        wanted.append(line)
+        full += bool(line.strip())
+    seen = set()
+    for result in client.register_questions(b"".join(wanted), verifier=plan.verifier):
+        if result.HasField("error"):
+            subjects.remarks.append(f"{plan.questions}:{result.index}: {result.error}")
+        elif result.question.id not in seen:
+            seen.add(result.question.id)
+            subjects.questions.append(result.question)
+    if not subjects.questions:
+        raise ValueError(
+            "; ".join([f"{plan.questions}: no question that can be used", *subjects.remarks[:3]])
+        )
