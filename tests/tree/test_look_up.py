@@ -84,6 +84,16 @@ def test_tokens_verify_what_names_find(database: Engine) -> None:
         store.look_up(tree_id, (1, 2, 3), [3], 1)
 
 
+def test_a_name_without_its_token_is_refused(database: Engine) -> None:
+    store, tree_id = open_graded(database)
+    store.add_rollouts(tree_id, [new(1, 2, 3)])
+    with write(database) as connection:
+        edge = b"".join(n.to_bytes(4, "little") for n in (9, 2, 3))
+        connection.execute(update(node).where(node.c.depth == 3).values(edge=edge))
+    with pytest.raises(TreeCorruptError, match="does not begin with its path's token"):
+        store.look_up(tree_id, (1, 2, 3), [3], 1)
+
+
 def test_nothing_is_scanned(database: Engine) -> None:
     """Read from the plans: every access to a table of the tree is by an index."""
     store, tree_id = open_graded(database)

@@ -175,6 +175,8 @@ def _verified_path(rows: list[_Edge], packed: bytes) -> list[tuple[_Edge, int]]:
         if row.parent_id != parent_id or begin != depth:
             raise TreeCorruptError(f"node {row.id} is not below its path")
         agreed = begin + shared_tokens(row.tokens, packed[TOKEN_BYTES * begin :])
+        if row.tokens and agreed == begin:
+            raise TreeCorruptError(f"node {row.id} does not begin with its path's token")
         path.append((row, agreed))
         parent_id, depth = row.id, agreed if agreed == row.depth else -1
     return path
