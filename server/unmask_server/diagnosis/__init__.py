@@ -10,7 +10,9 @@ from unmask_server.diagnosis.alignment import (
     align,
     measure,
 )
+from unmask_server.diagnosis.controls import entropy, permuted, tempered
 from unmask_server.diagnosis.counts import Counts
+from unmask_server.diagnosis.divergence import kl
 from unmask_server.diagnosis.gradients import (
     UnboundedLossError,
     descent,
@@ -70,10 +72,14 @@ __all__ = [
     "covered_mass",
     "descent",
     "effective_support",
+    "entropy",
     "flat_bound",
     "ideal",
     "ideal_gradient",
+    "kl",
     "measure",
+    "permuted",
     "summarize_set",
+    "tempered",
     "with_tail",
 ]

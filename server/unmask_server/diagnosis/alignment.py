@@ -176,8 +176,8 @@ def measure(
     covered_teacher = None if t is None else covered_mass(t)
     covered = min(covered_student, 1.0 if covered_teacher is None else covered_teacher)
     status = _status(posterior, taken, covered < min_coverage)
-    draws = _draws(posterior, taken, status)
-    gain = None if draws.gain is None else _gain(posterior, taken)
+    gain = _gain(posterior, taken)
+    draws = _draws(posterior, taken, gain, status)
     gained = _advantage(posterior, p, t, noise)
     alignment = Alignment(
         status=status,
@@ -210,16 +210,16 @@ def _status(posterior: NodePosterior, taken: Step, is_covered_badly: bool) -> St
     return Status.LOW_COVERAGE if is_covered_badly else Status.OK
 
 
-def _draws(posterior: NodePosterior, taken: Step, status: Status) -> Draws:
+def _draws(posterior: NodePosterior, taken: Step, gain: FloatArray | None, status: Status) -> Draws:
     """Everything but the advantage."""
     if not posterior.has_data:
         d_norm2 = None if taken.draws is None else _norm2(taken.draws)
         return Draws(None, None, None, d_norm2, None)
     g_norm2 = posterior.gradient_norm2
     ideal = g_norm2 - g_norm2.mean() + posterior.ideal_norm2
-    if taken.draws is None:
+    if taken.draws is None or gain is None:
         return Draws(None, None, ideal, None, None)
-    gain, d_norm2 = _gain(posterior, taken), _norm2(taken.draws)
+    d_norm2 = _norm2(taken.draws)
     cosine = None
     if status.is_scored:
         norms = np.sqrt(g_norm2 * d_norm2)
@@ -233,10 +233,11 @@ def _draws(posterior: NodePosterior, taken: Step, status: Status) -> Draws:
     return Draws(cosine, gain - gain.mean() + plug_in, ideal, d_norm2, None)
 
 
-def _gain(posterior: NodePosterior, taken: Step) -> FloatArray:
-    """Draws of g.d."""
+def _gain(posterior: NodePosterior, taken: Step) -> FloatArray | None:
+    """Draws of g.d; None where d or all data lack."""
+    if taken.draws is None or not posterior.has_data:
+        return None
     g, d = posterior.gradient, taken.draws
-    assert d is not None
     result: FloatArray = g @ d if d.ndim == 1 else np.einsum("ij,ij->i", g, d)
     return result
 
