@@ -24,7 +24,7 @@ from unmask_server.growth.recorder import Recorder
 from unmask_server.nodes.diagnose import Group, Scored, alignments, posterior
 from unmask_server.nodes.evidence import Evidence, EvidenceReader, evidence
 from unmask_server.nodes.resolve import NodeSet, Resolver
-from unmask_server.nodes.summarize import summarize
+from unmask_server.nodes.summarize import Summarizer
 from unmask_server.tree import TreeRef, TreeStore, TreeView
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -129,7 +129,8 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             raise InvalidArgument("trajectories", f"give 1 to {MAX_SUMMARIZED} trajectories")
         if len(set(request.trajectories)) < len(request.trajectories):
             raise InvalidArgument("trajectories", "a trajectory is named twice")
-        reads: list[Read] = []
+        summarizer = Summarizer(algorithms, min_coverage=options.min_coverage)
+        first: Read | None = None
         for i, trajectory in enumerate(request.trajectories):
             nodes = await asyncio.to_thread(
                 self._resolver.trajectory,
@@ -138,19 +139,17 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
                 verifier=options.verifier,
                 field=f"trajectories[{i}]",
             )
-            if reads and nodes.policy.id != reads[0].nodes.policy.id:
+            if first is not None and nodes.policy.id != first.nodes.policy.id:
                 raise InvalidArgument(
                     f"trajectories[{i}]", "of another policy than the first; ask for one at a time"
                 )
-            reads.append(await self._read(nodes, request.teachers, algorithms, options))
-        rows = await asyncio.to_thread(
-            summarize,
-            [(read.nodes, read.evidence, read.group) for read in reads],
-            algorithms,
-            min_coverage=options.min_coverage,
-        )
+            read = await self._read(nodes, request.teachers, algorithms, options)
+            first = first or read
+            await asyncio.to_thread(summarizer.add, nodes, read.evidence, read.group)
+        assert first is not None
+        rows = await asyncio.to_thread(summarizer.rows)
         return pb.SummarizeAlignmentsResponse(
-            summaries=[messages.summary(row, reads[0].teachers) for row in rows]
+            summaries=[messages.summary(row, first.teachers) for row in rows]
         )
 
     async def _answer(

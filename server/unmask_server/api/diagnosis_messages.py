@@ -11,7 +11,7 @@ from unmask.v1 import trajectory_pb2
 from unmask_server.api.algorithms import algorithm_message
 from unmask_server.catalog import ModelTokenizer
 from unmask_server.catalog.types import Teacher
-from unmask_server.diagnosis import Interval, NodePosterior, Status, effective_support, ideal
+from unmask_server.diagnosis import TAIL_ID, Interval, NodePosterior, Status, ideal
 from unmask_server.nodes.diagnose import Scored
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
@@ -51,12 +51,12 @@ def node(
         position=found.position,
         observed=None if found.observed is None else _token(found.observed, tokenizer),
         tree_version=version,
-        rollouts=int(drawn.rollouts),
+        rollouts=int(found.counts.n.sum()),
         candidates=len(found.scores.ids),
-        covered_mass=float(sampling[:-1].sum()),
-        effective_support=effective_support(sampling),
+        covered_mass=drawn.covered,
+        effective_support=drawn.effective_support,
         max_probability=float(sampling[:-1].max()),
-        success=interval(Interval.of(drawn.value)),
+        success=interval(drawn.success_interval),
     )
 
 
@@ -95,6 +95,8 @@ def ideal_gradient(
     order = [*np.argsort(-found.scores.sampling[:-1], kind="stable").tolist(), len(drawn.p) - 1]
     components = []
     for j in order:
+        if gradient.components is None:
+            break
         component = pb.GradientComponent(value=interval(gradient.components[j]))
         if j < len(found.scores.ids):
             component.token.CopyFrom(_token(int(found.scores.ids[j]), tokenizer))
@@ -124,25 +126,23 @@ def alignment(
         advantage=interval(result.advantage),
         ideal_norm_squared=result.ideal_norm2,
         descent_norm_squared=result.descent_norm2,
-        ideal_norm_bound=result.bound,
+        ideal_norm_bound=result.flat_bound,
         teacher_covered_mass=result.covered_teacher,
         divergence=scored.divergence,
     )
-    broken = result.unbounded_index
-    if broken is not None and broken < len(found.scores.ids):
-        message.unbounded_token.CopyFrom(_token(int(found.scores.ids[broken]), tokenizer))
+    if result.unbounded_id is not None and result.unbounded_id != TAIL_ID:
+        message.unbounded_token.CopyFrom(_token(result.unbounded_id, tokenizer))
     return message
 
 
 def summary(row: SummaryRow, teachers: Sequence[Teacher]) -> pb.AlignmentSummary:
     """One row of a summary."""
     found = row.summary
-    assert found is not None
-    count = row.statuses.get
+    count = found.statuses.get
     return pb.AlignmentSummary(
         teacher_id="" if row.teacher is None else teachers[row.teacher].id,
         algorithm=algorithm_message(row.algorithm),
-        nodes=row.nodes,
+        nodes=found.nodes,
         scored=count(Status.OK, 0) + count(Status.LOW_COVERAGE, 0),
         flat=count(Status.FLAT, 0),
         no_signal=count(Status.NO_SIGNAL, 0),
@@ -152,7 +152,7 @@ def summary(row: SummaryRow, teachers: Sequence[Teacher]) -> pb.AlignmentSummary
         pooled_cosine=interval(found.pooled_cosine),
         gain_per_unit_step=interval(found.gain_per_unit_step),
         mean_advantage=interval(found.mean_advantage),
-        effective_support_quartiles=row.support_quartiles,
+        effective_support_quartiles=found.support_quartiles or (),
     )
 
 

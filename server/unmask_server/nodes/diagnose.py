@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis import Algorithm, Alignment, Form, Loss, NodePosterior
-from unmask_server.diagnosis.alignment import Terms, align_with_terms
-from unmask_server.diagnosis.posterior import LIVE
+from unmask_server.diagnosis.alignment import Draws, measure
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
 
@@ -35,8 +34,8 @@ class Scored:
     alignment: Alignment
     divergence: float | None
     """KL(P|T) in nats at the loss's temperature; None without a teacher or where it is infinite."""
-    terms: Terms | None
-    """What adds up over nodes; None without data or a step."""
+    draws: Draws
+    """What adds up over nodes."""
 
 
 def node_seed(nodes: NodeSet, evidence: Evidence) -> int:
@@ -51,14 +50,7 @@ def node_seed(nodes: NodeSet, evidence: Evidence) -> int:
 
 def posterior(nodes: NodeSet, evidence: Evidence) -> NodePosterior:
     """Posterior draws of success at a node; made once and used for every teacher and algorithm."""
-    scores = evidence.scores
-    live = np.zeros(len(scores.ids) + 1, dtype=bool)
-    for teacher in scores.teachers:
-        for t in teacher.values():
-            live |= t >= LIVE
-    return NodePosterior(
-        evidence.counts, scores.sampling, seed=node_seed(nodes, evidence), live=live
-    )
+    return NodePosterior(evidence.counts, evidence.scores.sampling, seed=node_seed(nodes, evidence))
 
 
 def alignments(
@@ -99,17 +91,19 @@ def _score(
     observed = None
     if algorithm.form is Form.SAMPLED and evidence.observed is not None:
         observed = int(np.flatnonzero(scores.ids == evidence.observed)[0])
-    result, terms = align_with_terms(
+    measured = measure(
         drawn,
         algorithm,
         p,
         t,
+        ids=scores.ids,
         observed=observed,
         advantage=_advantage(nodes, algorithm, group),
-        reward_std=None if group is None else group.std,
+        reward_std=None if group is None or group.std == 0 else group.std,
         min_coverage=min_coverage,
     )
-    return Scored(teacher, algorithm, result, None if t is None else _divergence(p, t), terms)
+    divergence = None if t is None else _divergence(p, t)
+    return Scored(teacher, algorithm, measured.alignment, divergence, measured.draws)
 
 
 def _advantage(nodes: NodeSet, algorithm: Algorithm, group: Group | None) -> float | None:

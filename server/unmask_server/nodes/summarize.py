@@ -4,98 +4,60 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
-
-from unmask_server.diagnosis import (
-    Algorithm,
-    NodePosterior,
-    NodeTerms,
-    SetSummary,
-    Status,
-    effective_support,
-    summarize_set,
-)
-from unmask_server.nodes.diagnose import Group, Scored, alignments, posterior
+from unmask_server.diagnosis import Algorithm, NodeTerms, SetSummary, SetTerms
+from unmask_server.nodes.diagnose import Group, alignments, posterior
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SummaryRow:
     """One teacher under one algorithm over a set."""
 
     teacher: int | None
     algorithm: Algorithm
-    nodes: int = 0
-    statuses: dict[Status, int] = field(default_factory=dict)
-    supports: list[float] = field(default_factory=list)
-    terms: list[NodeTerms] = field(default_factory=list)
-    summary: SetSummary | None = None
-
-    @property
-    def support_quartiles(self) -> list[float]:
-        """25, 50 and 75% quantiles of the nodes' effective supports."""
-        return [float(q) for q in np.quantile(self.supports, (0.25, 0.5, 0.75))]
+    summary: SetSummary
 
 
-def summarize(
-    sets: Sequence[tuple[NodeSet, Sequence[Evidence], Group | None]],
-    algorithms: Sequence[Algorithm],
-    *,
-    min_coverage: float,
-) -> list[SummaryRow]:
-    """A row for each teacher and algorithm, in the order of `alignments`.
+class Summarizer:
+    """Adds up trajectories one at a time.
 
     A node that several trajectories share counts once for each of them: a training step on them
     would follow it as often.
     """
-    rows: dict[tuple[int | None, Algorithm], SummaryRow] = {}
-    digest = hashlib.blake2b(digest_size=8)
-    for nodes, found, group in sets:
-        digest.update((nodes.trajectory.id if nodes.trajectory else "").encode())
+
+    def __init__(self, algorithms: Sequence[Algorithm], *, min_coverage: float) -> None:
+        self._algorithms = algorithms
+        self._min_coverage = min_coverage
+        self._terms: dict[tuple[int | None, Algorithm], SetTerms] = {}
+        self._digest = hashlib.blake2b(digest_size=8)
+
+    def add(self, nodes: NodeSet, found: Sequence[Evidence], group: Group | None) -> None:
+        """Count the nodes of a trajectory in."""
+        trajectory = nodes.trajectory.id if nodes.trajectory else ""
+        self._digest.update(trajectory.encode())
         for at in found:
             drawn = posterior(nodes, at)
-            support = effective_support(at.scores.sampling)
             for scored in alignments(
-                nodes, at, drawn, algorithms, group=group, min_coverage=min_coverage
+                nodes, at, drawn, self._algorithms, group=group, min_coverage=self._min_coverage
             ):
                 key = (scored.teacher, scored.algorithm)
-                row = rows.setdefault(key, SummaryRow(*key))
-                _add(row, nodes, at, drawn, scored, support)
-    seed = int.from_bytes(digest.digest(), "little")
-    for row in rows.values():
-        row.summary = summarize_set(row.terms, seed=seed)
-    return list(rows.values())
+                self._terms.setdefault(key, SetTerms()).add(
+                    NodeTerms(
+                        question=nodes.question.id,
+                        trajectory=trajectory,
+                        status=scored.alignment.status,
+                        effective_support=scored.alignment.effective_support,
+                        draws=scored.draws,
+                    )
+                )
 
-
-def _add(
-    row: SummaryRow,
-    nodes: NodeSet,
-    at: Evidence,
-    drawn: NodePosterior,
-    scored: Scored,
-    support: float,
-) -> None:
-    status = scored.alignment.status
-    row.nodes += 1
-    row.statuses[status] = row.statuses.get(status, 0) + 1
-    row.supports.append(support)
-    if scored.terms is None:
-        return
-    advantage = None
-    if scored.teacher is not None:
-        teacher = at.scores.teachers[scored.teacher][scored.algorithm.temperature]
-        advantage = drawn.success @ (teacher - drawn.p)
-    row.terms.append(
-        NodeTerms(
-            question=nodes.question.id,
-            trajectory=nodes.trajectory.id if nodes.trajectory else "",
-            gain=scored.terms.gain,
-            cosine=scored.terms.cosine,
-            advantage=advantage,
-            ideal_norm2=drawn.norm2,
-            descent_norm2=scored.terms.descent_norm2,
-        )
-    )
+    def rows(self) -> list[SummaryRow]:
+        """A row for each teacher and algorithm, in the order of `alignments`."""
+        seed = int.from_bytes(self._digest.digest(), "little")
+        return [
+            SummaryRow(teacher, algorithm, terms.summarize(seed=seed))
+            for (teacher, algorithm), terms in self._terms.items()
+        ]
