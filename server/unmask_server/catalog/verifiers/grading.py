@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
+from typing import Any
 
 import re2
 
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Verifier, VerifierKind
-from unmask_server.catalog.verifiers.math_worker import MathPool
+from unmask_server.catalog.verifiers.math_pool import MathPool
 from unmask_server.catalog.verifiers.numbers import (
-    first_number,
     last_boxed,
     last_number,
+    leading_number,
     parse_number,
 )
 from unmask_server.engines.base import FinishReason
@@ -37,6 +39,12 @@ _OPTIONS = {
     VerifierKind.EXACT: {"ignore_case"},
     VerifierKind.REGEX: {"pattern", "ignore_case"},
 }
+_DEFAULTS = {"truncated": "fail", "ignore_case": "false"}
+
+
+def canonical_options(options: Mapping[str, str]) -> dict[str, str]:
+    """The options that say something: a default that is spelt out is the same verifier."""
+    return {name: value for name, value in options.items() if _DEFAULTS.get(name) != value}
 
 
 def check_options(kind: VerifierKind, options: Mapping[str, str]) -> None:
@@ -55,9 +63,11 @@ def check_options(kind: VerifierKind, options: Mapping[str, str]) -> None:
         if not options.get("pattern"):
             raise InvalidArgument("options['pattern']", "give the pattern to look for")
         try:
-            re2.compile(options["pattern"])
+            _pattern(options["pattern"])
         except re2.error as error:
-            raise InvalidArgument("options['pattern']", f"no RE2 pattern: {error}") from None
+            reason = error.args[0] if error.args else error
+            reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
+            raise InvalidArgument("options['pattern']", f"no RE2 pattern: {reason}") from None
 
 
 def check_reference(verifier: Verifier, reference: str, grader: Grader) -> str | None:
@@ -70,6 +80,9 @@ def check_reference(verifier: Verifier, reference: str, grader: Grader) -> str |
                 return (
                     f"the answer {reference!r} is no number, so {verifier.kind.value} cannot grade"
                 )
+        case VerifierKind.BOXED:
+            if not _normal(reference):
+                return f"the answer {reference!r} is nothing that a box could hold"
         case VerifierKind.MATH_VERIFY:
             if not grader.math.parses(reference):
                 return f"the answer {reference!r} is nothing that math_verify can compare"
@@ -119,27 +132,38 @@ def _right(verifier: Verifier, text: str, reference: str) -> bool:
             return _same(last_number(text), reference)
         case VerifierKind.HASH_ANSWER:
             _, mark, tail = text.rpartition("####")
-            return bool(mark) and _same(first_number(tail), reference)
+            return bool(mark) and _same(leading_number(tail), reference)
         case VerifierKind.BOXED:
             content = last_boxed(text)
             if content is None:
                 return False
-            number = parse_number(content)
-            if number is not None and parse_number(reference) is not None:
-                return _same(number, reference)
-            return _normal(content) == _normal(reference)
+            return _same(parse_number(content), reference) or (
+                _normal(content) == _normal(reference)
+            )
         case VerifierKind.EXACT:
             return _equal(text, reference, verifier)
         case VerifierKind.REGEX:
-            last = None
-            for last in re2.finditer(verifier.options["pattern"], text):  # noqa: B007 - the last one
-                pass
-            if last is None:
-                return False
-            found = last.group(1) if last.re.groups else last.group(0)
+            found = _last_match(verifier.options["pattern"], text)
             return found is not None and _equal(found, reference, verifier)
         case VerifierKind.MATH_VERIFY:
             raise AssertionError("graded by the workers")
+
+
+@lru_cache(maxsize=64)
+def _pattern(pattern: str) -> Any:
+    """A compiled RE2 pattern: matching takes time linear in the text, whatever the pattern."""
+    options = re2.Options()
+    options.log_errors = False
+    return re2.compile(pattern, options)
+
+
+def _last_match(pattern: str, text: str) -> str | None:
+    """The last match: its first group if the pattern has one, else all of it."""
+    compiled = _pattern(pattern)
+    found: str | None = None
+    for match in compiled.finditer(text):
+        found = match.group(1 if compiled.groups else 0)
+    return found
 
 
 def _same(number: Fraction | None, reference: str) -> bool:

@@ -1,168 +1,106 @@
-"""math-verify, in processes of its own with a hard time limit.
+"""What runs in a worker process: math-verify on one text after the other.
 
-Its own limit is an alarm signal, which works only on a process's main thread, and some inputs
-(`9^{9^{9^9}}`) hold the interpreter lock for ever: so each text is graded on the main thread of a
-worker, and a worker that does not answer in time is killed.
+The library's own time limit is an alarm signal with a Python handler, and some inputs
+(`9^{9^{9^9}}`) hold the interpreter lock for ever, so no handler ever runs. Here the signal keeps
+its default action, by which the kernel ends the process, whatever the interpreter does: should the
+server be gone and kill it no more, it ends all the same.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Sequence
-from fractions import Fraction
-from multiprocessing import get_context
+import resource
+import signal
+from contextlib import suppress
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Literal
 
-from unmask_server.catalog.verifiers.numbers import last_boxed, parse_number
+from unmask_server.catalog.verifiers.numbers import last_boxed, marks_box
 
-TIME_LIMIT = 5.0
-"""Seconds for one text, then it has failed."""
-START_LIMIT = 60.0
-"""Seconds for a worker to load the library."""
-WORKERS = 2
+Question = tuple[Literal["verify", "parses"], str, str]
+"""(what is asked, text, reference); for `parses` the text is the reference."""
 
-_MIXED = re.compile(r"(?<![\w.])[-+]?\d+\s+\d+\s*/\s*\d+(?![\w.])")
-_LATEX_MIXED = re.compile(r"(?<![\w.}])([-+]?\d+)\s*\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+READY = "ready"
+MAX_MEMORY = 4 * 2**30
+"""Bytes of address space of a worker: a large power must not take the machine's memory."""
 
-
-class MathPool:
-    """Workers, started when first needed. Callable from threads."""
-
-    def __init__(self) -> None:
-        self._free = threading.Semaphore(WORKERS)
-        self._lock = threading.Lock()
-        self._idle: list[_Worker] = []
-        self._closed = False
-
-    def verify(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether each (text, reference) is right; too slow is wrong."""
-        if not pairs:
-            return []
-        with self._free:
-            worker = self._take()
-            answers = []
-            for text, reference in pairs:
-                answer = worker.ask(("verify", text, reference))
-                if answer is None:
-                    worker.kill()
-                    worker = _Worker()
-                answers.append(bool(answer))
-            self._give(worker)
-            return answers
-
-    def parses(self, reference: str) -> bool:
-        """Whether a reference is something that can be compared."""
-        with self._free:
-            worker = self._take()
-            answer = worker.ask(("parses", reference, ""))
-            if answer is None:
-                worker.kill()
-            else:
-                self._give(worker)
-            return bool(answer)
-
-    def close(self) -> None:
-        """End the workers."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for worker in idle:
-            worker.kill()
-
-    def _take(self) -> _Worker:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return _Worker()
-
-    def _give(self, worker: _Worker) -> None:
-        with self._lock:
-            if not self._closed:
-                self._idle.append(worker)
-                return
-        worker.kill()
+_MIXED = re.compile(r"(?<![\w.^])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.]*\d)", re.ASCII)
+_LATEX_MIXED = re.compile(r"(?<![\w.}^])(\d+)\s*\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}", re.ASCII)
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+")
+_WORD = re.compile(r"[^\W\d_]{4,}")
 
 
-class _Worker:
-    """One process; it answers one question after the other."""
+def work(pipe: Connection, seconds: float) -> None:
+    """Answer questions until the pipe closes; one that computes for longer ends the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    with suppress(ValueError, OSError):  # not every system can
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    import logging
 
-    def __init__(self) -> None:
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(target=_work, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
-        if not self._pipe.poll(START_LIMIT) or self._receive() != "ready":
-            self.kill()
-            raise RuntimeError("a worker for math-verify did not start")
-
-    def ask(self, question: tuple[str, str, str]) -> bool | None:
-        """The answer; None if it took too long or the worker died."""
-        try:
-            self._pipe.send(question)
-            return self._receive() if self._pipe.poll(TIME_LIMIT) else None
-        except (BrokenPipeError, EOFError, OSError):
-            return None
-
-    def kill(self) -> None:
-        """End the process, whatever it does."""
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
-
-    def _receive(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except EOFError:
-            return None
-
-
-def _work(pipe: Connection) -> None:
     from math_verify import parse, verify
 
-    pipe.send("ready")
+    # It warns at every call that its own time limit is off.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    # The first call loads most of sympy, which takes longer than any ordinary text.
+    _right(parse, verify, "1", "1")
+    pipe.send(READY)
     while True:
         try:
             kind, text, reference = pipe.recv()
         except EOFError:
             return
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             if kind == "parses":
-                pipe.send(bool(parse(as_math(text), parsing_timeout=None)))
+                answer = bool(_parsed(parse, text))
             else:
-                pipe.send(_verify(parse, verify, text, reference))
+                answer = _right(parse, verify, text, reference)
         except Exception:
             # Whatever the library makes of a text, it is not the right answer.
-            pipe.send(False)
+            answer = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        pipe.send(answer)
 
 
-def _verify(parse: Any, verify: Any, text: str, reference: str) -> bool:
-    boxed = last_boxed(text)
-    answer = text if boxed is None else boxed
-    mine, theirs = _mixed(answer), _mixed(reference)
-    if mine is not None or theirs is not None:
-        # math-verify takes the fragments of a mixed number for answers of their own.
-        return (mine if mine is not None else parse_number(answer)) == (
-            theirs if theirs is not None else parse_number(reference)
-        )
-    gold = parse(as_math(reference), parsing_timeout=None)
-    found = parse(answer if boxed is None else as_math(boxed), parsing_timeout=None)
-    return bool(gold) and bool(verify(gold, found, timeout_seconds=None))
+def _right(parse: Any, verify: Any, text: str, reference: str) -> bool:
+    gold = _parsed(parse, reference)
+    if not gold:
+        return False
+    if marks_box(text):
+        # The last box is the answer; the library would take every box for one.
+        boxed = last_boxed(text)
+        found = None if boxed is None else _parsed(parse, boxed)
+    else:
+        found = parse(improper(text), parsing_timeout=None)
+    return bool(found) and bool(verify(gold, found, timeout_seconds=None))
 
 
-def as_math(text: str) -> str:
-    """A bare expression marked as mathematics, as the parser wants it."""
-    return text if "$" in text or "\\boxed" in text else f"${text}$"
+def _parsed(parse: Any, expression: str) -> Any:
+    """An expression that stands alone, parsed; empty if it is no mathematics."""
+    return parse(as_math(improper(expression)), parsing_timeout=None)
 
 
-def _mixed(text: str) -> Fraction | None:
-    """The last mixed number in a text, if there is one."""
-    last = None
-    for match in _MIXED.finditer(text):
-        last = match.group()
-    for latex in _LATEX_MIXED.finditer(text):
-        last = f"{latex.group(1)} {latex.group(2)}/{latex.group(3)}"
-    return None if last is None else parse_number(last)
+def as_math(expression: str) -> str:
+    """A bare expression marked as mathematics, as the parser wants it.
+
+    Words are left unmarked: within mathematics `see figure` is a product of nine variables.
+    """
+    if "$" in expression or marks_box(expression):
+        return expression
+    if _WORD.search(_TEXT.sub(" ", expression)):
+        return expression
+    return f"${expression}$"
+
+
+def improper(text: str) -> str:
+    r"""The text with its mixed numbers as fractions: `2 2/3` and `2\frac{2}{3}` become 8/3.
+
+    The parser would take the fragments, 2 and 2/3, for answers of their own.
+    """
+    text = _LATEX_MIXED.sub(lambda m: rf"\frac{{{_top(m)}}}{{{m[3]}}}", text)
+    return _MIXED.sub(lambda m: f"{_top(m)}/{m[3]}", text)
+
+
+def _top(mixed: re.Match[str]) -> int:
+    return int(mixed[1]) * int(mixed[3]) + int(mixed[2])

@@ -1,82 +1,105 @@
-"""Numbers and boxes in texts."""
+"""Numbers and boxes in texts. A number is a `Fraction`: equality is exact, never up to a float."""
 
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
+_CURRENCY = "$€£¥"
+_DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 _NUMBER = re.compile(
-    r"""
-    (?<![\w.])                       # not the middle of a word or a number
-    [-+−]?\s?[$€£]?\s?               # sign, currency
+    rf"""
+    (?<![\w.])                                  # not the middle of a word or a number
+    [-+]?(?:\s?[{_CURRENCY}]\s?[-+]?)?          # -5, -$5, $-5; in `7 - 4` there is no sign
     (?:
-      \d+\s+\d+\s?/\s?\d+            # a mixed number
-    |
-      (?:\d{1,3}(?:,\d{3})+|\d+)     # digits, perhaps in groups
-      (?:\.\d+)?
-      (?:\s?/\s?\d+)?                # a fraction
+        \d+\s+\d+\s?/\s?\d+(?!\.?\d)            # a mixed number
+      | {_DIGITS}\s?/\s?\d+(?!\.?\d)            # a fraction
+      | {_DIGITS}(?:[eE][-+]?\d{{1,2}}(?!\d)|(?![eE]\d))
     )
-    \s?%?
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
-_MIXED = re.compile(r"^([-+]?)(\d+)\s+(\d+)\s*/\s*(\d+)$")
+_VALUE = re.compile(
+    rf"""
+    (?P<sign>[-+]?)
+    (?: (?P<whole>\d+)\s+(?P<top>\d+)\s*/\s*(?P<bottom>\d+)
+      | (?P<over>{_DIGITS})\s*/\s*(?P<under>\d+)
+      | (?P<digits>{_DIGITS})(?:[eE](?P<exponent>[-+]?\d{{1,2}}))?
+    )
+    """,
+    re.VERBOSE | re.ASCII,
+)
+_LATEX_FRACTION = re.compile(
+    r"(\d*)\s*\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))", re.ASCII
+)
+_LONGEST = 400
+"""Characters of a number; a longer one is a stuck generation and no answer."""
+_BEFORE_ANSWER = " \t\r\n:=*(\\"
+"""What may stand between a mark and the number it marks."""
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The number that a text is, exactly; None if it is none.
+    r"""The number that a text is; None if it is none or there is something else beside it.
 
-    Thousands separators, currency signs, a trailing period, fractions, mixed numbers and per cent
-    (28% is 28/100) are understood.
+    Understood are signs, thousands separators (1,234), decimals, exponents (1e3), fractions (2/3,
+    \frac{2}{3}), mixed numbers (2 2/3, 2\frac{2}{3}) and a trailing period. Units are dropped: 28%
+    is 28, not 0.28, as $5 is 5.
     """
-    cleaned = text.strip().strip("$€£ ").replace("−", "-").replace("\\$", "").replace("\\%", "%")
-    cleaned = cleaned.rstrip(".").strip().rstrip("$€£").strip()
-    cleaned = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", cleaned)
-    cleaned = re.sub(r"^([-+])\s*[$€£]?\s*", r"\1", cleaned)
-    percent = cleaned.endswith("%")
-    cleaned = cleaned.removesuffix("%").strip()
-    value = _plain(cleaned)
-    if value is None:
+    text = text.strip()
+    if len(text) > _LONGEST:
         return None
-    return value / 100 if percent else value
-
-
-def _plain(text: str) -> Fraction | None:
-    if mixed := _MIXED.match(text):
-        sign, whole, top, bottom = mixed.groups()
-        if int(bottom) == 0:
-            return None
-        value = int(whole) + Fraction(int(top), int(bottom))
-        return -value if sign == "-" else value
+    text = _plain(text).rstrip(". \t").removesuffix("%").rstrip(_CURRENCY + " \t")
+    text = re.sub(rf"^([-+]?)\s*[{_CURRENCY}]\s*", r"\1", text)
+    text = _LATEX_FRACTION.sub(lambda m: f"{m[1]} {m[2] or m[3]}/{m[4] or m[5]}".lstrip(), text)
+    match = _VALUE.fullmatch(text)
+    if match is None:
+        return None
     try:
-        if "/" in text:
-            top, bottom = text.split("/")
-            return Fraction(int(top), int(bottom))
-        if len(text) > 400 or "e" in text.lower():
-            return None
-        number = Decimal(text)
-        return Fraction(number) if number.is_finite() else None
-    except (ValueError, ZeroDivisionError, InvalidOperation):
+        value = _magnitude(match)
+    except ZeroDivisionError:
         return None
+    return -value if match["sign"] == "-" else value
+
+
+def _magnitude(match: re.Match[str]) -> Fraction:
+    if match["whole"] is not None:
+        return int(match["whole"]) + Fraction(int(match["top"]), int(match["bottom"]))
+    if match["over"] is not None:
+        return _decimal(match["over"]) / int(match["under"])
+    return _decimal(match["digits"]) * Fraction(10) ** int(match["exponent"] or 0)
+
+
+def _decimal(digits: str) -> Fraction:
+    return Fraction(digits.replace(",", ""))
+
+
+def _plain(text: str) -> str:
+    """The same with the minus sign, separators and units of ordinary text."""
+    text = text.replace("−", "-").replace("{,}", ",").replace("\\!", "")
+    return text.replace("\\$", "$").replace("\\%", "%")
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in a text."""
+    """The last number in a text; None if there is none."""
     last = None
-    for match in _NUMBER.finditer(text):
+    for match in _NUMBER.finditer(_plain(text)):
         last = match.group()
     return None if last is None else parse_number(last)
 
 
-def first_number(text: str) -> Fraction | None:
-    """The first number in a text."""
-    match = _NUMBER.search(text)
+def leading_number(text: str) -> Fraction | None:
+    """The number with which a text begins, after white space and marks of emphasis."""
+    match = _NUMBER.match(_plain(text).lstrip(_BEFORE_ANSWER))
     return None if match is None else parse_number(match.group())
 
 
+def marks_box(text: str) -> bool:
+    """Whether a text opens a box, closed or not."""
+    return "\\boxed" in text or "\\fbox" in text
+
+
 def last_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{…}` or `\\fbox{…}`; None if there is none that is closed."""
+    r"""The content of the last \boxed{…} or \fbox{…}; None if that is not closed or not there."""
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if start < 0:
         return None
@@ -84,11 +107,15 @@ def last_boxed(text: str) -> str | None:
     if brace < 0 or text[start:brace].strip() not in ("\\boxed", "\\fbox"):
         return None
     depth = 0
-    for i in range(brace, len(text)):
-        if text[i] == "{":
+    i = brace
+    while i < len(text):
+        if text[i] == "\\":
+            i += 1  # \{ and \} are characters, no braces
+        elif text[i] == "{":
             depth += 1
         elif text[i] == "}":
             depth -= 1
             if depth == 0:
                 return text[brace + 1 : i]
+        i += 1
     return None
