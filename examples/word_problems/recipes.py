@@ -104,7 +104,7 @@ RECIPES = {
             hidden=128,
             intermediate=256,
             layers=3,
-            steps=800,
+            steps=600,
             contexts=0.2,
             exposure=Exposure(
                 share=0.3,
@@ -120,7 +120,7 @@ RECIPES = {
             intermediate=192,
             layers=2,
             heads=3,
-            steps=1000,
+            steps=900,
         ),
     )
 }
