@@ -2,7 +2,8 @@
 
 `generate` gets what it is best at: one left-padded batch of all requests, on the same threads, in
 the same process, with the same stop token. Both sample at temperature 1 from the same random
-model, whose stop token has been made likely enough that rollouts end after 20 to 60 tokens.
+model, and the same row ends at the same limit of 20 to 60 tokens on both sides (or earlier, where
+it happens to sample the stop token).
 
 Repetitions alternate between the two and the ratio is taken within each, so that a busy machine
 disturbs both alike.
@@ -61,13 +62,6 @@ def shared(n: int, vocab: int, rng: np.random.Generator) -> Prompts:
         for _ in range(min(16, n - len(prompts))):
             prompts.append(prefix + rng.integers(3, vocab, rng.integers(1, 9)).tolist())
     return prompts
-
-
-class Lengths:
-    """Makes both sides stop at the same, realistic lengths: a rollout may run 20 to 60 tokens."""
-
-    def __init__(self, n: int, rng: np.random.Generator) -> None:
-        self.limits = rng.integers(20, 61, n)
 
 
 def generate(model: Any, prompts: Prompts, limits: np.ndarray[Any, Any]) -> int:
