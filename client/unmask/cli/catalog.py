@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from unmask.cli.connect import connected, fail, model_argument, say, stdout
-from unmask.cli.numbers import count
+from unmask.cli.numbers import clip, count
 from unmask.cli.tables import key_values, table
 from unmask.client import Client
 from unmask.v1 import catalog_pb2 as pb
@@ -191,8 +192,8 @@ def list_questions(client: Client) -> None:
         made.add_row(
             question.id,
             question.name,
-            _one_line(question.fields.get("question", "")),
-            _one_line(question.fields.get("answer", ""), 16),
+            Text(clip(question.fields.get("question", ""), 32)),
+            Text(clip(question.fields.get("answer", ""), 12)),
         )
     stdout().print(made)
 
@@ -227,8 +228,3 @@ def _warn(warnings: object) -> None:
 def _short(source: str) -> str:
     parts = Path(source).parts
     return str(Path(*parts[-2:])) if len(parts) > 2 else source
-
-
-def _one_line(text: str, length: int = 44) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"

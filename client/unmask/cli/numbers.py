@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and texts as people read them."""
 
 from __future__ import annotations
 
@@ -41,5 +41,15 @@ def median(interval: pb.Interval, digits: int = 2) -> str:
 
 
 def bounds(interval: pb.Interval, digits: int = 2) -> str:
-    """From the 5% to the 95% quantile."""
-    return f"{signed(interval.low, digits)}…{signed(interval.high, digits)}"
+    """From the 5% to the 95% quantile, without leading zeros: 80 columns are few."""
+    return "…".join(
+        signed(value, digits).replace("0.", ".", 1) for value in (interval.low, interval.high)
+    )
+
+
+def clip(text: str, length: int, *, end: bool = False) -> str:
+    """On one line and not longer than `length`: its beginning, or its end."""
+    text = " ".join(text.split())
+    if len(text) <= length:
+        return text
+    return "…" + text[1 - length :] if end else text[: length - 1] + "…"

@@ -85,10 +85,10 @@ def sentence(summary: diagnosis_pb2.AlignmentSummary, name: str) -> str:
 
     Judged by the gain per unit step, which is unbiased at any number of rollouts.
     """
-    if summary.scored == 0:
+    if not summary.HasField("gain_per_unit_step"):
         return f"{name}: no score. {_why_no_score(summary)}"
     gain = summary.gain_per_unit_step
-    if not summary.HasField("gain_per_unit_step") or gain.low <= 0 <= gain.high:
+    if gain.low <= 0 <= gain.high:
         return (
             f"{name}: undecided; the interval of the gain includes 0. More questions or more "
             "rollouts a node would narrow it."
@@ -147,7 +147,8 @@ def _asked(report: Report) -> list[tuple[str, str]]:
         (
             "rollouts",
             f"{count(plan.rollouts_per_node)} a node, spread by {plan.allocation}; "
-            f"{count(report.growth.nodes)} nodes, {count(report.growth.nodes_flat)} of them flat",
+            f"{count(report.growth.nodes)} distinct nodes, {count(report.growth.nodes_flat)} flat"
+            " beforehand",
         ),
     ]
 
@@ -158,6 +159,13 @@ def _sentence_of(report: Report) -> Callable[[diagnosis_pb2.AlignmentSummary], s
 
 def _cautions(report: Report) -> Sequence[str]:
     said = []
+    correct = sum(map(is_correct, report.trajectories))
+    if correct in (0, len(report.trajectories)):
+        always = "always" if correct else "never"
+        said.append(
+            f"• The student {always} succeeded in these generations, so there is little to learn "
+            "about what success depends on."
+        )
     quartiles = [q for s in report.summaries[:1] for q in s.effective_support_quartiles]
     if len(quartiles) == 3 and quartiles[1] < _FEW_IN_PLAY:
         said.append(
@@ -174,7 +182,7 @@ def _cautions(report: Report) -> Sequence[str]:
 def _why_no_score(summary: diagnosis_pb2.AlignmentSummary) -> str:
     reasons = {
         summary.no_signal: "The teacher says the same as the student.",
-        summary.flat: "No push can matter at these nodes.",
+        summary.flat: "Nowhere was an effect on success to be seen.",
         summary.unbounded: "The loss is infinite: the teacher excludes tokens of the student.",
         summary.no_data: "There are no rollouts yet.",
     }

@@ -35,7 +35,7 @@ MEANINGS = {
     Verdict.HELPS: "pushes towards success",
     Verdict.HURTS: "pushes away from it",
     Verdict.UNDECIDED: "undecided: the interval includes 0",
-    Verdict.FLAT: "flat: no push can matter here",
+    Verdict.FLAT: "flat: no effect on success to be seen",
     Verdict.NO_SIGNAL: "the teacher says nothing here",
     Verdict.UNBOUNDED: "infinite loss: the teacher excludes a token",
     Verdict.NO_DATA: "no rollout yet",

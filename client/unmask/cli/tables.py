@@ -18,11 +18,23 @@ _STYLES = {Verdict.HELPS: "green", Verdict.HURTS: "red"}
 
 
 def table(*columns: str, title: str = "") -> Table:
-    """An empty table. A column whose name begins with `>` is aligned to the right."""
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    """An empty table. `>` before a column's name aligns it to the right; ids don't wrap."""
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+    )
     for column in columns:
         name = column.removeprefix(">")
-        made.add_column(name, justify="right" if name != column else "left", overflow="fold")
+        made.add_column(
+            name,
+            justify="right" if name != column else "left",
+            overflow="fold",
+            no_wrap=name == "id",
+        )
     return made
 
 
@@ -160,7 +172,7 @@ def token_table(push: Push, texts: Sequence[str], scores: Mapping[int, TokenScor
 def summary_table(summaries: Iterable[pb.AlignmentSummary], names: Mapping[str, str]) -> Table:
     """A set of trajectories: a row for each teacher and algorithm."""
     made = table(
-        "teacher", ">nodes", ">mean cosine", ">pooled cosine", ">gain a step", ">advantage"
+        "teacher", ">nodes", ">mean cosine", ">pooled cosine", ">gain per\nunit step", ">advantage"
     )
     for summary in summaries:
         nodes = Text(count(summary.nodes))

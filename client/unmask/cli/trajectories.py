@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from unmask.cli.connect import connected, say, stdout
-from unmask.cli.numbers import share
+from unmask.cli.numbers import clip, share
 from unmask.cli.options import TrajectoryId
 from unmask.cli.tables import quoted, table
 from unmask.client import Client
@@ -46,7 +48,7 @@ def sample(
     """Sample generations of a student. What was sampled before costs nothing."""
     wanted = questions or [question.id for question in client.list_questions()]
     answer = client.sample_trajectories(policy, wanted, count=count, seed=seed)
-    _list(list(answer.trajectories))
+    _list(client, answer.trajectories)
     correct = sum(map(is_correct, answer.trajectories))
     total = len(answer.trajectories)
     say(f"{answer.sampled} of {total} sampled now; {share(correct, total)} correct")
@@ -67,7 +69,7 @@ def list_trajectories(
     found = client.list_trajectories(
         policy=policy, question=question, correct=correct, page_size=min(limit, 1000)
     )
-    _list([trajectory for _, trajectory in zip(range(limit), found, strict=False)])
+    _list(client, itertools.islice(found, limit))
 
 
 @trajectories.command("show")
@@ -142,16 +144,19 @@ def heading_text(trajectory: pb.Trajectory, asked: str, answer: str) -> Text:
     return text
 
 
-def _list(found: list[pb.Trajectory]) -> None:
-    made = table("id", "question", ">reward", ">tokens", "ends with")
+def _list(client: Client, found: Iterable[pb.Trajectory]) -> None:
+    made = table("id", ">reward", ">tokens", "ends with", "question")
+    asked: dict[str, str] = {}
     for trajectory in found:
-        end = " ".join(trajectory.text.split())[-24:]
+        if trajectory.question_id not in asked:
+            question = client.get_question(trajectory.question_id)
+            asked[question.id] = question.name or clip(question.fields.get("question", ""), 20)
         made.add_row(
             trajectory.id,
-            trajectory.question_id,
             f"{trajectory.reward:g}",
             str(trajectory.length),
-            Text(end),
+            Text(clip(trajectory.text, 16, end=True)),
+            Text(asked[trajectory.question_id]),
         )
     stdout().print(made)
 

@@ -16,7 +16,6 @@ from rich.style import Style
 from rich.text import Text
 
 from unmask.cli.layout import Piece, lay_out
-from unmask.cli.numbers import share
 from unmask.cli.scores import MEANINGS, Push, TokenScore, Verdict
 
 _RED = (203, 36, 49)
@@ -84,7 +83,7 @@ def token_view(
         parts.append(Text(str(push), style="bold"))
         parts.append(Text(_in_words(counts), style="" if marks else "dim"))
         body = _marked(lines, verdicts) if marks else _coloured(lines, verdicts, by_position)
-        parts.append(Padding(body, (0, 0, 1, _INDENT)))
+        parts.append(Padding(body, (0, 0, 1, _INDENT), expand=False))
     parts.append(_plain_legend(seen) if marks else _colour_legend(seen))
     return Group(*parts)
 
@@ -125,27 +124,30 @@ def _mark(piece: Piece, verdict: Verdict) -> str:
 
 
 def _in_words(counts: Counter[Verdict]) -> str:
-    total = counts.total()
-    scored = sum(counts[verdict] for verdict in _SCORED)
-    others = [
+    scored = ", ".join(
+        f"{counts[verdict]} {name}"
+        for verdict, name in (
+            (Verdict.HELPS, "helped"),
+            (Verdict.HURTS, "hurt"),
+            (Verdict.UNDECIDED, "undecided"),
+        )
+    )
+    others = ", ".join(
         f"{counts[verdict]} {name}"
         for verdict, name in (
             (Verdict.FLAT, "flat"),
-            (Verdict.NO_SIGNAL, "without signal"),
+            (Verdict.NO_SIGNAL, "no signal"),
             (Verdict.UNBOUNDED, "unbounded"),
-            (Verdict.NO_DATA, "without data"),
+            (Verdict.NO_DATA, "no data"),
         )
         if counts[verdict]
-    ]
-    return (
-        f"{total} tokens: {counts[Verdict.HELPS]} helped, {counts[Verdict.HURTS]} hurt, "
-        f"{counts[Verdict.UNDECIDED]} undecided ({share(scored, total)} scored)"
-        + "".join(f", {other}" for other in others)
     )
+    return f"{scored}; no score: {others}" if others else scored
 
 
 def _colour_legend(seen: Counter[Verdict]) -> Text:
-    legend = Text("cosine ", style="dim")
+    legend = Text()
+    legend.append("cosine ", "dim")
     for cosine in (-1.0, -0.5, 0.0, 0.5, 1.0):
         legend.append(f" {cosine:+.1f} " if cosine else "  0  ", shade(cosine, decided=True))
     if seen[Verdict.UNDECIDED]:

@@ -1,0 +1,60 @@
+"""Messages as a server might send them, from a few characters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unmask.v1 import diagnosis_pb2 as pb
+
+STATUSES = {
+    ".": pb.ALIGNMENT_STATUS_FLAT,
+    "~": pb.ALIGNMENT_STATUS_NO_SIGNAL,
+    "!": pb.ALIGNMENT_STATUS_UNBOUNDED,
+    "_": pb.ALIGNMENT_STATUS_NO_DATA,
+}
+
+
+def interval(median: float, half_width: float = 0.1) -> pb.Interval:
+    return pb.Interval(
+        median=median, low=max(-1.0, median - half_width), high=min(1.0, median + half_width)
+    )
+
+
+def alignment(score: float | str, *, teacher: str = "tea-1", loss: int = 2) -> pb.Alignment:
+    """A decided cosine (a number), an undecided one (a number as text), or a mark without one."""
+    made = pb.Alignment(
+        teacher_id=teacher,
+        algorithm=pb.Algorithm(loss=pb.Loss.Name(loss), form=pb.FORM_EXPECTED, temperature=1.0),
+    )
+    if score in STATUSES:
+        made.status = STATUSES[score]  # type: ignore[index]
+        return made
+    cosine = float(score)
+    decided = not isinstance(score, str)
+    made.status = pb.ALIGNMENT_STATUS_OK
+    made.cosine.CopyFrom(interval(cosine, 0.1 if decided else 1.0))
+    made.probability_positive = (0.99 if cosine > 0 else 0.01) if decided else 0.6
+    made.gain.CopyFrom(interval(cosine / 100, 0.001))
+    made.advantage.CopyFrom(interval(cosine / 10, 0.01))
+    return made
+
+
+def answers(
+    *pushes: Sequence[float | str], trajectory: str = "trj-1"
+) -> list[pb.StreamTrajectoryAlignmentsResponse]:
+    """The answers about a trajectory; one sequence of scores for each teacher, tea-1, tea-2, ..."""
+    return [
+        pb.StreamTrajectoryAlignmentsResponse(
+            node=pb.Node(
+                trajectory_id=trajectory,
+                position=position,
+                success=interval(0.5),
+                rollouts=32,
+                candidates=20,
+            ),
+            alignments=[
+                alignment(score, teacher=f"tea-{i}") for i, score in enumerate(scores, start=1)
+            ],
+        )
+        for position, scores in enumerate(zip(*pushes, strict=True))
+    ]
