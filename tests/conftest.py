@@ -9,6 +9,7 @@ from tests.stores import (
     postgresql_only,
     postgresql_shared_url,
     postgresql_url,
+    sqlite_template,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "postgresql_only",
     "postgresql_shared_url",
     "postgresql_url",
+    "sqlite_template",
 ]

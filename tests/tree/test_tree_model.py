@@ -150,8 +150,8 @@ def test_any_history_agrees_with_a_plain_list(database: Engine) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=30 if on_sqlite else 8,
-            stateful_step_count=25,
+            max_examples=20 if on_sqlite else 5,
+            stateful_step_count=20,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
