@@ -32,8 +32,8 @@ _SERVICE_CONFIG = {
             "name": [{}],
             "retryPolicy": {
                 "maxAttempts": 5,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "5s",
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
                 "backoffMultiplier": 3,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },

@@ -88,6 +88,8 @@ def connected(
         try:
             with connect(**where, embedded=embedded) as client:
                 command(client, **options)  # type: ignore[call-arg]
+        except typer.Exit:  # a RuntimeError, for historical reasons
+            raise
         except UnavailableError as error:
             fail(f"{error.message} (server: {client.address})")
         except UnmaskError as error:
