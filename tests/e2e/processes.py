@@ -1,0 +1,31 @@
+"""Servers in processes of their own, to be killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+
+from tests.e2e.conftest import Stubs
+
+
+@asynccontextmanager
+async def server_process(
+    url: str, socket: Path, python: str = sys.executable, cwd: Path | None = None
+) -> AsyncIterator[tuple[Stubs, subprocess.Popen[bytes]]]:
+    """`unmask-server serve` over a database; killed at the end of the block."""
+    command = [python, "-m", "unmask_server", "serve"]
+    process = subprocess.Popen(
+        [*command, "--database", url, "--listen", f"unix:{socket}"], cwd=cwd
+    )
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+            await channel.channel_ready()
+            yield Stubs(channel), process
+    finally:
+        process.kill()
+        process.wait()

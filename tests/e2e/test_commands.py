@@ -1,0 +1,211 @@
+"""The commands and the client against a real server, with tiny random models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+import unmask
+from typer.testing import CliRunner
+from unmask.cli.main import app
+from unmask.v1 import diagnosis_pb2
+
+SAMPLING = ("--max-new-tokens", "8", "--stop-text", ".", "--stop-text", "so")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("database") / "unmask.db"
+
+
+@pytest.fixture(scope="module")
+def address(database: Path) -> Iterator[str]:
+    """An embedded server: a child process, as users get it."""
+    with unmask.serve(database, threads=1) as server:
+        yield server.address
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[unmask.Client]:
+    with unmask.Client(address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("questions") / "q.jsonl"
+    rows = [
+        {"question": "q 1 2", "answer": "3", "solution": "1 2 so #### 3"},
+        {"question": "q 2 2", "answer": "1", "solution": "2 2 so #### 1"},
+        {"question": "which ?", "answer": "none"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def run(address: str, *arguments: str | Path, code: int = 0) -> str:
+    result = CliRunner().invoke(
+        app, [*map(str, arguments), "--server", address], env={"COLUMNS": "80"}
+    )
+    assert result.exit_code == code, result.output
+    assert "\x1b" not in result.output
+    assert max(map(len, result.stdout.splitlines()), default=0) <= 80
+    return result.output
+
+
+def test_diagnose_answers_and_a_second_run_pays_nothing(
+    address: str, client: unmask.Client, models: Path, questions: Path, tmp_path: Path
+) -> None:
+    arguments = (
+        "diagnose", questions, "--student", models / "student", "--teacher",
+        f"big={models / 'teacher'}", "--context", "answer", "--loss", "reverse_kl", "--loss",
+        "opd", "--samples", "6", "--rollouts-per-node", "24", "--json", tmp_path / "all.json",
+        *SAMPLING,
+    )  # fmt: skip
+    output = run(address, *arguments)
+    for heading in ("Asked", "Where the teachers push", "Cost"):
+        assert heading in output
+    assert "q.jsonl:3:" in output
+    for push in ("big · reverse_kl", "self+answer · reverse_kl:sampled"):
+        assert push in output
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert [teacher["label"] for teacher in found["teachers"]] == ["big", "self+answer"]
+    assert len(found["summaries"]) == 4
+    assert len(found["trajectories"]) == 12
+    assert found["cost"]["rollouts_sampled"] > 0
+    assert found["sampled_trajectories"] == 12
+    for example in found["examples"]:
+        positions = [position["node"].get("position", 0) for position in example["positions"]]
+        assert positions == list(range(len(positions)))
+
+    before = client.statistics()
+    again = run(address, *arguments)
+    after = client.statistics()
+    assert after == before
+    assert "0 sampled, 12 from the cache" in again
+    repeated = json.loads((tmp_path / "all.json").read_text())
+    assert repeated["cost"]["rollouts_sampled"] == 0
+    assert repeated["summaries"] == found["summaries"]
+
+
+def test_step_by_step(address: str, client: unmask.Client, models: Path, questions: Path) -> None:
+    run(address, "policy", "register", models / "student", "--name", "student", "--temperature",
+        "0.8", *SAMPLING)  # fmt: skip
+    run(address, "teacher", "register", models / "teacher", "--name", "strong", "--policy",
+        "student")  # fmt: skip
+    run(address, "teacher", "register", "student", "--name", "shown", "--context", "solution")
+    registered = run(address, "question", "register", questions, code=2)
+    assert "q.jsonl:3:" in registered
+    assert "student" in run(address, "policy", "list")
+    assert "solution" in run(address, "teacher", "list")
+    assert "q 1 2" in run(address, "question", "list")
+    first = next(client.list_questions()).id
+    assert "2 of 2 sampled now" in run(address, "sample", first, "--policy", "student", "-n", "2")
+    assert "0 of 2 sampled now" in run(address, "sample", first, "--policy", "student", "-n", "2")
+    trajectory = next(client.list_trajectories(policy="student"))
+    assert trajectory.id in run(address, "trajectory", "list", "--policy", "student")
+    assert trajectory.text.split()[0] in run(address, "trajectory", "show", trajectory.id)
+    grown = run(address, "grow", trajectory.id, "--rollouts", "60", "--teacher", "strong")
+    assert "succeeded" in grown
+    teachers = ("--teacher", "strong", "--teacher", "shown")
+    aligned = run(address, "align", trajectory.id, "-p", "0", *teachers, "--loss", "jsd:0.3")
+    assert "jsd:0.3" in aligned
+    assert "shown" in aligned
+    assert "←" in run(address, "node", trajectory.id, "-p", "0")
+    assert "|g|" in run(address, "node", trajectory.id, "-p", "0", "--gradient")
+    viewed = run(address, "view", trajectory.id, *teachers, "--table")
+    assert "strong · reverse_kl" in viewed
+    assert "advantage" in run(address, "summary", "--policy", "student", *teachers)
+    assert "rollouts" in run(address, "stats")
+
+
+def test_mistakes_name_the_field(address: str, client: unmask.Client, models: Path) -> None:
+    refused = run(address, "policy", "register", models / "student", "--temperature", "0", code=2)
+    assert refused.startswith("error: sampling.temperature: ")
+    assert refused.count("\n") == 1
+    with pytest.raises(unmask.InvalidArgumentError) as caught:
+        client.register_policy(models / "student", top_p=2.0)
+    assert [violation.field for violation in caught.value.violations] == ["sampling.top_p"]
+    assert caught.value.reason == "INVALID_ARGUMENT"
+    with pytest.raises(unmask.NotFoundError):
+        client.get_trajectory("trj-none")
+    with pytest.raises(unmask.FailedPreconditionError):
+        client.register_teacher(
+            models / "other",
+            policies=client.register_policy(models / "student", max_new_tokens=4).policy,
+        )
+
+
+async def test_the_asyncio_client_on_the_real_server(address: str, models: Path) -> None:
+    async with unmask.AsyncClient(address) as client:
+        policy = (await client.register_policy(models / "student", max_new_tokens=5)).policy
+        (result,) = await client.register_questions([{"question": "q 0", "answer": 1}])
+        sampled = await client.sample_trajectories(policy, result.question, count=2, seed=3)
+        trajectory = sampled.trajectories[0]
+        handle = await client.grow(trajectory, rollouts=30)
+        growth = await handle.wait()
+        assert growth.rollouts_sampled == 30
+        answers = [
+            answer
+            async for answer in client.trajectory_alignments(trajectory, algorithms="dr_grpo")
+        ]
+        assert len(answers) == trajectory.length
+        for answer in answers:
+            (alignment,) = answer.alignments
+            # Expected Dr. GRPO is the ideal gradient itself.
+            if alignment.status == diagnosis_pb2.ALIGNMENT_STATUS_OK:
+                assert alignment.cosine.median == pytest.approx(1.0)
+
+
+def test_the_embedded_server_is_found_by_whoever_wants_the_same_database(
+    database: Path, address: str
+) -> None:
+    with unmask.local(database) as other:
+        assert other.address == address
+        other.statistics()
+    with unmask.Client(address) as client:
+        client.wait_ready(10)
+
+
+def test_the_embedded_server_ends_with_its_client(tmp_path: Path) -> None:
+    server = unmask.serve(tmp_path / "own.db")
+    assert server.process is not None
+    with unmask.Client(server.address) as client:
+        assert client.statistics().rollouts == 0
+    server.close()
+    assert server.process.poll() == 0
+    with unmask.Client(server.address, timeout=0.2) as client, pytest.raises(unmask.UnmaskError):
+        client.statistics()
+
+
+def test_the_embedded_server_ends_when_its_parent_dies(tmp_path: Path) -> None:
+    code = (
+        "import os, unmask; server = unmask.serve('own.db'); "
+        "print(server.process.pid, flush=True); os._exit(1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    try:
+        psutil.Process(int(done.stdout)).wait(30)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(RuntimeError, match=r"did not start[\s\S]*not a database"):
+        unmask.serve(tmp_path / "broken.db")
+
+
+def test_a_deadline_is_kept(address: str) -> None:
+    with unmask.Client(address) as client, pytest.raises(unmask.UnmaskError) as caught:
+        client.with_timeout(1e-6).statistics()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
