@@ -1,18 +1,16 @@
-"""From questions to what models read."""
+"""From messages to the prompts that models get."""
 
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import processors
+from unmask_server.catalog.chat import render_chat
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.prompting import choose_prompting, render_prompt
-from unmask_server.catalog.templates import context_template, render_context
-from unmask_server.catalog.tokenizer import ModelTokenizer, check_token_ids
+from unmask_server.catalog.tokenizer import ModelTokenizer
 from unmask_server.catalog.types import Prompting, PromptStyle
 
-from tests.tiny import byte_bpe, sentence_piece, word_level
-
-FIELDS = {"question": "2+2?", "answer": "4", "solution": [{"role": "assistant", "content": "42"}]}
+from tests.tiny import byte_bpe
 
 
 def with_bos(chat_template: str | None) -> ModelTokenizer:
@@ -22,37 +20,6 @@ def with_bos(chat_template: str | None) -> ModelTokenizer:
         single="<|begin|> $A", special_tokens=[("<|begin|>", begin)]
     )
     return ModelTokenizer(backend, {"bos_token": "<|begin|>"}, chat_template)
-
-
-def test_a_built_in_context_shows_the_field_it_is_named_for() -> None:
-    template = context_template("answer", None, "context")
-    shown = render_context(template, FIELDS, question_id="que-1")
-    assert shown == "2+2?\nThe correct answer is 4."
-
-
-def test_messages_are_shown_as_their_contents() -> None:
-    template = context_template("solution", None, "context")
-    shown = render_context(template, FIELDS, question_id="que-1")
-    assert shown.endswith("42")
-    assert "role" not in shown
-
-
-def test_a_context_whose_field_the_question_lacks_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match=r"que-1 has no field 'hint'"):
-        render_context(context_template("hint", None, "context"), FIELDS, question_id="que-1")
-
-
-@pytest.mark.parametrize(("name", "template"), [("nope", None), ("mine", "{{ question")])
-def test_a_context_that_is_none_is_refused(name: str, template: str | None) -> None:
-    with pytest.raises(InvalidArgument):
-        context_template(name, template, "context")
-
-
-def test_templates_cannot_reach_the_server() -> None:
-    with pytest.raises(InvalidArgument):
-        render_context(
-            "{{ question.__class__.__mro__[1].__subclasses__() }}", FIELDS, question_id="que-1"
-        )
 
 
 def test_exactly_one_bos_whoever_writes_it() -> None:
@@ -88,44 +55,65 @@ def test_prompting_defaults_to_the_chat_template_where_there_is_one() -> None:
         choose_prompting(Prompting(PromptStyle.RAW, "no message"), with_bos(None), "prompting")
 
 
-def test_what_is_decoded_is_not_always_what_was_encoded() -> None:
-    backend = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+def test_a_raw_prompt_gets_what_the_tokenizer_puts_before_every_text() -> None:
+    tokenizer = with_bos(None)
+    prompt = render_prompt(Prompting(PromptStyle.RAW, "Q: {{ content }}\nA:"), tokenizer, "2+2?")
+    assert prompt.text == "Q: 2+2?\nA:"
+    assert prompt.tokens == tokenizer.encode(prompt.text, add_special_tokens=True)
+    without = ModelTokenizer(byte_bpe(), {"bos_token": "<|begin|>"}, None)
+    assert render_prompt(Prompting(PromptStyle.RAW), without, "2").tokens == without.encode("2")
+
+
+def test_an_end_token_that_a_tokenizer_would_add_is_left_out() -> None:
+    backend = byte_bpe()
+    ids = {name: backend.token_to_id(name) for name in ("<|begin|>", "<eos>")}
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A <eos>", special_tokens=list(ids.items())
+    )
     tokenizer = ModelTokenizer(backend, {}, None)
-    assert "".join(tokenizer.token_texts((0, 1))).replace(" ", "") == "ab"
-    assert tokenizer.encode("ab") == (2,)
+    prompt = render_prompt(Prompting(PromptStyle.RAW), tokenizer, "2")
+    assert prompt.tokens == (ids["<|begin|>"], *tokenizer.encode("2"))
 
 
-@pytest.mark.parametrize("make", [word_level, byte_bpe, sentence_piece])
-def test_the_texts_of_tokens_put_together_are_the_text(make: object) -> None:
-    tokenizer = ModelTokenizer(make(), {}, None)  # type: ignore[operator]
-    ids = tokenizer.encode("The correct answer is 12. A solution: 3 é ☃ so")
-    assert "".join(tokenizer.token_texts(ids)) == tokenizer.decode(ids)
-    assert len(tokenizer.token_texts(ids)) == len(ids)
+def test_student_and_teacher_each_get_their_own_template() -> None:
+    student = ModelTokenizer(byte_bpe(), {}, None)
+    teacher = ModelTokenizer(
+        byte_bpe(),
+        {},
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    )
+    plain = Prompting(PromptStyle.RAW, "User: {{ content }}\n\nAssistant:")
+    assert render_prompt(plain, student, "2+2?").text == "User: 2+2?\n\nAssistant:"
+    assert render_prompt(Prompting(PromptStyle.CHAT), teacher, "2+2?").text == (
+        "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
-def test_ids_are_checked_against_model_and_tokenizer() -> None:
-    tokenizer = ModelTokenizer(word_level(), {}, None)
-    top = tokenizer.limit
-    check_token_ids("ids", [0, top - 1], top + 3, tokenizer)
-    for bad, place in (([3, -1], 1), ([3, top + 3], 1), ([2**31], 0), ([0, top], 1), ([True], 0)):
-        with pytest.raises(InvalidArgument) as caught:
-            check_token_ids("ids", bad, top + 3, tokenizer)
-        assert caught.value.field == f"ids[{place}]"
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{%- for m in messages %}\n    {{- m.content }}\n{%- endfor %}", "<q>"),
+        ("  {% if true %}\nx{% endif %}\n", "x"),
+        ("{% for m in messages %}{% break %}{% endfor %}x", "x"),
+        ("{{ messages | tojson }}", '[{"role": "user", "content": "<q>"}]'),
+        ("{{ messages[0].content }}{% generation %}a{% endgeneration %}", "<q>a"),
+        ("{{ nothing_there }}{% if tools %}no{% endif %}x", "x"),
+        ("{{ eos_token }}{{ bos_token }}", "<eos><|begin|>"),
+        ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+    ],
+)
+def test_chat_templates_mean_what_they_mean_in_transformers(template: str, text: str) -> None:
+    special = {"bos_token": "<|begin|>", "eos_token": "<eos>"}
+    assert render_chat(template, "<q>", special) == text
 
 
-def test_special_tokens_above_the_base_vocabulary_are_tokens() -> None:
-    backend = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer = ModelTokenizer(backend, {}, None)
-    check_token_ids("ids", [2, 3], 8, tokenizer)
-    with pytest.raises(InvalidArgument, match="no token"):
-        check_token_ids("ids", [4], 8, tokenizer)
+@pytest.mark.parametrize("template", ["{{ messages", "{{ raise_exception('only tools') }}"])
+def test_a_chat_template_that_fails_is_told(template: str) -> None:
+    with pytest.raises(InvalidArgument, match="chat_template"):
+        render_chat(template, "q", {})
 
 
-def test_tokenizers_are_compared_id_by_id() -> None:
-    mine = ModelTokenizer(word_level(), {}, None)
-    assert mine.differences(ModelTokenizer(word_level(), {}, None)) == []
-    other = mine.differences(ModelTokenizer(byte_bpe(), {}, None))
-    assert len(other) == 5
-    assert other[0].startswith("id 0 is '<eos>' here and '<|begin|>' there")
+def test_a_prompt_does_not_change_with_the_day() -> None:
+    tokenizer = ModelTokenizer(byte_bpe(), {}, "{{ strftime_now('%Y') }}{{ messages[0].content }}")
+    assert "date" in render_prompt(Prompting(PromptStyle.CHAT), tokenizer, "q").warnings[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unmask_server.catalog.templates import as_text
@@ -13,55 +13,82 @@ from unmask_server.catalog.verifiers.numbers import last_boxed
 
 QUESTION_KEYS = ("question", "problem", "prompt")
 ANSWER_KEYS = ("answer", "reference", "solution", "solutions")
+"""Where a question and its reference are looked for; the first that is not empty is taken."""
 
 
 def parse_jsonl(data: bytes) -> list[tuple[int, QuestionSpec | str]]:
     """(line from 1, question or what is wrong with it) for every line that is not blank.
 
-    The question is in `question`, `problem` or `prompt` (text or messages), the reference in
-    `answer`, `reference`, `solution` or `solutions`: what follows the last `####` or is in the last
-    box, else the whole. Other fields are kept; null ones are dropped.
+    The question is in `question`, `problem` or `prompt` (text or messages) or, as token ids, in
+    `prompt_tokens`; the reference in `answer`, `reference`, `solution` or the first of `solutions`:
+    what follows the last `####` or is in the last box, else the whole. Other columns are kept as
+    fields, as text; null ones are dropped.
     """
     found: list[tuple[int, QuestionSpec | str]] = []
-    text = data.decode("utf-8-sig", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            found.append((number, f"no JSON: {error}"))
-            continue
-        found.append((number, _spec(row)))
+    # Only line feeds part lines: others, such as U+2028, may stand inside of a JSON string.
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            found.append((number, _parse(line)))
     return found
 
 
-def _spec(row: Any) -> QuestionSpec | str:
+def _parse(line: bytes) -> QuestionSpec | str:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return f"not UTF-8: {error.reason} at byte {error.start}"
+    except (ValueError, RecursionError) as error:
+        return f"no JSON: {error}"
     if not isinstance(row, Mapping):
         return "no JSON object"
-    fields = {key: value for key, value in row.items() if value is not None}
+    return _spec({key: value for key, value in row.items() if value is not None})
+
+
+def _spec(fields: dict[str, Any]) -> QuestionSpec | str:
     name = fields.pop("name", None)
-    question = next((k for k in QUESTION_KEYS if fields.get(k) not in (None, "", [])), None)
-    if question is None:
-        return f"no question: give one of {', '.join(QUESTION_KEYS)}"
-    answer = next((k for k in ANSWER_KEYS if fields.get(k) not in (None, "", [])), None)
+    tokens = fields.pop("prompt_tokens", None)
+    if tokens is not None and not _are_ids(tokens):
+        return "prompt_tokens: is no list of token ids"
+    question = _first_filled(fields, QUESTION_KEYS)
+    if question is None and not tokens:
+        return f"no question: give one of {', '.join(QUESTION_KEYS)}, or prompt_tokens"
+    answer = _first_filled(fields, ANSWER_KEYS)
     if answer is None:
         return f"no answer: give one of {', '.join(ANSWER_KEYS)}"
     texts = {key: as_text(value) for key, value in fields.items()}
-    reference = extract_reference(texts[answer])
-    if answer == "answer" and reference != texts[answer] and "solution" not in texts:
-        # GSM8K keeps the worked solution with the answer at its end.
-        texts["solution"] = texts["answer"]
-    texts["question"] = texts[question]
-    texts["answer"] = reference
-    return QuestionSpec(str(name) if name is not None else None, texts)
+    marked = as_text(_first(fields[answer]))
+    texts["answer"] = extract_reference(marked)
+    if answer == "solutions" or (answer == "answer" and texts["answer"] != marked.strip()):
+        # A worked solution with the answer at its end, as GSM8K has it, is both.
+        texts.setdefault("solution", marked)
+    if question is not None:
+        texts["question"] = texts[question]
+    return QuestionSpec(None if name is None else str(name), texts, tuple(tokens or ()) or None)
+
+
+def _first_filled(fields: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    return next((key for key in keys if as_text(fields.get(key, "")).strip()), None)
+
+
+def _first(value: Any) -> Any:
+    """The first of several solutions; messages are one text together."""
+    several = isinstance(value, list) and value and not isinstance(value[0], Mapping)
+    return value[0] if several else value
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token) is int for token in value)
 
 
 def extract_reference(text: str) -> str:
-    """What a worked solution gives as its answer; the text itself if it marks none."""
+    """What a worked solution gives as its answer; the text itself if it marks none.
+
+    That is the rest of the line after the last `####`, without thousands separators, or else the
+    content of the last box.
+    """
     text = text.strip()
     if "####" in text:
-        tail = text.rsplit("####", 1)[1].strip()
-        return re.sub(r"(?<=\d),(?=\d{3})", "", tail)
+        lines = text.rpartition("####")[2].strip().splitlines() or [""]
+        return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", lines[0].strip())
     boxed = last_boxed(text)
     return boxed.strip() if boxed is not None else text

@@ -1,14 +1,15 @@
-"""Jinja templates from users and checkpoints, rendered in a sandbox."""
+"""Jinja templates of users: contexts and raw prompts, rendered in a sandbox."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta
+from jinja2.exceptions import SecurityError, UndefinedError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from unmask_server.catalog.errors import InvalidArgument
@@ -26,6 +27,20 @@ BUILT_IN_CONTEXTS = {
 """By name: what a teacher is shown, as a template over the question's fields."""
 
 DEFAULT_RAW = "{{ content }}"
+
+MAX_TEMPLATE = 20_000
+"""Characters of a template."""
+
+RENDER_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+"""What a template that compiles can raise when it is rendered."""
 
 
 def context_template(name: str, template: str | None, field: str) -> str:
@@ -46,89 +61,109 @@ def context_template(name: str, template: str | None, field: str) -> str:
     return template
 
 
-def check_template(template: str, field: str) -> None:
-    """Refuse what is no template."""
+def check_template(template: str, field: str) -> frozenset[str]:
+    """Refuse what is no template. Returns the names that it uses.
+
+    Raises:
+        InvalidArgument: it is too long, or not Jinja; says on which line.
+
+    """
+    if len(template) > MAX_TEMPLATE:
+        raise InvalidArgument(field, f"is longer than {MAX_TEMPLATE} characters")
     try:
-        _strict().from_string(template)
+        names = meta.find_undeclared_variables(_environment().parse(template))
+        _compiled(template)
     except TemplateSyntaxError as error:
         raise InvalidArgument(field, f"line {error.lineno}: {error.message}") from None
+    except RENDER_ERRORS as error:
+        raise InvalidArgument(field, f"is no template: {error}") from None
+    return frozenset(names)
 
 
 def render_context(template: str, fields: Mapping[str, Any], *, question_id: str) -> str:
     """The content of the message that a teacher gets.
 
+    A field that is empty counts as absent; `{% if hint is defined %}` asks whether it is there.
+
     Raises:
-        InvalidArgument: the question lacks a field that the context needs.
+        InvalidArgument: the question lacks a field that the context needs, or the template fails.
 
     """
-    needed = meta.find_undeclared_variables(_strict().parse(template))
-    missing = sorted(name for name in needed if fields.get(name) in (None, ""))
-    if missing:
-        raise InvalidArgument(
-            "context", f"question {question_id} has no field {missing[0]!r}, which it needs"
-        )
-    values = {name: as_text(value) for name, value in fields.items()}
-    return _render(_compiled(template, strict=True), values, "context")
+    texts = {name: as_text(value) for name, value in fields.items() if value is not None}
+    values = {name: text for name, text in texts.items() if text.strip()}
+    needed = meta.find_undeclared_variables(_environment().parse(template))
+    try:
+        return _compiled(template).render(values)
+    except UndefinedError as error:
+        missing = sorted(name for name in needed - values.keys() if f"'{name}'" in str(error))
+        if missing:
+            raise InvalidArgument(
+                "context",
+                f"question {question_id} has no field {missing[0]!r}, which it needs; "
+                "register the question with it, or use another context",
+            ) from None
+        raise InvalidArgument("context", f"cannot be rendered: {error}") from None
+    except RENDER_ERRORS as error:
+        raise InvalidArgument("context", f"cannot be rendered: {error}") from None
 
 
 def render_raw(template: str, content: str) -> str:
-    """The prompt around a message."""
-    return _render(_compiled(template, strict=True), {"content": content}, "prompting.template")
+    """The prompt around a message.
 
+    Raises:
+        InvalidArgument: the template fails.
 
-def render_chat(template: str, content: str, special: Mapping[str, str]) -> str:
-    """The prompt that a chat template makes of one user message."""
-    values = {
-        "messages": [{"role": "user", "content": content}],
-        "add_generation_prompt": True,
-        **special,
-    }
-    return _render(_compiled(template, strict=False), values, "chat_template")
+    """
+    try:
+        return _compiled(template).render(content=content)
+    except RENDER_ERRORS as error:
+        raise InvalidArgument("prompting.template", f"cannot be rendered: {error}") from None
 
 
 def as_text(value: Any) -> str:
-    """A field as text: a list of messages is their contents, never a Python repr."""
+    """A field as text: a list of messages is their contents, never a Python or JSON repr."""
     if isinstance(value, str):
-        return value
+        return _message_contents(value)
     if isinstance(value, Sequence):
-        parts = [v.get("content") if isinstance(v, Mapping) else v for v in value]
-        return "\n".join(as_text(part) for part in parts if part is not None)
+        return "\n".join(text for part in value if (text := as_text(part)))
     if isinstance(value, Mapping):
-        return as_text(value.get("content", json.dumps(value, ensure_ascii=False)))
+        for key in ("content", "text"):
+            if key in value:
+                return "" if value[key] is None else as_text(value[key])
+        return json.dumps(value, ensure_ascii=False)
     return json.dumps(value)
 
 
-def _render(template: Template, values: Mapping[str, Any], field: str) -> str:
+def _message_contents(text: str) -> str:
+    """The contents of messages that were sent as JSON text; any other text as it is."""
+    if not text.lstrip().startswith("[") or '"content"' not in text:
+        return text
     try:
-        return template.render(values)
-    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-        raise InvalidArgument(field, f"cannot be rendered: {error}") from None
+        messages = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):
+        return as_text(messages)
+    return text
 
 
 @lru_cache(maxsize=256)
-def _compiled(template: str, *, strict: bool) -> Template:
-    return (_strict() if strict else _chat()).from_string(template)
+def _compiled(template: str) -> Template:
+    return _environment().from_string(template)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Templates compute nothing: without powers and repetition they stay about as long as read."""
+
+    intercepted_binops = frozenset({"**", "*"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        raise SecurityError(f"the operator {operator} is not for templates")
 
 
 @lru_cache(maxsize=1)
-def _strict() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-
-
-@lru_cache(maxsize=1)
-def _chat() -> ImmutableSandboxedEnvironment:
-    # As transformers sets it up, so that every checkpoint's template means what it means there.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = _Sandbox(undefined=StrictUndefined, keep_trailing_newline=True)
+    for name in ("range", "lipsum"):
+        del environment.globals[name]
     return environment
