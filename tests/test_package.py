@@ -26,7 +26,8 @@ def test_the_client_needs_grpcio_and_protobuf_only() -> None:
 
 
 def test_the_server_holds_no_torch_until_a_model_runs() -> None:
-    assert not loaded_by("import unmask_server.app, unmask_server.serve") & {"torch", "transformers"}
+    loaded = loaded_by("import unmask_server.app, unmask_server.serve")
+    assert not loaded & {"torch", "transformers"}
 
 
 @pytest.mark.slow

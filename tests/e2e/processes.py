@@ -19,7 +19,7 @@ async def server_process(
 ) -> AsyncIterator[tuple[Stubs, subprocess.Popen[bytes]]]:
     """`unmask-server serve` over a database; killed at the end of the block."""
     command = [python, "-m", "unmask_server", "serve"]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220 - starting it takes no time
         [*command, "--database", url, "--listen", f"unix:{socket}"], cwd=cwd
     )
     try:

@@ -28,9 +28,7 @@ async def test_another_architecture_with_another_tokenizer(
 ) -> None:
     shared = tokenizer()
     student = save(tmp_path / "student", shared, kind=kind, seed=1, scale=4.0, chat=None)
-    teacher = save(
-        tmp_path / "teacher", shared, kind=kind, seed=2, scale=4.0, chat=None, padding=5
-    )
+    teacher = save(tmp_path / "teacher", shared, kind=kind, seed=2, scale=4.0, chat=None, padding=5)
     async with serving(f"sqlite:///{tmp_path / 'unmask.db'}", tmp_path / "server") as world:
         catalog, stubs = world.stubs.catalog, world.stubs
         await catalog.RegisterPolicy(

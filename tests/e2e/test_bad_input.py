@@ -34,9 +34,7 @@ def grow_with(**options: Any) -> Call:
 
 
 def sample(**options: Any) -> Call:
-    return lambda world, _: world.stubs.trajectory.SampleTrajectories(
-        sampling_of(world, **options)
-    )
+    return lambda world, _: world.stubs.trajectory.SampleTrajectories(sampling_of(world, **options))
 
 
 def submit(**options: Any) -> Call:
@@ -78,9 +76,7 @@ CASES: dict[str, tuple[Call, grpc.StatusCode, str]] = {
     "unknown trajectory": (align(at("trj-none", 0)), NOT_FOUND, "trj-none"),
     "unknown policy": (
         align(
-            diagnosis_pb2.NodeRef(
-                prefix=diagnosis_pb2.PrefixNode(policy="nobody", question="one")
-            )
+            diagnosis_pb2.NodeRef(prefix=diagnosis_pb2.PrefixNode(policy="nobody", question="one"))
         ),
         NOT_FOUND,
         "nobody",
@@ -229,9 +225,7 @@ CASES: dict[str, tuple[Call, grpc.StatusCode, str]] = {
     "a stop text of two tokens": (policy(stop_texts=["so so"]), INVALID, "stop_texts[0]"),
     "a name that is taken": (policy(name="student", max_new_tokens=4), EXISTS, "name"),
     "a chat prompt with a template": (
-        policy(
-            prompting=catalog_pb2.Prompting(style=catalog_pb2.PROMPT_STYLE_CHAT, template="x")
-        ),
+        policy(prompting=catalog_pb2.Prompting(style=catalog_pb2.PROMPT_STYLE_CHAT, template="x")),
         INVALID,
         "prompting.template",
     ),
@@ -256,9 +250,7 @@ CASES: dict[str, tuple[Call, grpc.StatusCode, str]] = {
     ),
     "a built-in verifier's name": (
         lambda world, _: world.stubs.catalog.RegisterVerifier(
-            catalog_pb2.RegisterVerifierRequest(
-                name="boxed", kind=catalog_pb2.VERIFIER_KIND_EXACT
-            )
+            catalog_pb2.RegisterVerifierRequest(name="boxed", kind=catalog_pb2.VERIFIER_KIND_EXACT)
         ),
         INVALID,
         "name",
