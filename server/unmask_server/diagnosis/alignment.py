@@ -17,13 +17,13 @@ wherever it is known, because a set of flat nodes may be anything but flat.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis.algorithms import Algorithm
-from unmask_server.diagnosis.gradients import ideal_gradient
 from unmask_server.diagnosis.intervals import Interval
 from unmask_server.diagnosis.node import FLAT_TOLERANCE, NodePosterior
 from unmask_server.diagnosis.step import Step, StepInputs, noise_draws, step
@@ -90,8 +90,7 @@ class Alignment:
 class Draws:
     """What sets of nodes add up, beside an `Alignment`: shape (size,), or () where certain.
 
-    Gain and |g|^2 are shifted to the unshrunk estimates in the middle: a prior's pull is small at
-    one node and adds up over many.
+    All but the cosine are around the unshrunk estimates, see `NodePosterior.unshrunk_gradient`.
     """
 
     cosine: FloatArray | None
@@ -176,16 +175,17 @@ def measure(
     covered_teacher = None if t is None else covered_mass(t)
     covered = min(covered_student, 1.0 if covered_teacher is None else covered_teacher)
     status = _status(posterior, taken, covered < min_coverage)
-    gain = _gain(posterior, taken)
-    draws = _draws(posterior, taken, gain, status)
-    gained = _advantage(posterior, p, t, noise)
+    known = posterior.has_data
+    gain = _product(posterior.gradient, taken.draws) if known else None
+    gained = _advantage(posterior, posterior.success, p, t, noise) if known else None
+    cosine = _cosine(posterior, taken, gain) if status.is_scored else None
     alignment = Alignment(
         status=status,
-        cosine=None if draws.cosine is None else Interval.of(draws.cosine),
-        p_positive=None if draws.cosine is None else float(np.mean(draws.cosine > 0.0)),
+        cosine=None if cosine is None else Interval.of(cosine),
+        p_positive=None if cosine is None else float(np.mean(cosine > 0.0)),
         gain=None if gain is None else Interval.of(gain),
         advantage=None if gained is None else Interval.of(gained),
-        ideal_norm2=posterior.ideal_norm2 if posterior.has_data else None,
+        ideal_norm2=posterior.ideal_norm2 if known else None,
         descent_norm2=None if taken.draws is None else float(np.mean(_norm2(taken.draws))),
         flat_bound=posterior.flat_bound,
         effective_support=posterior.effective_support,
@@ -193,7 +193,7 @@ def measure(
         covered_teacher=covered_teacher,
         unbounded_id=None if taken.unbounded is None else Support(ids).token(taken.unbounded),
     )
-    return Measured(alignment, replace(draws, advantage=gained))
+    return Measured(alignment, _draws(posterior, taken, cosine, p, t, noise))
 
 
 def _status(posterior: NodePosterior, taken: Step, is_covered_badly: bool) -> Status:
@@ -210,34 +210,40 @@ def _status(posterior: NodePosterior, taken: Step, is_covered_badly: bool) -> St
     return Status.LOW_COVERAGE if is_covered_badly else Status.OK
 
 
-def _draws(posterior: NodePosterior, taken: Step, gain: FloatArray | None, status: Status) -> Draws:
-    """Everything but the advantage."""
-    if not posterior.has_data:
-        d_norm2 = None if taken.draws is None else _norm2(taken.draws)
-        return Draws(None, None, None, d_norm2, None)
-    g_norm2 = posterior.gradient_norm2
-    ideal = g_norm2 - g_norm2.mean() + posterior.ideal_norm2
+def _cosine(posterior: NodePosterior, taken: Step, gain: FloatArray | None) -> FloatArray | None:
+    """Draws of cos(g, d); 0 where a draw of g is zero."""
     if taken.draws is None or gain is None:
-        return Draws(None, None, ideal, None, None)
-    d_norm2 = _norm2(taken.draws)
-    cosine = None
-    if status.is_scored:
-        norms = np.sqrt(g_norm2 * d_norm2)
-        cosine = np.divide(gain, norms, out=np.zeros_like(gain), where=norms > 0.0).clip(-1.0, 1.0)
-    if taken.follows_ideal:
-        mean = float(g_norm2.mean())
-        scale = float(gain.mean()) / mean if mean > 0.0 else 0.0
-        return Draws(cosine, scale * ideal, ideal, scale**2 * ideal, None)
-    d = taken.draws if taken.draws.ndim == 1 else taken.draws.mean(axis=0)
-    plug_in = float(ideal_gradient(posterior.p, posterior.estimate) @ d)
-    return Draws(cosine, gain - gain.mean() + plug_in, ideal, d_norm2, None)
-
-
-def _gain(posterior: NodePosterior, taken: Step) -> FloatArray | None:
-    """Draws of g.d; None where d or all data lack."""
-    if taken.draws is None or not posterior.has_data:
         return None
-    g, d = posterior.gradient, taken.draws
+    norms = np.sqrt(posterior.gradient_norm2 * _norm2(taken.draws))
+    return np.divide(gain, norms, out=np.zeros_like(gain), where=norms > 0.0).clip(-1.0, 1.0)
+
+
+def _draws(
+    posterior: NodePosterior,
+    taken: Step,
+    cosine: FloatArray | None,
+    p: FloatArray,
+    t: FloatArray | None,
+    noise: float,
+) -> Draws:
+    d_norm2 = None if taken.draws is None else _norm2(taken.draws)
+    if not posterior.has_data:
+        return Draws(cosine, None, None, d_norm2, None)
+    ideal = posterior.ideal_norm2_draws
+    gained = _advantage(posterior, posterior.unshrunk, p, t, noise)
+    if taken.draws is not None and taken.follows_ideal:
+        # d = c g: everything is a multiple of |g|^2, with its bias taken out.
+        mean = float(posterior.gradient_norm2.mean())
+        c = math.sqrt(float(_norm2(taken.draws).mean()) / mean) if mean > 0.0 else 0.0
+        return Draws(cosine, c * ideal, ideal, c**2 * ideal, gained)
+    gain = _product(posterior.unshrunk_gradient, taken.draws)
+    return Draws(cosine, gain, ideal, d_norm2, gained)
+
+
+def _product(g: FloatArray, d: FloatArray | None) -> FloatArray | None:
+    """Draws of g.d, for one d or for one in each draw."""
+    if d is None:
+        return None
     result: FloatArray = g @ d if d.ndim == 1 else np.einsum("ij,ij->i", g, d)
     return result
 
@@ -249,12 +255,11 @@ def _norm2(d: FloatArray) -> FloatArray:
 
 
 def _advantage(
-    posterior: NodePosterior, p: FloatArray, t: FloatArray | None, noise: float
+    posterior: NodePosterior, s: FloatArray, p: FloatArray, t: FloatArray | None, noise: float
 ) -> FloatArray | None:
-    """Draws of sum_j (T_j - P_j) s_j."""
-    if t is None or not posterior.has_data:
+    """Draws of sum_j (T_j - P_j) s_j, given draws of s."""
+    if t is None:
         return None
-    s = posterior.success
     gained: FloatArray = s @ (t - p)
     if noise > 0.0:
         moved = t * (noise * noise_draws(posterior))

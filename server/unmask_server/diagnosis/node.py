@@ -20,9 +20,9 @@ FLAT_TOLERANCE = 1e-3
 """A node whose bound sqrt(2) (1 - max P) is below this is FLAT without any rollout: success cannot
 change by a thousandth along a logit step of length one."""
 
-SIGNAL_SHARE = 0.5
+SIGNAL_SHARE = 0.6
 """Data tell g from zero where more than this share of the posterior expectation of |g|^2 is the
-square of the expected g; that is, where its signal exceeds its noise."""
+square of the expected g; that is, where its signal is above one and a half times its noise."""
 
 _MASS_NOISE = 1e-6
 _MIN_VARIANCE_ROLLOUTS = 2
@@ -108,6 +108,33 @@ class NodePosterior:
         """
         g = ideal_gradient(self.p, self.estimate)
         return float(g @ g) - gradient_variance(self.p, self.estimate_variance)
+
+    @cached_property
+    def unshrunk_gradient(self) -> FloatArray:
+        """Draws of g around `estimate` with its own sampling noise, shape (size, m + 1).
+
+        For sums over many nodes: a prior pulls every node's gain towards zero, which is little at
+        one node and adds up over many. Not for one node: s may leave [0, 1] here.
+        """
+        return ideal_gradient(self.p, self.unshrunk)
+
+    @cached_property
+    def unshrunk(self) -> FloatArray:
+        """The draws of s behind `unshrunk_gradient`, normal by the sums they are made for."""
+        variance = np.where(self.counts.n > 0, self.estimate_variance, self.success.var(axis=0))
+        spread = np.sqrt(variance)
+        # 1 sets this stream apart from that of `success`.
+        errors = np.random.default_rng((self.seed, 1)).standard_normal(self.success.shape)
+        result: FloatArray = self.estimate + spread * errors
+        return result
+
+    @cached_property
+    def ideal_norm2_draws(self) -> FloatArray:
+        """Draws of |g|^2 around `ideal_norm2`, shape (size,); may be negative."""
+        g = self.unshrunk_gradient
+        norm2 = np.einsum("ij,ij->i", g, g)
+        result: FloatArray = norm2 - norm2.mean() + self.ideal_norm2
+        return result
 
     @cached_property
     def tells_gradient(self) -> bool:

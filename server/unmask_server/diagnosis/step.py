@@ -70,7 +70,8 @@ def step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepInputs) -> 
 def noise_draws(posterior: NodePosterior) -> FloatArray:
     """Standard normal errors of log-ratios, shape (size, m + 1); the same for the same node."""
     shape = (posterior.size, len(posterior.p))
-    return np.random.default_rng((posterior.seed, 1)).standard_normal(shape)
+    # 2 sets this stream apart from those of `NodePosterior`.
+    return np.random.default_rng((posterior.seed, 2)).standard_normal(shape)
 
 
 def _teacher_step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepInputs) -> Step:
