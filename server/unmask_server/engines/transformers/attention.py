@@ -76,7 +76,10 @@ def attending(plan: Plan) -> Iterator[None]:
         _current.plan = None
 
 
-_HARMLESS = frozenset({"dropout", "is_causal", "position_ids", "use_cache", "output_attentions"})
+_HARMLESS = frozenset(
+    {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions"}
+    | {"output_router_logits"}
+)
 
 
 def _attention(

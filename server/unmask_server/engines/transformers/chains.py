@@ -166,6 +166,11 @@ class ChainCache:
         """Tokens in chains that rows, or other chains, need."""
         return sum(chain.size for chain in self._chains if chain.users)
 
+    def layers(self) -> set[int]:
+        """Layers that every chain has keys of."""
+        kept = [set(chain.keys) for chain in self._chains]
+        return set.intersection(*kept) if kept else set()
+
     def clear(self) -> None:
         """Forget everything."""
         self._chains.clear()

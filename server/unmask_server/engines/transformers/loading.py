@@ -103,8 +103,10 @@ def choose_backend(model: Any, info: ModelInfo, *, rows: int, budget: int | None
                 expected = fallback.hidden([probe], [0])[0][0]
                 packed = PackedBackend(model, head, rows=max(rows, 8), budget=tokens)
                 worst = _difference(packed, probe, expected)
+            _require_every_layer(model, packed)
             limit = _TOLERANCE.get(model.dtype, _COARSE_TOLERANCE)
             if worst <= limit:
+                packed.clear()
                 return PackedBackend(model, head, rows=rows, budget=tokens)
             reason = f"its logits differ by {worst:.2g} of the largest"
         except (UnsupportedAttentionError, RuntimeError, ValueError, TypeError, KeyError,
@@ -129,6 +131,18 @@ def _not_plain(model: Any) -> str | None:
     return None
 
 
+def _require_every_layer(model: Any, packed: PackedBackend) -> None:
+    """Make sure that no layer attends in its own way, past our function.
+
+    On random weights, or in 16 bits, the probe's logits alone might not tell.
+    """
+    layers = set(range(model.config.get_text_config().num_hidden_layers))
+    if packed.layers() != layers:
+        raise UnsupportedAttentionError(
+            f"layers {sorted(layers - packed.layers())} attend in their own way"
+        )
+
+
 def _probe(info: ModelInfo, config: Any) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Random tokens, more than a window of attention where that is not too many."""
     window = getattr(config, "sliding_window", None) or 0
@@ -150,7 +164,6 @@ def _difference(
     for step in range(3):
         at = [start + step for start in starts]
         pairs.append((packed.step(probe[at].astype(np.int64)), expected[at]))
-    packed.clear()
     scale = float(expected.abs().max()) or 1.0
     # A NaN differs from everything, the same NaN too, and is no reason to trust the other way.
     worst = max(float((a.float() - b.float()).abs().nan_to_num(0.0).max()) for a, b in pairs)

@@ -115,6 +115,10 @@ class PackedBackend:
         """See `Backend`."""
         return self._head(hidden)
 
+    def layers(self) -> set[int]:
+        """Layers whose keys and values have been computed in all chains that are kept."""
+        return self._chains.layers()
+
     def drop(self, row: int) -> None:
         """See `Backend`."""
         self._rows.drop(row)
