@@ -41,8 +41,8 @@ def tempered(p: ArrayLike, target: float) -> FloatArray:
     """
     values = np.asarray(p, dtype=np.float64)
     live = values > 0.0
-    log_p = np.log(values, out=np.full(values.shape, -np.inf), where=live)
-    log_p = log_p - log_p.max()
+    log_p = np.log(values, out=np.zeros_like(values), where=live)
+    log_p -= np.max(log_p, where=live, initial=-np.inf)
 
     def power(exponent: float) -> FloatArray:
         weights = np.exp(exponent * log_p, out=np.zeros_like(values), where=live)

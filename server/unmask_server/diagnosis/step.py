@@ -24,6 +24,9 @@ SCORING_NOISE = 1e-5
 a cold prefix cache of one engine)."""
 
 _SMALLEST_NORM = 1e-12
+_LARGEST = 1e100
+"""A step with a component beyond this (T_y / P_y of a token the student all but never takes) counts
+as infinite: its square would be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ def _teacher_step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepIn
         d = descent(algorithm, p, t, observed=inputs.observed)
     except UnboundedLossError as error:
         return Step(unbounded=error.index)
+    if np.abs(d).max() > _LARGEST:
+        return Step(unbounded=int(np.abs(d).argmax()))
     response = float(noise_norm(algorithm, p, t, observed=inputs.observed))
     tolerance = 2.0 * (SCORING_NOISE + inputs.noise) * response
     if float(np.linalg.norm(d)) <= tolerance + _SMALLEST_NORM:
