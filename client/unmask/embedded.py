@@ -175,7 +175,8 @@ def _places(path: str | Path | None) -> tuple[str, Path, Path]:
 
 def _runtime_folder() -> Path:
     """A folder for this user only; short, for paths of sockets have at most 107 bytes."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    bases = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")
+    base = next(base for base in bases if len(base) in range(1, 60) and os.path.isdir(base))
     folder = Path(base) / f"unmask-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+import unmask
 from google.rpc import code_pb2, error_details_pb2
 from typer.testing import CliRunner
 from unmask.cli.main import app
@@ -254,3 +255,41 @@ def test_grow_says_what_this_run_paid_and_what_was_there(server: ScriptedServer)
     (request,) = server.requests("StartGrowth")
     assert request.targets[0].node.trajectory.position == 4
     assert request.request_id == "again"
+
+
+def test_ctrl_c_is_no_traceback(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(client: unmask.Client) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unmask.Client, "statistics", interrupt)
+    done = run(server, "stats")
+    assert (done.exit_code, done.stderr) == (130, "interrupted; what was sampled is kept\n")
+
+
+def test_without_its_extra_the_command_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; import unmask.cli; unmask.cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: the command needs typer: pip install 'unmask[cli]'\n"
+
+
+def test_a_node_s_candidates_end_with_the_observed_one_and_the_tail(
+    server: ScriptedServer,
+) -> None:
+    candidates = [
+        diagnosis_pb2.Candidate(
+            token=trajectory_pb2.Token(id=i, text=f" t{i}"), probability=0.3, success=interval(0.5)
+        )
+        for i in range(5)
+    ]
+    answer = diagnosis_pb2.GetNodeResponse(
+        node=diagnosis_pb2.Node(observed=candidates[4].token),
+        candidates=candidates,
+        tail=diagnosis_pb2.Candidate(probability=0.1, rollouts=3),
+    )
+    server.answer("GetNode", answer)
+    done = run(server, "node", "trj-1", "-p", "2", "-n", "2")
+    assert done.exit_code == 0, done.stderr
+    shown = [line.split()[:2] for line in done.stdout.splitlines()[-4:]]
+    assert shown == [["0", "‘"], ["1", "‘"], ["4", "‘"], ["all", "others"]]
+    assert "the 2 likeliest of 5 candidates" in done.stderr

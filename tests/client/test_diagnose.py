@@ -39,19 +39,23 @@ SUBJECTS = study.Subjects(
 
 
 @pytest.mark.parametrize(
-    ("given", "chosen"),
+    ("given", "pairs"),
     [
-        ([("a", "q1", 1), ("b", "q2", 1), ("c", "q2", 0), ("d", "q3", 0)], ["b", "c"]),
-        ([("a", "q1", 1), ("b", "q2", 0), ("c", "q2", 0)], ["a", "b"]),
-        ([("a", "q1", 0), ("b", "q2", 0.5)], ["a"]),
-        ([("a", "q1", 1)], ["a"]),
-        ([], []),
+        (
+            [("a", "q1", 1), ("b", "q2", 1), ("c", "q2", 0), ("d", "q3", 0), ("e", "q3", 1)],
+            [["b", "c"], ["e", "d"]],
+        ),
+        ([("a", "q1", 1), ("b", "q2", 0), ("c", "q2", 0)], [["a", "b"]]),
+        ([("a", "q1", 0), ("b", "q2", 0.5)], [["a"]]),
+        ([("a", "q1", 1)], [["a"]]),
+        ([], [[]]),
     ],
 )
 def test_a_right_and_a_wrong_answer_to_one_question_are_shown_if_there_are(
-    given: list[tuple[str, str, float]], chosen: list[str]
+    given: list[tuple[str, str, float]], pairs: list[list[str]]
 ) -> None:
-    assert [t.id for t in study.choose(trajectory(*one) for one in given)] == chosen
+    found = study.pairs(trajectory(*one) for one in given)
+    assert [[t.id for t in pair] for pair in found] == pairs
 
 
 def started(server: ScriptedServer, asked: study.Plan, client: unmask.Client) -> Any:

@@ -81,6 +81,9 @@ def node(
     prefix_tokens: PrefixTokens = None,
     observed: Observed = None,
     teacher: Teachers = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", help="How many candidates to show.", min=1)
+    ] = 20,
     gradient: Annotated[
         bool, typer.Option("--gradient", help="The ideal gradient instead of the candidates.")
     ] = False,
@@ -104,11 +107,13 @@ def node(
         if ideal.HasField("norm"):
             rows.insert(1, ("|g|", median(ideal.norm, 4)))
         console.print(key_values(rows))
-        console.print(gradient_table(ideal))
+        console.print(gradient_table(ideal, limit))
         return
     found = client.get_node(**asked)
     console.print(node_table(found.node))
-    console.print(candidate_table(found))
+    console.print(candidate_table(found, limit))
+    if len(found.candidates) > limit:
+        say(f"the {limit} likeliest of {len(found.candidates)} candidates; --limit shows more")
 
 
 @connected

@@ -103,6 +103,7 @@ diagnose = connected(_diagnose, embedded=True)
 
 def _run(client: Client, plan: study.Plan) -> reports.Report:
     console = stderr()
+    begun = time.monotonic()
     with console.status("registering"):
         subjects = study.register(client, plan)
     sampled = [
@@ -138,6 +139,7 @@ def _run(client: Client, plan: study.Plan) -> reports.Report:
         sampled_trajectories=sum(answer.sampled for answer in sampled),
         growth=last,
         cost=cost,
+        seconds=time.monotonic() - begun,
         summaries=summaries,
         examples=examples,
     )

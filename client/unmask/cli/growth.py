@@ -120,7 +120,7 @@ def cost_rows(cost: Cost) -> list[tuple[str, str]]:
             f"{count(cost.rollouts_sampled)} sampled, {count(cost.rollouts_cached)} from the cache",
         ),
         ("tokens", f"{count(cost.tokens_sampled)} sampled"),
-        ("time", seconds(cost.seconds)),
+        ("growing", seconds(cost.seconds)),
     ]
 
 

@@ -7,11 +7,12 @@ from unmask.v1 import diagnosis_pb2 as pb
 NOTHING = "–"
 """Where there is no number."""
 
+_NOTHING_AT_ALL = 1e-6
+"""What lies below is shown as zero."""
+
 
 def signed(value: float, digits: int = 2) -> str:
-    """With a sign, and no sign at what rounds to zero; tiny values keep one digit."""
-    if value != 0 and abs(value) < 0.5 * 10**-digits:
-        return f"{value:+.0e}".replace("e-0", "e-")
+    """With a sign, and no sign at what rounds to zero."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text
 
@@ -36,8 +37,11 @@ def seconds(value: float) -> str:
 
 
 def median(interval: pb.Interval, digits: int = 2) -> str:
-    """The middle."""
-    return signed(interval.median, digits)
+    """The middle; what is small, but not nothing, keeps one digit."""
+    value = interval.median
+    if _NOTHING_AT_ALL < abs(value) < 0.5 * 10**-digits:
+        return f"{value:+.0e}".replace("e-0", "e-")
+    return signed(value, digits)
 
 
 def bounds(interval: pb.Interval, digits: int = 2) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 import unmask
 from unmask.cli.growth import Cost, cost_rows
-from unmask.cli.numbers import count, share
+from unmask.cli.numbers import count, seconds, share
 from unmask.cli.scores import by_push, push_of
 from unmask.cli.study import Example, Plan, Subjects
 from unmask.cli.tables import key_values, summary_table
@@ -39,6 +39,8 @@ class Report:
     """How many of them this run sampled."""
     growth: growth_pb2.Growth
     cost: Cost
+    seconds: float
+    """Of the whole run."""
     summaries: list[diagnosis_pb2.AlignmentSummary]
     examples: list[Example]
 
@@ -53,6 +55,14 @@ def show(console: Console, report: Report, *, plain: bool = False) -> None:
     console.print(summary_table(report.summaries, report.subjects.labels))
     for line in (*map(_sentence_of(report), report.summaries), *_cautions(report)):
         console.print(Text(line))
+    if report.examples:
+        console.print()
+        console.print(
+            Text(
+                "Two generations, chosen for having many scored tokens; not the most typical.",
+                style="dim",
+            )
+        )
     for example in report.examples:
         kind = "A correct" if is_correct(example.trajectory) else "An incorrect"
         _heading(console, f"{kind} generation")
@@ -68,13 +78,14 @@ def show(console: Console, report: Report, *, plain: bool = False) -> None:
     console.print(
         key_values(
             [
-                *cost_rows(report.cost),
                 (
                     "generations",
                     f"{count(report.sampled_trajectories)} sampled, "
                     f"{count(len(report.trajectories) - report.sampled_trajectories)} "
                     "from the cache",
                 ),
+                *cost_rows(report.cost),
+                ("in all", seconds(report.seconds)),
             ]
         )
     )
@@ -115,6 +126,7 @@ def write_json(file: Path, report: Report) -> None:
         "sampled_trajectories": report.sampled_trajectories,
         "growth": _dict(report.growth),
         "cost": dataclasses.asdict(report.cost),
+        "seconds": report.seconds,
         "summaries": [
             {"label": str(push_of(summary, report.subjects.labels)), **_dict(summary)}
             for summary in report.summaries
@@ -169,8 +181,9 @@ def _cautions(report: Report) -> Sequence[str]:
     quartiles = [q for s in report.summaries[:1] for q in s.effective_support_quartiles]
     if len(quartiles) == 3 and quartiles[1] < _FEW_IN_PLAY:
         said.append(
-            f"• At half of the nodes fewer than {quartiles[1]:.1f} tokens are really in play, so "
-            "single cosines lie near ±1 whatever a teacher does; read the pooled numbers."
+            f"• At half of the nodes the student has the choice of no more than {quartiles[1]:.1f} "
+            "tokens (effective support). With so few a cosine can hardly be anything but ±1; read "
+            "the pooled numbers."
         )
     said.append(
         "• Intervals hold 90%. A push is the first step of training on these generations; what "

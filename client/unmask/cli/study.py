@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from unmask.cli.trajectories import is_correct
 from unmask.client import Client
@@ -27,7 +27,8 @@ MAX_TRAJECTORIES = 1000
 _AT_ONCE = 128
 """Generations asked for in one call, so that there is progress to show."""
 
-R = TypeVar("R", catalog_pb2.RegisterPolicyResponse, catalog_pb2.RegisterTeacherResponse)
+_PAIRS = 6
+"""Pairs of generations that are looked at to find one worth showing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,37 +168,49 @@ def examples(
     plan: Plan,
     trajectories: Iterable[trajectory_pb2.Trajectory],
 ) -> list[Example]:
-    """One correct and one incorrect generation, of the same question if any has both."""
-    return [
-        Example(
+    """A correct and an incorrect generation, of one question if any was answered both ways.
+
+    Of some such pairs it is the one with the most scored tokens: most to see, not most typical.
+    """
+
+    def example(trajectory: trajectory_pb2.Trajectory) -> Example:
+        question = next(q for q in subjects.questions if q.id == trajectory.question_id)
+        answers = client.trajectory_alignments(
             trajectory,
-            next(q for q in subjects.questions if q.id == trajectory.question_id),
-            tuple(
-                client.trajectory_alignments(
-                    trajectory,
-                    teachers=list(subjects.labels),
-                    algorithms=plan.losses,
-                    verifier=plan.verifier,
-                    top_k=plan.top_k,
-                )
-            ),
+            teachers=list(subjects.labels),
+            algorithms=plan.losses,
+            verifier=plan.verifier,
+            top_k=plan.top_k,
         )
-        for trajectory in choose(trajectories)
-    ]
+        return Example(trajectory, question, tuple(answers))
+
+    found = [[example(one) for one in pair] for pair in pairs(trajectories)[:_PAIRS]]
+    return max(found, key=lambda pair: sum(map(_scored, pair)), default=[])
 
 
-def choose(
+def pairs(
     trajectories: Iterable[trajectory_pb2.Trajectory],
-) -> list[trajectory_pb2.Trajectory]:
-    """The first correct and the first incorrect one, of the same question if any has both."""
+) -> list[list[trajectory_pb2.Trajectory]]:
+    """For each question that was answered both ways its first correct and incorrect generation.
+
+    If there is none, the first of each kind over all questions, as far as there are any.
+    """
     by_question: dict[str, dict[bool, trajectory_pb2.Trajectory]] = {}
     overall: dict[bool, trajectory_pb2.Trajectory] = {}
     for trajectory in trajectories:
         correct = is_correct(trajectory)
         overall.setdefault(correct, trajectory)
         by_question.setdefault(trajectory.question_id, {}).setdefault(correct, trajectory)
-    both = next((found for found in by_question.values() if len(found) == 2), overall)
-    return [both[correct] for correct in (True, False) if correct in both]
+    both = [found for found in by_question.values() if len(found) == 2] or [overall]
+    return [[found[correct] for correct in (True, False) if correct in found] for found in both]
+
+
+def _scored(example: Example) -> int:
+    return sum(
+        alignment.HasField("cosine")
+        for answer in example.answers
+        for alignment in answer.alignments
+    )
 
 
 def _add_teacher(

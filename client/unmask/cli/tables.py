@@ -116,16 +116,20 @@ def node_table(node: pb.Node) -> Table:
     return key_values(pairs)
 
 
-def candidate_table(response: pb.GetNodeResponse) -> Table:
-    """A node's candidates, likeliest first, the tail last."""
+def candidate_table(response: pb.GetNodeResponse, limit: int) -> Table:
+    """A node's `limit` likeliest candidates and the observed one; the tail last."""
     made = table(">id", "token", ">P", ">rollouts", ">rewards", ">cut off", ">success")
-    rows = list(response.candidates)
+    observed = response.node.observed.id if response.node.HasField("observed") else None
+    rows = [
+        candidate
+        for rank, candidate in enumerate(response.candidates)
+        if rank < limit or candidate.token.id == observed
+    ]
     if response.HasField("tail"):
         rows.append(response.tail)
     for candidate in rows:
         is_tail = not candidate.HasField("token")
-        observed = response.node.HasField("observed") and not is_tail
-        chosen = observed and candidate.token.id == response.node.observed.id
+        chosen = not is_tail and candidate.token.id == observed
         made.add_row(
             "" if is_tail else str(candidate.token.id),
             Text("all others" if is_tail else quoted(candidate.token.text) + " ←" * chosen),
@@ -172,8 +176,9 @@ def token_table(push: Push, texts: Sequence[str], scores: Mapping[int, TokenScor
 def summary_table(summaries: Iterable[pb.AlignmentSummary], names: Mapping[str, str]) -> Table:
     """A set of trajectories: a row for each teacher and algorithm."""
     made = table(
-        "teacher", ">nodes", ">mean cosine", ">pooled cosine", ">gain per\nunit step", ">advantage"
+        "teacher", ">nodes", ">mean cosine", ">pooled\ncosine", ">gain per\nunit step", ">advantage"
     )
+    made.padding = (0, 0)  # six columns of numbers need the room
     for summary in summaries:
         nodes = Text(count(summary.nodes))
         for number, name in (
@@ -195,7 +200,7 @@ def summary_table(summaries: Iterable[pb.AlignmentSummary], names: Mapping[str, 
     return made
 
 
-def gradient_table(response: pb.GetIdealGradientResponse, limit: int = 12) -> Table:
+def gradient_table(response: pb.GetIdealGradientResponse, limit: int) -> Table:
     """The largest components of an ideal gradient."""
     made = table(">id", "token", ">change of the logit", ">90%")
     largest = sorted(response.components, key=lambda c: -abs(c.value.median))[:limit]
