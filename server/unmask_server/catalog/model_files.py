@@ -8,56 +8,82 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from unmask_server.catalog.errors import InvalidArgument
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+UNBOUNDED_CONTEXT = 2**20
+"""Stands for the context of a model whose configuration names none."""
+
+_INDEX = "model.safetensors.index.json"
+_PATTERNS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 _CHUNK = 8 * 2**20
 # What says nothing about the function that the weights compute.
-_IRRELEVANT = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
+_IRRELEVANT = frozenset(
+    {
+        "_name_or_path",
+        "_commit_hash",
+        "_attn_implementation",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "use_cache",
+        "eos_token_id",
+        "bos_token_id",
+        "pad_token_id",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A directory's configuration."""
+    """A checkpoint directory and its configuration."""
 
     folder: Path
+    weights: tuple[Path, ...]
     config: dict[str, Any]
+    """config.json."""
     architecture: str
+    """The class that its weights are for, or else the model type."""
     vocab_size: int
+    """Columns of its logits."""
     max_context: int
+    """Prompt and generation together, in tokens; `UNBOUNDED_CONTEXT` if none is named."""
     eos_ids: tuple[int, ...]
+    """End tokens of its generation config, or else of its configuration."""
 
 
 def read_model_files(path: str, field: str) -> ModelFiles:
-    """Read the configuration of a checkpoint.
+    """Read the configuration of a checkpoint, and check that its weights are there.
 
     Raises:
-        InvalidArgument: it is no checkpoint; says what is missing.
+        InvalidArgument: it is no checkpoint; says what is missing or wrong.
 
     """
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
         raise InvalidArgument(field, f"{path} is no directory on the server")
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise InvalidArgument(field, f"{path} holds an adapter; merge it into its base model first")
     config = _json(folder / "config.json", field)
-    if not _weight_files(folder):
-        raise InvalidArgument(field, f"{path} holds no weights (model.safetensors)")
-    text = config.get("text_config", config)
-    missing = [key for key in ("vocab_size",) if not isinstance(text.get(key), int)]
-    if missing:
-        raise InvalidArgument(field, f"{path}/config.json lacks {missing[0]}")
-    generation = folder / "generation_config.json"
-    eos = _json(generation, field).get("eos_token_id") if generation.exists() else None
-    if eos is None:
-        eos = config.get("eos_token_id", text.get("eos_token_id"))
-    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
-    context = text.get("max_position_embeddings") or text.get("n_positions") or 2**20
+    # Models that also see or hear keep the language model's settings in a part of their own.
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
+    vocab_size = text.get("vocab_size")
+    if type(vocab_size) is not int or vocab_size < 1:
+        raise InvalidArgument(field, f"{folder}/config.json has no vocab_size")
+    weights = _weight_files(folder, field)
+    _check_weights(weights, vocab_size, field)
+    contexts = [text[key] for key in _CONTEXT_KEYS if type(text.get(key)) is int and text[key] > 0]
     return ModelFiles(
         folder=folder,
+        weights=weights,
         config=config,
         architecture=(config.get("architectures") or [config.get("model_type", "unknown")])[0],
-        vocab_size=text["vocab_size"],
-        max_context=int(context),
-        eos_ids=eos_ids,
+        vocab_size=vocab_size,
+        max_context=contexts[0] if contexts else UNBOUNDED_CONTEXT,
+        eos_ids=_eos_ids(folder, config, text, field),
     )
 
 
@@ -67,13 +93,16 @@ class Fingerprints:
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, int], str] = {}
 
-    def of(self, files: ModelFiles, tokenizer_fingerprint: str) -> str:
-        """A model's fingerprint: 32 hexadecimal digits."""
+    def of(self, files: ModelFiles, tokenizer_identity: str) -> str:
+        """A model's fingerprint: 32 hexadecimal digits.
+
+        Of the weight files, of the configuration as far as it decides what they compute, and of
+        `ModelTokenizer.identity`.
+        """
         digest = hashlib.blake2b(digest_size=16)
-        config = {k: v for k, v in files.config.items() if k not in _IRRELEVANT}
-        digest.update(json.dumps(config, sort_keys=True).encode())
-        digest.update(tokenizer_fingerprint.encode())
-        for file in _weight_files(files.folder):
+        digest.update(json.dumps(_relevant(files.config), sort_keys=True).encode())
+        digest.update(tokenizer_identity.encode())
+        for file in files.weights:
             digest.update(file.name.encode())
             digest.update(self._hash(file).encode())
         return digest.hexdigest()
@@ -90,11 +119,74 @@ class Fingerprints:
         return self._known[key]
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    for pattern in _WEIGHTS:
+def _relevant(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {key: _relevant(value) for key, value in config.items() if key not in _IRRELEVANT}
+
+
+def _weight_files(folder: Path, field: str) -> tuple[Path, ...]:
+    """The weights: the shards that the index names, or whatever there is."""
+    index = folder / _INDEX
+    if index.exists():
+        shards = _json(index, field).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise InvalidArgument(field, f"{index} names no shards")
+        files = tuple(folder / name for name in sorted(set(shards.values())))
+        for file in files:
+            if not file.exists():
+                raise InvalidArgument(field, f"{folder} lacks {file.name}, which its index names")
+        return files
+    for pattern in _PATTERNS:
         if found := sorted(folder.glob(pattern)):
-            return found
-    return []
+            return tuple(found)
+    raise InvalidArgument(field, f"{folder} holds no weights (model.safetensors)")
+
+
+def _check_weights(files: tuple[Path, ...], vocab_size: int, field: str) -> None:
+    """Read the headers: whether the files are whole, and as wide as the configuration says."""
+    for file in files:
+        if file.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(str(file), framework="np") as tensors:
+                names = [name for name in tensors.keys() if _is_head(name)]  # noqa: SIM118
+                shapes = {name: tensors.get_slice(name).get_shape() for name in names}
+        except (SafetensorError, OSError) as error:
+            hint = ""
+            if file.read_bytes()[:30].startswith(b"version https://git-lfs"):
+                hint = "; it is a Git LFS pointer: run `git lfs pull`"
+            raise InvalidArgument(field, f"{file} cannot be read: {error}{hint}") from None
+        for name, shape in shapes.items():
+            if shape[0] != vocab_size:
+                raise InvalidArgument(
+                    field,
+                    f"{name} in {file} has {shape[0]} rows, but config.json says that the "
+                    f"vocabulary has {vocab_size}",
+                )
+
+
+def _is_head(tensor: str) -> bool:
+    return tensor == "lm_head.weight" or tensor.endswith(".lm_head.weight")
+
+
+def _eos_ids(
+    folder: Path, config: dict[str, Any], text: dict[str, Any], field: str
+) -> tuple[int, ...]:
+    generation = folder / "generation_config.json"
+    settings = _json(generation, field) if generation.exists() else {}
+    found = next(
+        (
+            part["eos_token_id"]
+            for part in (settings, config, text)
+            if part.get("eos_token_id") is not None
+        ),
+        (),
+    )
+    ids = found if isinstance(found, list | tuple) else [found]
+    if not all(type(token) is int for token in ids):
+        raise InvalidArgument(field, f"the eos_token_id in {folder} is no token id: {found!r}")
+    return tuple(ids)
 
 
 def _json(file: Path, field: str) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""What policies and teachers are given for a question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from unmask_server.catalog.errors import FailedPrecondition
+from unmask_server.catalog.models import Models
+from unmask_server.catalog.prompting import render_prompt
+from unmask_server.catalog.templates import BUILT_IN_CONTEXTS, render_context
+from unmask_server.catalog.tokenizer import check_token_ids
+from unmask_server.catalog.types import (
+    Model,
+    Policy,
+    Prompting,
+    Question,
+    RenderedPrompt,
+    Teacher,
+)
+
+_PLAIN = BUILT_IN_CONTEXTS["none"]
+_REMEMBERED = 4096
+"""Prompts kept in memory."""
+
+
+class Prompts:
+    """Rendered prompts. Callable from threads."""
+
+    def __init__(self, models: Models, question: Callable[[str], Question]) -> None:
+        self._models = models
+        self._question = question
+        self._rendered = lru_cache(maxsize=_REMEMBERED)(self._render)
+
+    def of_policy(self, policy: Policy, question: Question) -> RenderedPrompt:
+        """What a policy is asked. Raises: as `Catalog.policy_prompt`."""
+        prompt = self._rendered(policy.model, policy.prompting, _PLAIN, question.id)
+        _check_window(prompt, policy.max_new_tokens, policy.model, policy.id, question.id)
+        return prompt
+
+    def of_teacher(self, teacher: Teacher, question: Question, room: int) -> RenderedPrompt:
+        """What a teacher is shown. Raises: as `Catalog.teacher_prompt`."""
+        prompt = self._rendered(teacher.model, teacher.prompting, teacher.template, question.id)
+        _check_window(prompt, room, teacher.model, teacher.id, question.id)
+        return prompt
+
+    def _render(
+        self, model: Model, prompting: Prompting, template: str, question_id: str
+    ) -> RenderedPrompt:
+        question = self._question(question_id)
+        tokenizer = self._models.tokenizer(model)
+        tokens = question.prompt_tokens
+        if tokens is not None and template == _PLAIN:
+            check_token_ids("prompt_tokens", tokens, model.vocab_size, tokenizer)
+            return RenderedPrompt(tokenizer.decode(tokens), tokens)
+        content = render_context(template, question.fields, question_id=question_id)
+        return render_prompt(prompting, tokenizer, content)
+
+
+def _check_window(
+    prompt: RenderedPrompt, room: int, model: Model, owner: str, question_id: str
+) -> None:
+    if not prompt.tokens:
+        raise FailedPrecondition(f"the prompt of {owner} for {question_id} is empty")
+    needed = len(prompt.tokens) + room
+    if needed > model.max_context:
+        raise FailedPrecondition(
+            f"the prompt of {owner} for {question_id} has {len(prompt.tokens)} tokens; with "
+            f"{room} more that is {needed}, and the model takes {model.max_context}; nothing is "
+            "ever cut off: shorten the question or its context, or lower max_new_tokens"
+        )
