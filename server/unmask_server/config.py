@@ -27,7 +27,7 @@ class Settings(BaseSettings):
         default=None, ge=1, description="CPU threads of an embedded model; default: all cores."
     )
     max_batch: int = Field(
-        default=128, ge=1, description="Rollouts that an embedded model runs at once."
+        default=256, ge=1, description="Rollouts that an embedded model runs at once."
     )
     max_engines: int = Field(
         default=8, ge=1, description="Embedded models held in memory; the least used go first."
