@@ -201,3 +201,29 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_bytes(b"this is no database" * 100)
     with pytest.raises(RuntimeError, match=r"did not start[\s\S]*not a database"):
         unmask.serve(tmp_path / "broken.db")
+
+
+SHIPPED = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (SHIPPED / "models" / "student").is_dir(), reason="the models have not been trained"
+)
+def test_diagnose_on_the_models_that_ship(address: str, tmp_path: Path) -> None:
+    output = run(
+        address, "diagnose", SHIPPED / "word_problems" / "questions.jsonl", "--student",
+        SHIPPED / "models" / "student", "--context", "none", "--context", "solution",
+        "--temperature", "0.7", "--max-new-tokens", "80", "--max-questions", "6",
+        "--rollouts-per-node", "32", "--json", tmp_path / "all.json",
+    )  # fmt: skip
+    found = json.loads((tmp_path / "all.json").read_text())
+    correct = [trajectory.get("reward", 0) > 0.5 for trajectory in found["trajectories"]]
+    assert any(correct)
+    assert not all(correct)
+    blind, shown = found["summaries"]
+    assert blind["label"] == "self+none · reverse_kl"
+    assert blind["no_signal"] == blind["nodes"]  # it is the student itself
+    assert "self+none · reverse_kl: no score." in output
+    assert shown["scored"] > 0
+    assert len(found["examples"]) == 2
