@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
@@ -30,7 +29,7 @@ class AsyncBaseClient:
         address: str = channels.DEFAULT_ADDRESS,
         *,
         token: str | None = None,
-        tls: bool | str | Path | grpc.ChannelCredentials | None = None,
+        tls: channels.Tls = None,
         timeout: float | None = 600.0,
     ) -> None:
         """Connect, lazily; to be called where an event loop runs. Arguments: see `Client`."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,23 +22,24 @@ HEALTH_PATH = "/grpc.health.v1.Health/Check"
 SERVING = b"\x08\x01"
 """HealthCheckResponse(status=SERVING), serialised."""
 
+Tls = bool | str | os.PathLike[str] | grpc.ChannelCredentials | None
+"""See `unmask.Client`."""
+
 # Every call of the contract may be repeated without harm: registering returns what is there,
 # sampling and growing are keyed by seed and request_id, all others only read. UNAVAILABLE is the
 # only code that says "the same call may work in a moment". gRPC allows five tries at most.
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
+_SERVICE_CONFIG = """{
+  "methodConfig": [{
+    "name": [{}],
+    "retryPolicy": {
+      "maxAttempts": 5,
+      "initialBackoff": "0.1s",
+      "maxBackoff": "2s",
+      "backoffMultiplier": 3,
+      "retryableStatusCodes": ["UNAVAILABLE"]
+    }
+  }]
+}"""
 
 # Servers that were not told otherwise close connections that are pinged more than once in five
 # minutes.
@@ -63,7 +63,7 @@ class Connection:
         """Channel options."""
         return [
             ("grpc.enable_retries", 1),
-            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+            ("grpc.service_config", _SERVICE_CONFIG),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
@@ -73,9 +73,7 @@ class Connection:
         ]
 
 
-def connection(
-    address: str, token: str | None, tls: bool | str | Path | grpc.ChannelCredentials | None
-) -> Connection:
+def connection(address: str, token: str | None, tls: Tls) -> Connection:
     """How to reach `address`; see `unmask.Client` for the arguments.
 
     Raises:
@@ -96,14 +94,15 @@ def connection(
 
 
 def _credentials(
-    tls: bool | str | Path | grpc.ChannelCredentials | None,
+    tls: Tls,
 ) -> grpc.ChannelCredentials | None:
     if tls is None or tls is False:
         return None
     if tls is True:
         return grpc.ssl_channel_credentials()
-    if isinstance(tls, str | Path):
-        return grpc.ssl_channel_credentials(root_certificates=Path(tls).read_bytes())
+    if isinstance(tls, str | os.PathLike):
+        with open(tls, "rb") as file:
+            return grpc.ssl_channel_credentials(root_certificates=file.read())
     return tls
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
@@ -30,7 +29,7 @@ class BaseClient:
         address: str = channels.DEFAULT_ADDRESS,
         *,
         token: str | None = None,
-        tls: bool | str | Path | grpc.ChannelCredentials | None = None,
+        tls: channels.Tls = None,
         timeout: float | None = 600.0,
     ) -> None:
         """Connect, lazily: no server need be there yet.

@@ -33,7 +33,7 @@ class ScriptedServer(grpc.GenericRpcHandler):
         self.address = f"unix:{folder}/scripted.sock"
         self.answers: dict[str, Answer] = {}
         self.seen: list[tuple[str, Any]] = []
-        self.metadata: list[dict[str, str]] = []
+        self.metadata: list[dict[str, Any]] = []
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), handlers=[self])
         self._server.add_insecure_port(self.address)
         self._server.start()

@@ -41,7 +41,10 @@ KEYWORDS: dict[str, dict[str, Any]] = {
 
 
 def build(name: str) -> Unary[Any] | Paged[Any] | Streamed[Any]:
-    return BUILDERS[name](*ARGUMENTS.get(name, ()), **KEYWORDS.get(name, {}))
+    call: Unary[Any] | Paged[Any] | Streamed[Any] = BUILDERS[name](
+        *ARGUMENTS.get(name, ()), **KEYWORDS.get(name, {})
+    )
+    return call
 
 
 def test_every_call_of_the_contract_has_exactly_one_function() -> None:

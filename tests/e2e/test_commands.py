@@ -106,6 +106,8 @@ def test_step_by_step(address: str, client: unmask.Client, models: Path, questio
     assert "solution" in run(address, "teacher", "list")
     assert "q 1 2" in run(address, "question", "list")
     first = next(client.list_questions()).id
+    assert "1 2 so #### 3" in run(address, "preview", first, "--teacher", "shown")
+    assert "1 2 so #### 3" not in run(address, "preview", first, "--policy", "student")
     assert "2 of 2 sampled now" in run(address, "sample", first, "--policy", "student", "-n", "2")
     assert "0 of 2 sampled now" in run(address, "sample", first, "--policy", "student", "-n", "2")
     trajectory = next(client.list_trajectories(policy="student"))

@@ -198,6 +198,20 @@ def list_questions(client: Client) -> None:
     stdout().print(made)
 
 
+@connected
+def preview(
+    client: Client,
+    question: Annotated[str, typer.Argument(help="Id or name.")],
+    policy: Annotated[str | None, typer.Option(help="What this student is given.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="What this teacher is given.")] = None,
+) -> None:
+    """Print the whole prompt of a student or a teacher for a question."""
+    answer = client.preview_prompt(question, policy=policy, teacher=teacher)
+    _warn(answer.warnings)
+    typer.echo(answer.text)
+    say(f"{len(answer.tokens)} tokens")
+
+
 def _show_policy(policy: pb.Policy) -> None:
     sampling = policy.sampling
     cuts = [f"temperature {sampling.temperature:g}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from unmask.calls import Paged, Unary, itself, path
@@ -25,7 +24,7 @@ VERIFIER_KINDS: dict[str, pb.VerifierKind.ValueType] = {
 
 
 def register_policy(
-    model: str | Path,
+    model: str | os.PathLike[str],
     *,
     name: str = "",
     temperature: float | None = None,
@@ -40,7 +39,8 @@ def register_policy(
     """Register a student: a checkpoint with its sampling settings.
 
     Args:
-        model: a directory on the server in Hugging Face format. A `Path` is made absolute here.
+        model: a directory on the server in Hugging Face format; a path object is made
+            absolute here.
         name: optional, unique.
         temperature: above 0; None: 1.
         top_p: in (0, 1]; None: 1, nothing is cut.
@@ -83,7 +83,7 @@ def list_policies(*, page_size: int = 0) -> Paged[pb.Policy]:
 
 
 def register_teacher(
-    model: str | Path | pb.Policy,
+    model: str | os.PathLike[str] | pb.Policy,
     *,
     name: str = "",
     context: str = "",
@@ -95,8 +95,8 @@ def register_teacher(
     """Register a teacher: a model and what it is shown beside the question.
 
     Args:
-        model: a directory on the server (a `Path` is made absolute here), or a policy: its model
-            and its prompting then, which is self-distillation.
+        model: a directory on the server (a path object is made absolute here), or a policy:
+            its model and its prompting then, which is self-distillation.
         name: optional, unique.
         context: a built-in context (`none`, `answer`, `hint`, `solution`, `wrong_solution`,
             `contrastive`), or a name for `context_template`. Empty: `none`.
@@ -178,7 +178,8 @@ def register_questions(
     if isinstance(questions, bytes):
         request.jsonl = questions
     elif isinstance(questions, str | os.PathLike):
-        request.jsonl = Path(questions).read_bytes()
+        with open(questions, "rb") as file:
+            request.jsonl = file.read()
     else:
         request.questions.extend(_question(i, given) for i, given in enumerate(questions))
     return Unary(
@@ -243,8 +244,8 @@ def list_verifiers(*, page_size: int = 0) -> Paged[pb.Verifier]:
     )
 
 
-def _model(model: str | Path) -> str:
-    return str(model.absolute()) if isinstance(model, Path) else model
+def _model(model: str | os.PathLike[str]) -> str:
+    return os.path.abspath(model) if isinstance(model, os.PathLike) else model
 
 
 def _context(name: str, template: str) -> pb.Context | None:
