@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,13 +15,6 @@ from unmask_server.engines.base import FinishReason
 STOP = FinishReason.STOP
 MATH = Verifier("ver-x", 1, None, VerifierKind.MATH_VERIFY, 90, {}, 0.0)
 BOMB = r"\boxed{9^{9^{9^{9}}}}"
-
-
-@pytest.fixture(scope="module")
-def grader() -> Iterator[Grader]:
-    grader = Grader()
-    yield grader
-    grader.close()
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,13 @@ def test_nothing_is_cut_whatever_the_file_says() -> None:
     assert len(ModelTokenizer(backend, {}, None).encode("a a a a")) == 4
 
 
+def test_text_that_has_no_tokens_is_told() -> None:
+    deaf = ModelTokenizer(Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<unk>")), {}, None)
+    assert deaf.encode("<eos>") == (0,)
+    with pytest.raises(InvalidArgument, match="cannot be tokenised"):
+        deaf.encode("unheard")
+
+
 def saved(folder: Path, config: object, chat_file: str | None = None) -> ModelTokenizer:
     word_level().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -22,13 +21,6 @@ STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
 def verifier(kind: VerifierKind, **options: str) -> Verifier:
     return Verifier("ver-x", 1, None, kind, 1, options, 0.0)
-
-
-@pytest.fixture(scope="module")
-def grader() -> Iterator[Grader]:
-    grader = Grader()
-    yield grader
-    grader.close()
 
 
 def grade(grader: Grader, kind: VerifierKind, text: str, reference: str, **options: str) -> float:

@@ -103,14 +103,25 @@ class ModelTokenizer:
 
     def _find_opening(self) -> tuple[int, ...]:
         for probe in ("a", *islice(self._vocabulary, 100)):
-            found = self._backend.encode(probe, add_special_tokens=True)
+            try:
+                found = self._backend.encode(probe, add_special_tokens=True)
+            except Exception:  # it has no token for unknown words
+                continue
             if 0 in found.special_tokens_mask:
                 return tuple(found.ids[: found.special_tokens_mask.index(0)])
         return ()
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> tuple[int, ...]:
-        """The ids of a text."""
-        return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        """The ids of a text.
+
+        Raises:
+            InvalidArgument: the tokenizer has no token for some of it, nor one for what is unknown.
+
+        """
+        try:
+            return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except Exception as error:  # the library raises nothing narrower
+            raise InvalidArgument("text", f"cannot be tokenised: {error}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens included; not always what was encoded to them."""
