@@ -20,14 +20,16 @@ def interval(median: float, half_width: float = 0.1) -> pb.Interval:
     )
 
 
-def alignment(score: float | str, *, teacher: str = "tea-1", loss: int = 2) -> pb.Alignment:
+def alignment(
+    score: float | str, *, teacher: str = "tea-1", loss: pb.Loss.ValueType = pb.LOSS_REVERSE_KL
+) -> pb.Alignment:
     """A decided cosine (a number), an undecided one (a number as text), or a mark without one."""
     made = pb.Alignment(
         teacher_id=teacher,
-        algorithm=pb.Algorithm(loss=pb.Loss.Name(loss), form=pb.FORM_EXPECTED, temperature=1.0),
+        algorithm=pb.Algorithm(loss=loss, form=pb.FORM_EXPECTED, temperature=1.0),
     )
-    if score in STATUSES:
-        made.status = STATUSES[score]  # type: ignore[index]
+    if isinstance(score, str) and score in STATUSES:
+        made.status = STATUSES[score]
         return made
     cosine = float(score)
     decided = not isinstance(score, str)

@@ -150,7 +150,7 @@ def test_a_teacher_whose_name_is_taken_is_registered_without_one(
     ],
 )
 def test_words_claim_no_more_than_the_interval(
-    gain: diagnosis_pb2.Interval | None, counts: dict[str, int], words: str
+    gain: diagnosis_pb2.Interval | None, counts: dict[str, Any], words: str
 ) -> None:
     summary = diagnosis_pb2.AlignmentSummary(gain_per_unit_step=gain, nodes=10, **counts)
     assert words.lower() in sentence(summary, "big").lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_a_folder_that_others_can_open_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/tmp")
-    monkeypatch.setattr(embedded.os, "getuid", lambda: 987654321)
+    monkeypatch.setattr(os, "getuid", lambda: 987654321)
     folder = Path("/tmp/unmask-987654321")
     folder.mkdir(mode=0o700)
     try:

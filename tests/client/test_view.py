@@ -16,8 +16,23 @@ from unmask.cli.view import shade, token_view
 from tests.client.making import alignment, answers
 
 TEXTS = [" Bags", ",", " 4", " *", " 6", " =", " 2", "4", ".", "\n", "So", " ####", " 24", ""]
-BIG = [".", "~", 0.95, ".", -0.4, ".", 0.7, "0.1", ".", "~", "-0.3", "!", 0.5, "_"]
-SELF = [0.2, ".", ".", ".", ".", ".", -0.95, 0.1, ".", "~", 0.3, ".", ".", "_"]
+BIG: list[float | str] = [
+    ".",
+    "~",
+    0.95,
+    ".",
+    -0.4,
+    ".",
+    0.7,
+    "0.1",
+    ".",
+    "~",
+    "-0.3",
+    "!",
+    0.5,
+    "_",
+]
+SELF: list[float | str] = [0.2, ".", ".", ".", ".", ".", -0.95, 0.1, ".", "~", 0.3, ".", ".", "_"]
 NAMES = {"tea-1": "big", "tea-2": "self+answer"}
 
 
@@ -81,7 +96,7 @@ def test_red_is_away_green_is_towards_grey_is_neither_and_undecided_is_washed_ou
         colour = shade(cosine, decided).bgcolor
         assert colour is not None
         assert colour.triplet is not None
-        return tuple(colour.triplet)
+        return (colour.triplet.red, colour.triplet.green, colour.triplet.blue)
 
     red, _, _ = background(-1.0)
     _, green, _ = background(1.0)
@@ -98,7 +113,7 @@ def test_red_is_away_green_is_towards_grey_is_neither_and_undecided_is_washed_ou
 
 
 def test_white_stands_out_from_every_background() -> None:
-    def luminance(rgb: tuple[int, int, int]) -> float:
+    def luminance(rgb: tuple[int, ...]) -> float:
         linear = [
             c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb
         ]  # WCAG 2.1

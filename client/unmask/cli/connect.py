@@ -34,11 +34,11 @@ Server = Annotated[
     ),
 ]
 Database = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--database",
         metavar="PATH",
-        help="Without a server: start the embedded one on this SQLite file ($UNMASK_DEVICE, "
+        help="Without a server: start the embedded one on this SQLite file or database URL ($UNMASK_DEVICE, "
         "$UNMASK_DTYPE and $UNMASK_THREADS are for it). "
         f"The default is {DEFAULT_DATABASE}, if there is one, else the server at "
         f"{DEFAULT_ADDRESS}.",
@@ -92,10 +92,12 @@ def connected(
         except typer.Exit:  # a RuntimeError, for historical reasons
             raise
         except UnavailableError as error:
-            fail(f"{error.message} (server: {client.address})")
+            fail(_unavailable(error, client.address))
         except UnmaskError as error:
             fail(_one_line(error))
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except (ValueError, ImportError, RuntimeError) as error:
             fail(str(error))
         except KeyboardInterrupt:
             say("interrupted; what was sampled is kept")
@@ -117,21 +119,24 @@ def connected(
 
 def connect(
     server: str | None,
-    database: Path | None,
+    database: str | None,
     token: str | None,
     tls: bool,
     tls_ca: Path | None,
     *,
     embedded: bool,
 ) -> Client:
-    """The client that the options of the connection ask for."""
+    """The client that the options of the connection ask for.
+
+    It waits as long as it takes: who watches can press Ctrl-C.
+    """
     if server and database:
         raise ValueError("--database: not together with --server (or $UNMASK_ADDRESS)")
     if server:
-        return Client(server, token=token, tls=tls_ca or tls or None)
+        return Client(server, token=token, tls=tls_ca or tls or None, timeout=None)
     if database or embedded or DEFAULT_DATABASE.exists():
-        return local(database)
-    return Client(DEFAULT_ADDRESS, token=token, tls=tls_ca or tls or None)
+        return local(database, timeout=None)
+    return Client(DEFAULT_ADDRESS, token=token, tls=tls_ca or tls or None, timeout=None)
 
 
 def stdout() -> Console:
@@ -163,6 +168,12 @@ def model_argument(model: str) -> str:
     """
     path = Path(model)
     return str(path.absolute()) if path.is_dir() else model
+
+
+def _unavailable(error: UnavailableError, address: str) -> str:
+    if error.message.startswith("failed to connect"):  # gRPC's own words, with its own addresses
+        return f"no server answers at {address}; is it running? --database starts one"
+    return f"{_one_line(error)} (server: {address})"
 
 
 def _one_line(error: UnmaskError) -> str:
