@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from unmask_server.catalog.types import Verifier, VerifierKind
@@ -81,6 +82,19 @@ def test_workers_hold_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_script_without_a_guard_can_grade(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from unmask_server.catalog.verifiers.math_pool import MathPool\n"
+        "print('started')\n"
+        "pool = MathPool()\n"
+        "print(pool.verify([('5', '5')]))\n"
+        "pool.close()\n"
+    )
+    done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
+    assert done.stdout == "started\n[True]\n"
 
 
 @pytest.mark.slow

@@ -91,10 +91,10 @@ def render_context(template: str, fields: Mapping[str, Any], *, question_id: str
     """
     texts = {name: as_text(value) for name, value in fields.items() if value is not None}
     values = {name: text for name, text in texts.items() if text.strip()}
-    needed = meta.find_undeclared_variables(_environment().parse(template))
     try:
         return _compiled(template).render(values)
     except UndefinedError as error:
+        needed = meta.find_undeclared_variables(_environment().parse(template))
         missing = sorted(name for name in needed - values.keys() if f"'{name}'" in str(error))
         if missing:
             raise InvalidArgument(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
+from multiprocessing import Pipe
 
-from unmask_server.catalog.verifiers.math_worker import READY, Question, work
+from unmask_server.catalog.verifiers import math_worker
+from unmask_server.catalog.verifiers.math_worker import READY, Question
 
 TIME_LIMIT = 5.0
 """Seconds for one text, then it has failed. Usual ones take milliseconds."""
 START_LIMIT = 120.0
 """Seconds for a worker to load the library; it takes one or two unless the machine is busy."""
 WORKERS = 2
+_PROGRAM = f"from {math_worker.__name__} import main; main()"
 
 
 class MathPool:
@@ -81,14 +84,16 @@ class _Worker:
     """One process; it answers one question after the other."""
 
     def __init__(self) -> None:
-        # Not fork: the server has threads, and a worker should hold nothing of its memory.
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(
-            target=work, args=(theirs, TIME_LIMIT), name="math-verify", daemon=True
-        )
-        self._process.start()
-        theirs.close()
+        # A program of its own: multiprocessing would import this process's main module again,
+        # and a script that starts a server without a guard would start another one.
+        self._pipe, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), str(TIME_LIMIT)],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
         self.alive = True
         if self._receive(START_LIMIT) != READY:
             self.kill()
@@ -110,7 +115,7 @@ class _Worker:
         """End the process, whatever it does. Harmless when repeated."""
         self.alive = False
         self._process.kill()
-        self._process.join()
+        self._process.wait()
         self._pipe.close()
 
     def _receive(self, seconds: float) -> object:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import resource
 import signal
+import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Literal
@@ -28,6 +29,12 @@ _MIXED = re.compile(r"(?<![\w.^])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.]*\d)", re.ASCI
 _LATEX_MIXED = re.compile(r"(?<![\w.}^])(\d+)\s*\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}", re.ASCII)
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]{4,}")
+
+
+def main() -> None:
+    """Run a worker: its arguments are the file descriptor of its pipe, and the time limit."""
+    with Connection(int(sys.argv[1])) as pipe:
+        work(pipe, float(sys.argv[2]))
 
 
 def work(pipe: Connection, seconds: float) -> None:
