@@ -38,8 +38,8 @@ Database = Annotated[
     typer.Option(
         "--database",
         metavar="PATH",
-        help="Without a server: start the embedded one on this SQLite file or database URL ($UNMASK_DEVICE, "
-        "$UNMASK_DTYPE and $UNMASK_THREADS are for it). "
+        help="Without a server: start the embedded one on this SQLite file or database URL "
+        "($UNMASK_DEVICE, $UNMASK_DTYPE and $UNMASK_THREADS are for it). "
         f"The default is {DEFAULT_DATABASE}, if there is one, else the server at "
         f"{DEFAULT_ADDRESS}.",
         rich_help_panel="Connection",

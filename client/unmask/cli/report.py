@@ -53,6 +53,7 @@ def show(console: Console, report: Report, *, plain: bool = False) -> None:
         console.print(Text(f"note: {remark}", style="dim"))
     _heading(console, "Where the teachers push")
     console.print(summary_table(report.summaries, report.subjects.labels))
+    console.print()
     for line in (*map(_sentence_of(report), report.summaries), *_cautions(report)):
         console.print(Text(line))
     if report.examples:
