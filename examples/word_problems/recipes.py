@@ -25,7 +25,7 @@ VERBOSE_MANNER = Manner(
     verbose=1.0,
     backwards=0.6,
     conclusion=1.0,
-    hard_slip=0.22,
+    hard_slip=0.2,
     easy_slip=0.03,
     wrong_operation=0.03,
 )
@@ -104,12 +104,12 @@ RECIPES = {
             hidden=128,
             intermediate=256,
             layers=3,
-            steps=600,
+            steps=1100,
             contexts=0.2,
             exposure=Exposure(
                 share=0.3,
                 manner=_STUDENT_SEEN_BY_VERBOSE,
-                learned=frozenset({Kind.EXPRESSION, Kind.STOP, Kind.LABEL}),
+                learned=frozenset({Kind.EXPRESSION, Kind.RESULT, Kind.STOP, Kind.LABEL}),
             ),
         ),
         Recipe(
