@@ -27,10 +27,10 @@ proto: $(READY) ## Generate client/unmask/v1 from proto/.
 	  --mypy_out=$(PROTO_OUT) --mypy_grpc_out=$(PROTO_OUT) proto/unmask/v1/*.proto
 
 test: $(READY) ## Run the tests (the slow ones too: make test-all).
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY) ## Run the slow tests.
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 test-all: test test-slow ## Run all tests.
 
