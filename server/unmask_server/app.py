@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import uuid
@@ -74,11 +75,13 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     catalog = Catalog(database, grader)
     trees = TreeStore(database)
     versions = TreeVersions(trees)
-    engines = EnginePool(open_engine or _transformers(settings), max_engines=settings.max_engines)
+    engines = EnginePool(
+        open_engine or _transformers(settings, catalog), max_engines=settings.max_engines
+    )
     scorer = Scorer(DistributionStore(database), engines)
     recorder = Recorder(catalog, trees, grader, versions.note)
     sampler = Sampler(catalog, engines)
-    resolver = Resolver(catalog)
+    resolver = Resolver(catalog, recorder.graded)
     reader = EvidenceReader(catalog, scorer)
     runner = GrowthRunner(
         GrowthStore(database),
@@ -95,7 +98,10 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         runner=runner,
         catalog_service=CatalogService(catalog, resolver),
         trajectory_service=TrajectoryService(
-            catalog, resolver, TrajectoryMaker(catalog, sampler, recorder)
+            catalog,
+            resolver,
+            TrajectoryMaker(catalog, sampler, recorder),
+            max_message=settings.max_message_mib * 2**20,
         ),
         diagnosis_service=DiagnosisService(catalog, resolver, reader, recorder, trees, answers),
         growth_service=GrowthService(runner, resolver, settings),
@@ -103,12 +109,14 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     )
 
 
-def _transformers(settings: Settings) -> OpenEngine:
+def _transformers(settings: Settings, catalog: Catalog) -> OpenEngine:
     async def open_engine(model: Model, vocab_size: int) -> Engine:
         # Imported late: a server without this engine holds no torch.
         from unmask_server.engines.transformers import TransformersEngine
 
-        return await TransformersEngine.open(
+        # A checkpoint that was overwritten must not answer under the old one's name.
+        await asyncio.to_thread(catalog.check_model_unchanged, model)
+        engine = await TransformersEngine.open(
             model.source,
             device=settings.device,
             dtype=settings.dtype,
@@ -116,5 +124,11 @@ def _transformers(settings: Settings) -> OpenEngine:
             threads=settings.threads,
             vocab_size=vocab_size,
         )
+        try:
+            await asyncio.to_thread(catalog.check_model_unchanged, model)
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
 
     return open_engine

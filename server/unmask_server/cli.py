@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Optional
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
@@ -56,11 +58,12 @@ def serve(
         "max_batch": max_batch,
         "log_format": log_format,
     }
-    settings = Settings(**{key: value for key, value in given.items() if value is not None})
-    configure(settings.log_format)
-    if migrate:
-        run_migrations(settings.database)
-    asyncio.run(run(settings, parent_pid=parent_pid))
+    with _told():
+        settings = Settings(**{key: value for key, value in given.items() if value is not None})
+        configure(settings.log_format)
+        if migrate:
+            run_migrations(settings.database)
+        asyncio.run(run(settings, parent_pid=parent_pid))
 
 
 @app.command()
@@ -69,11 +72,35 @@ def migrate(
     revision: Annotated[str, typer.Option(help="Where to; `head` is the newest.")] = "head",
 ) -> None:
     """Bring a database to a revision of the schema."""
+    from unmask_server.database.connect import without_password
     from unmask_server.database.migrate import migrate as run_migrations
 
-    url = database or Settings().database
-    run_migrations(url, revision)
-    typer.echo(f"{url} is at {revision}")
+    with _told():
+        url = database or Settings().database
+        run_migrations(url, revision)
+        typer.echo(f"{without_password(url)} is at {revision}")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell a mistake in the set-up in one line, and exit with status 2."""
+    from pydantic import ValidationError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        _fail("; ".join(lines))
+    except SQLAlchemyError as error:
+        _fail(f"the database: {getattr(error, 'orig', None) or error}")
+    except (ValueError, OSError, RuntimeError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"unmask-server: {' '.join(message.split())}", err=True)
+    raise typer.Exit(2)
 
 
 def main() -> None:

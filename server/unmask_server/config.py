@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -17,12 +17,15 @@ class Settings(BaseSettings):
         default="sqlite:///.unmask/unmask.db",
         description="Where everything is kept: sqlite:///PATH or postgresql://…",
     )
-    listen: list[str] = Field(
+    listen: Annotated[list[str], NoDecode] = Field(
         default=["localhost:50051"],
-        description="Addresses to serve at: HOST:PORT or unix:PATH; may be given several times.",
+        description="Addresses to serve at: HOST:PORT or unix:PATH; may be given several times "
+        "(in the environment: with commas between).",
     )
     device: str = Field(default="cpu", description="Where embedded models run: cpu, cuda, cuda:1.")
-    dtype: str = Field(default="float32", description="Of embedded models: float32, bfloat16.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Of embedded models: float32, bfloat16 or float16."
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of an embedded model; default: all cores."
     )
@@ -47,8 +50,7 @@ class Settings(BaseSettings):
     )
     log_format: str = Field(default="console", pattern="^(console|json)$", description="Of logs.")
 
-
-def sqlite_path(url: str) -> Path | None:
-    """The file of a SQLite URL; None for other databases."""
-    prefix = "sqlite:///"
-    return Path(url.removeprefix(prefix)) if url.startswith(prefix) else None
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value

@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
+import stat
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import structlog
@@ -29,8 +32,12 @@ from unmask.v1 import (
 from unmask_server.api.errors import ErrorInterceptor
 from unmask_server.app import App, build
 from unmask_server.config import Settings
+from unmask_server.database.connect import without_password
 
 log = structlog.get_logger(__name__)
+
+THREADS = 64
+"""For calls that block."""
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -65,12 +72,12 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
-    bound = [_bind(server, address) for address in settings.listen]
-    await server.start()
-    app.runner.start_keeper()
-    for name in ("", *SERVICES):
-        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
+        bound = [_bind(server, address) for address in settings.listen]
+        await server.start()
+        app.runner.start_keeper()
+        for name in ("", *SERVICES):
+            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
         yield bound
     finally:
         await health.enter_graceful_shutdown()
@@ -80,23 +87,47 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
 
 def _bind(server: grpc.aio.Server, address: str) -> str:
     if address.startswith("unix:"):
-        path = address.removeprefix("unix:").removeprefix("//")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-    port = server.add_insecure_port(address)
+        _clear_socket(address.removeprefix("unix:").removeprefix("//"))
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ValueError(f"cannot listen at {address}: {error}") from None
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _clear_socket(path: str) -> None:
+    """Remove a socket that a dead server left.
+
+    Raises:
+        ValueError: there is something else, or a server that lives.
+
+    """
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise ValueError(f"cannot listen at unix:{path}: a file is there that is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            os.unlink(path)
+            return
+    raise ValueError(f"cannot listen at unix:{path}: another server does")
 
 
 async def serve(settings: Settings, *, parent_pid: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT, or until the parent process is gone."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # Calls wait in threads for the database and for graders; one kind must not hold up the other.
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="unmask"))
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     async with running(settings) as bound:
-        log.info("serving", listen=bound, database=settings.database)
+        log.info("serving", listen=bound, database=without_password(settings.database))
         watcher = asyncio.create_task(_watch_parent(parent_pid, stop)) if parent_pid else None
         await stop.wait()
         log.info("stopping")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,13 @@ CASES: dict[str, tuple[Call, grpc.StatusCode, str]] = {
     "observed token out of range": (
         align(prefix(observed=21)),
         INVALID,
-        "node.prefix.observed_token[0]",
+        "node.prefix.observed_token",
     ),
     "prefix after an end token": (align(prefix(0, 4)), INVALID, "node.prefix.tokens.ids[0]"),
     "prefix as long as a generation": (
         align(prefix(*[4] * MAX_NEW_TOKENS)),
         INVALID,
-        "node.prefix.tokens",
+        "node.prefix.tokens.ids",
     ),
     "unknown verifier": (
         align(prefix(), options=diagnosis_pb2.NodeOptions(verifier="nobody")),
@@ -116,6 +117,23 @@ CASES: dict[str, tuple[Call, grpc.StatusCode, str]] = {
         INVALID,
         "options.min_coverage",
     ),
+    "a freshness that there is not": (
+        align(prefix(), options=diagnosis_pb2.NodeOptions(freshness=99)),
+        INVALID,
+        "options.freshness",
+    ),
+    "a text with an unknown end": (
+        align(
+            diagnosis_pb2.NodeRef(
+                prefix=diagnosis_pb2.PrefixNode(
+                    policy="student", question="one", text="so <eos> so"
+                )
+            )
+        ),
+        INVALID,
+        "node.prefix.text[1]",
+    ),
+    "a NUL in a name": (align(prefix(), teachers=["a\0b"]), INVALID, "teachers[0]"),
     # algorithms
     "no loss": (align(prefix(), **algorithm()), INVALID, "algorithms[0].loss"),
     "beta of 1": (
@@ -172,6 +190,11 @@ CASES: dict[str, tuple[Call, grpc.StatusCode, str]] = {
         NOT_FOUND,
         "gro-x",
     ),
+    "a growth without an id": (
+        lambda world, _: world.stubs.growth.GetGrowth(growth_pb2.GetGrowthRequest()),
+        INVALID,
+        "growth",
+    ),
     "cancelling an unknown growth": (
         lambda world, _: world.stubs.growth.CancelGrowth(
             growth_pb2.CancelGrowthRequest(growth="gro-x")
@@ -204,6 +227,16 @@ CASES: dict[str, tuple[Call, grpc.StatusCode, str]] = {
     ),
     # the catalog
     "no such directory": (policy(model="/nowhere"), INVALID, "model"),
+    "a directory's name that is none": (policy(model="x" * 100_000), INVALID, "model"),
+    "a NUL in a field": (
+        lambda world, _: world.stubs.catalog.RegisterQuestions(
+            catalog_pb2.RegisterQuestionsRequest(
+                questions=[catalog_pb2.QuestionSpec(fields={"question": "a\0", "answer": "1"})]
+            )
+        ),
+        INVALID,
+        "questions[0].fields['question']",
+    ),
     "temperature 0": (
         policy(sampling=catalog_pb2.Sampling(temperature=0)),
         INVALID,
@@ -272,6 +305,15 @@ CASES: dict[str, tuple[Call, grpc.StatusCode, str]] = {
     "a page token from elsewhere": (
         lambda world, _: world.stubs.catalog.ListPolicies(
             catalog_pb2.ListPoliciesRequest(page_token="nonsense")
+        ),
+        INVALID,
+        "page_token",
+    ),
+    "a page token that digs deep": (
+        lambda world, _: world.stubs.catalog.ListPolicies(
+            catalog_pb2.ListPoliciesRequest(
+                page_token=base64.urlsafe_b64encode(b"[" * 200_000).decode()
+            )
         ),
         INVALID,
         "page_token",
@@ -359,7 +401,9 @@ async def test_a_context_whose_field_a_question_lacks_is_named(world: World) -> 
             name="hinted", model="student", context=catalog_pb2.Context(name="hint")
         )
     )
-    await refused(align(prefix(), teachers=["hinted"])(world, Path()), INVALID, "context")
+    named = {"teachers": ["teacher", "hinted"]}
+    await refused(align(prefix(), **named)(world, Path()), PRECONDITION, "teachers[1]")
+    await refused(grow_with(**named)(world, Path()), PRECONDITION, "teachers[1]")
 
 
 async def test_a_question_longer_than_the_window_is_refused(world: World) -> None:

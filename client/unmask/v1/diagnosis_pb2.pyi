@@ -420,7 +420,7 @@ class Candidate(_message.Message):
     reward_sum: _builtins.float
     """Sum of their rewards."""
     truncated: _builtins.int
-    """Of them cut off by their limit."""
+    """Of them cut off by their limit. 0 for the tail, where this is not counted."""
     exact: _builtins.bool
     """Whether success is known without sampling (an end token, or no room for another one)."""
     @_builtins.property

@@ -28,7 +28,7 @@ class _Allocation:
 class _AllocationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Allocation.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ALLOCATION_UNSPECIFIED: _Allocation.ValueType  # 0
-    """EQUAL."""
+    """POLICY, which needs far fewer rollouts for the same certainty."""
     ALLOCATION_EQUAL: _Allocation.ValueType  # 1
     """The same number for every candidate, each forced: the paper's targeted rollouts."""
     ALLOCATION_POLICY: _Allocation.ValueType  # 2
@@ -38,7 +38,7 @@ class Allocation(_Allocation, metaclass=_AllocationEnumTypeWrapper):
     """How rollouts are spread over a node's candidates."""
 
 ALLOCATION_UNSPECIFIED: Allocation.ValueType  # 0
-"""EQUAL."""
+"""POLICY, which needs far fewer rollouts for the same certainty."""
 ALLOCATION_EQUAL: Allocation.ValueType  # 1
 """The same number for every candidate, each forced: the paper's targeted rollouts."""
 ALLOCATION_POLICY: Allocation.ValueType  # 2
@@ -154,7 +154,7 @@ class Budget(_message.Message):
     rollouts: _builtins.int
     """Rollouts. At least 1; the server has a limit."""
     tokens: _builtins.int
-    """Sampled tokens. At least 1. May be exceeded by the rollouts in flight."""
+    """Sampled tokens. At least 1. May be exceeded by one rollout."""
     def __init__(
         self,
         *,
@@ -290,7 +290,10 @@ class Growth(_message.Message):
     tokens_sampled: _builtins.int
     """Tokens sampled and stored."""
     rollouts_cached: _builtins.int
-    """Rollouts that its nodes could use at the start: found in the cache, paid for by somebody else."""
+    """Rollouts that its nodes could use at the start, found in the cache and paid for before; added up
+    over the nodes, as far as rollouts_per_node wants them, so one that serves several nodes counts
+    at each. Known once it runs.
+    """
     rollouts_planned: _builtins.int
     """Rollouts it means to sample in all. Known once it runs."""
     nodes: _builtins.int

@@ -69,7 +69,7 @@ class GrowthServiceServicer:
     """
 
     def StartGrowth(self, request, context):
-        """Starts a growth, or finds the one of that request_id.
+        """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
 
         INVALID_ARGUMENT: no budget, or one above the server's limit; a target that is none.
         ALREADY_EXISTS: the request_id belongs to another request.

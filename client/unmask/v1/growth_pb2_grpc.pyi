@@ -36,7 +36,7 @@ class GrowthServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GrowthServiceAsyncStub: ...
     StartGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.StartGrowthRequest, _growth_pb2.StartGrowthResponse]
-    """Starts a growth, or finds the one of that request_id.
+    """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
 
     INVALID_ARGUMENT: no budget, or one above the server's limit; a target that is none.
     ALREADY_EXISTS: the request_id belongs to another request.
@@ -58,7 +58,7 @@ class GrowthServiceAsyncStub(GrowthServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.StartGrowthRequest, _growth_pb2.StartGrowthResponse]  # type: ignore[assignment]
-    """Starts a growth, or finds the one of that request_id.
+    """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
 
     INVALID_ARGUMENT: no budget, or one above the server's limit; a target that is none.
     ALREADY_EXISTS: the request_id belongs to another request.
@@ -83,7 +83,7 @@ class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _growth_pb2.StartGrowthRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_growth_pb2.StartGrowthResponse, _abc.Awaitable[_growth_pb2.StartGrowthResponse]]:
-        """Starts a growth, or finds the one of that request_id.
+        """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
 
         INVALID_ARGUMENT: no budget, or one above the server's limit; a target that is none.
         ALREADY_EXISTS: the request_id belongs to another request.

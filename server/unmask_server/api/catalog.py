@@ -99,6 +99,8 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         prompting = _prompting(request)
         if prompting is None and own is not None:
             prompting = own.prompting
+        if own is not None:
+            self._catalog.check_model_unchanged(own.model)
         teacher, warnings = self._catalog.register_teacher(
             path=own.model.source if own is not None else request.model,
             name=request.name or None,
@@ -164,6 +166,8 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         verifier = self._catalog.get_verifier(request.verifier or "last_number")
         if request.jsonl:
             parsed = parse_jsonl(request.jsonl)
+            if len(parsed) > MAX_QUESTIONS:
+                raise InvalidArgument("jsonl", f"more than {MAX_QUESTIONS} questions at once")
         else:
             parsed = [
                 (i, QuestionSpec(q.name or None, dict(q.fields), tuple(q.prompt_tokens) or None))

@@ -283,7 +283,7 @@ def _group(view: TreeView, nodes: NodeSet) -> Group | None:
     n, total = float(root.n), root.reward_sum
     trajectory = nodes.trajectory
     if trajectory is not None and trajectory.rollout_uid is None:
-        n, total = n + 1, total + trajectory.rewards.get(nodes.verifier.key, 0.0)
+        n, total = n + 1, total + trajectory.rewards[nodes.verifier.key]
     if n == 0:
         return None
     mean = total / n

@@ -11,20 +11,25 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from unmask_server.api.answers import encode
+from unmask_server.api.texts import refuse_nul
 from unmask_server.catalog.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
 )
+from unmask_server.database.connect import is_transient
 from unmask_server.engines.base import BadRequestError, EngineError
 
 log = structlog.get_logger(__name__)
 
 DOMAIN = "unmask.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
+
+OUR_METHODS = "/unmask.v1."
 
 RETRY_SECONDS = 1
 """What UNAVAILABLE answers suggest to wait."""
@@ -63,7 +68,9 @@ def status_of(error: BaseException) -> status_pb2.Status | None:
             return _status(code_pb2.FAILED_PRECONDITION, str(error), "MODEL_CANNOT")
         case EngineError():
             return _unavailable(str(error), "ENGINE_UNAVAILABLE")
-        case DBAPIError() if error.connection_invalidated or "locked" in str(error.orig):
+        case TimeoutError() | PoolTimeoutError():
+            return _unavailable("the database is busy", "DATABASE_UNAVAILABLE")
+        case DBAPIError() if is_transient(error):
             return _unavailable("the database cannot be reached now", "DATABASE_UNAVAILABLE")
     return None
 
@@ -99,9 +106,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the call's handler."""
         handler: Any = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler  # type: ignore[no-any-return]
         method = handler_call_details.method
+        # The health and reflection services look after themselves.
+        if handler is None or not method.startswith(OUR_METHODS):
+            return handler  # type: ignore[no-any-return]
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 _guard_stream(handler.unary_stream, method),
@@ -118,6 +126,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 def _guard_unary(call: Servicer, method: str) -> Servicer:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
+            refuse_nul(request)
             return await call(request, context)
         except Exception as error:
             await _abort(context, error, method)
@@ -130,6 +139,7 @@ def _guard_stream(call: Servicer, method: str) -> Servicer:
         request: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
         try:
+            refuse_nul(request)
             async for response in call(request, context):
                 yield response
         except Exception as error:

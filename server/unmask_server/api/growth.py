@@ -14,6 +14,7 @@ from unmask_server.api.options import node_options, resolve_node
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.api.times import timestamp
 from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.types import Policy, Question
 from unmask_server.config import Settings
 from unmask_server.growth.runner import GrowthRunner
 from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, State, Target
@@ -32,7 +33,7 @@ _STATES = {
     State.FAILED: pb.GROWTH_STATE_FAILED,
 }
 _ALLOCATIONS = {
-    pb.ALLOCATION_UNSPECIFIED: Allocation.EQUAL,
+    pb.ALLOCATION_UNSPECIFIED: Allocation.POLICY,
     pb.ALLOCATION_EQUAL: Allocation.EQUAL,
     pb.ALLOCATION_POLICY: Allocation.POLICY,
 }
@@ -58,7 +59,7 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         self, request: pb.GetGrowthRequest, context: Context
     ) -> pb.GetGrowthResponse:
         """One growth."""
-        growth = await self._runner.get(request.growth)
+        growth = await self._runner.get(_named(request.growth))
         return pb.GetGrowthResponse(growth=self._message(growth))
 
     async def ListGrowths(
@@ -78,14 +79,14 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         self, request: pb.WatchGrowthRequest, context: Context
     ) -> AsyncIterator[pb.WatchGrowthResponse]:
         """Progress, to the end."""
-        async for growth in self._runner.watch(request.growth):
+        async for growth in self._runner.watch(_named(request.growth)):
             yield pb.WatchGrowthResponse(growth=self._message(growth))
 
     async def CancelGrowth(
         self, request: pb.CancelGrowthRequest, context: Context
     ) -> pb.CancelGrowthResponse:
         """Stop, keeping what was sampled."""
-        growth = await self._runner.cancel(request.growth)
+        growth = await self._runner.cancel(_named(request.growth))
         return pb.CancelGrowthResponse(growth=self._message(growth))
 
     def _spec(self, request: pb.StartGrowthRequest) -> GrowthSpec:
@@ -111,9 +112,11 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             raise InvalidArgument(
                 "rollouts_per_node", f"more than this server's limit, {self._settings.max_rollouts}"
             )
-        targets, policies = self._targets(request.targets)
+        targets, policies, questions = self._targets(request.targets)
         for policy in policies:
             teachers = self._resolver.teachers(request.teachers, policy)
+            for question in questions:
+                self._resolver.check_teachers(teachers, question, policy.max_new_tokens)
         verifier = (
             self._resolver.verifier_id(options.verifier, "options.verifier")
             if options.verifier
@@ -145,9 +148,12 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
                 )
         return rollouts, tokens
 
-    def _targets(self, wanted: Sequence[pb.GrowthTarget]) -> tuple[list[Target], list[Any]]:
+    def _targets(
+        self, wanted: Sequence[pb.GrowthTarget]
+    ) -> tuple[list[Target], list[Policy], list[Question]]:
         targets: list[Target] = []
-        policies = {}
+        policies: dict[str, Policy] = {}
+        questions: dict[str, Question] = {}
         for i, target in enumerate(wanted):
             field = f"targets[{i}]"
             match target.WhichOneof("target"):
@@ -190,7 +196,8 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
                 case _:
                     raise InvalidArgument(field, "set node, trajectory or question")
             policies[nodes.policy.id] = nodes.policy
-        return targets, list(policies.values())
+            questions[nodes.question.id] = nodes.question
+        return targets, list(policies.values()), list(questions.values())
 
     def _message(self, growth: Growth) -> pb.Growth:
         return pb.Growth(
@@ -208,3 +215,9 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             create_time=timestamp(growth.created_at),
             update_time=timestamp(growth.updated_at),
         )
+
+
+def _named(growth_id: str) -> str:
+    if not growth_id:
+        raise InvalidArgument("growth", "give the id of a growth")
+    return growth_id

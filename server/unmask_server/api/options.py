@@ -33,6 +33,8 @@ def node_options(options: pb.NodeOptions, field: str) -> Options:
             f"{field}.top_k",
             f"{options.top_k} is not in 1 to {MAX_TOP_K} (0 means {DEFAULT_TOP_K})",
         )
+    if options.freshness not in (pb.FRESHNESS_UNSPECIFIED, pb.FRESHNESS_LATEST):
+        raise InvalidArgument(f"{field}.freshness", f"none has the number {options.freshness}")
     coverage = options.min_coverage if options.HasField("min_coverage") else DEFAULT_MIN_COVERAGE
     if not 0 <= coverage <= 1:
         raise InvalidArgument(f"{field}.min_coverage", f"{coverage} is not in [0, 1]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from typing import Any
 
 from unmask_server.catalog.errors import InvalidArgument
@@ -31,8 +32,11 @@ def decode_page(token: str) -> tuple[float, str] | None:
         return None
     try:
         created_at, last = json.loads(base64.urlsafe_b64decode(token.encode()))
-        return float(created_at), str(last)
-    except (ValueError, TypeError, binascii.Error):
+        key = float(created_at), str(last)
+        if not math.isfinite(key[0]):
+            raise ValueError("no time")
+    except (ValueError, TypeError, RecursionError, binascii.Error):
         raise InvalidArgument(
             "page_token", "not a token of this server; use next_page_token of the page before"
         ) from None
+    return key

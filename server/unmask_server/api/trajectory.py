@@ -12,7 +12,7 @@ from unmask.v1 import trajectory_pb2_grpc
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.api.times import timestamp
 from unmask_server.catalog import Catalog
-from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Trajectory
 from unmask_server.growth.recorder import LENGTH, STOP, without_stop
 from unmask_server.growth.trajectories import UNKNOWN, TrajectoryMaker
@@ -21,7 +21,8 @@ from unmask_server.nodes.resolve import Resolver
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_COUNT = 10_000
-MAX_SAMPLED = 100_000
+TOKEN_BYTES = 20
+"""Of a token in an answer, with its text, at most (almost always)."""
 
 _FINISHES = {
     STOP: pb.FINISH_REASON_STOP,
@@ -38,8 +39,11 @@ _FINISH_CODES = {
 class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
     """See proto/unmask/v1/trajectory.proto."""
 
-    def __init__(self, catalog: Catalog, resolver: Resolver, maker: TrajectoryMaker) -> None:
+    def __init__(
+        self, catalog: Catalog, resolver: Resolver, maker: TrajectoryMaker, *, max_message: int
+    ) -> None:
         self._catalog = catalog
+        self._max_message = max_message
         self._resolver = resolver
         self._maker = maker
 
@@ -51,11 +55,14 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
             raise InvalidArgument("count", f"{request.count} is not in 1 to {MAX_COUNT}")
         if not request.questions:
             raise InvalidArgument("questions", "give at least one question")
-        if request.count * len(request.questions) > MAX_SAMPLED:
-            raise InvalidArgument(
-                "count", f"more than {MAX_SAMPLED} trajectories at once; ask for fewer at a time"
-            )
         policy = await asyncio.to_thread(self._resolver.policy, request.policy, "policy")
+        fitting = max(1, self._max_message // (TOKEN_BYTES * policy.max_new_tokens))
+        if request.count * len(request.questions) > fitting:
+            raise InvalidArgument(
+                "count",
+                f"more than {fitting} trajectories of this policy may not fit one answer; ask for "
+                "fewer at a time (those of a seed are sampled once)",
+            )
         questions = [
             await asyncio.to_thread(self._resolver.question, name, f"questions[{i}]")
             for i, name in enumerate(request.questions)
@@ -142,19 +149,29 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
     def _message(self, trajectory: Trajectory, *, with_tokens: bool = True) -> pb.Trajectory:
         policy = self._catalog.get_policy(trajectory.policy_id)
         question = self._catalog.get_question(trajectory.question_id)
-        tokenizer = self._catalog.tokenizer(policy.model)
+        try:
+            tokenizer = self._catalog.tokenizer(policy.model)
+        except FailedPrecondition:
+            # A list of everything must not fail because one model's directory is gone.
+            if with_tokens:
+                raise
+            tokenizer = None
         message = pb.Trajectory(
             id=trajectory.id,
             policy_id=trajectory.policy_id,
             question_id=trajectory.question_id,
-            text=tokenizer.decode(without_stop(trajectory.tokens, policy.stop_ids)),
+            text=(
+                tokenizer.decode(without_stop(trajectory.tokens, policy.stop_ids))
+                if tokenizer is not None
+                else ""
+            ),
             length=len(trajectory.tokens),
             finish_reason=_FINISHES[trajectory.finish],
             reward=trajectory.rewards[question.verifier.key],
             seed=trajectory.seed,
             create_time=timestamp(trajectory.created_at),
         )
-        if with_tokens:
+        if with_tokens and tokenizer is not None:
             texts = tokenizer.token_texts(trajectory.tokens)
             message.tokens.extend(
                 pb.Token(id=token, text=text)

@@ -61,9 +61,14 @@ def read_model_files(path: str, field: str) -> ModelFiles:
         InvalidArgument: it is no checkpoint; says what is missing or wrong.
 
     """
-    folder = Path(path).expanduser().resolve()
-    if not folder.is_dir():
-        raise InvalidArgument(field, f"{path} is no directory on the server")
+    try:
+        folder = Path(path).expanduser().resolve()
+        is_folder = folder.is_dir()
+    except (OSError, ValueError, RuntimeError):
+        # Too long, a NUL in it, or nobody's home.
+        is_folder = False
+    if not is_folder:
+        raise InvalidArgument(field, f"{path[:200]} is no directory on the server")
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise InvalidArgument(field, f"{path} holds an adapter; merge it into its base model first")
     config = _json(folder / "config.json", field)

@@ -55,8 +55,7 @@ class Models:
         """A model's tokenizer.
 
         Raises:
-            InvalidArgument: its directory has none any more.
-            FailedPrecondition: its directory has another one now.
+            FailedPrecondition: its directory has none, or another one now.
 
         """
         found = self._tokenizers.get(model.fingerprint)
@@ -65,7 +64,10 @@ class Models:
         with self._loading:
             found = self._tokenizers.get(model.fingerprint)
             if found is None:
-                found = ModelTokenizer.load(Path(model.source), "model")
+                try:
+                    found = ModelTokenizer.load(Path(model.source), "model")
+                except InvalidArgument as error:
+                    raise FailedPrecondition(_gone(model, error)) from None
                 if found.fingerprint != model.tokenizer_fingerprint:
                     raise FailedPrecondition(_changed(model))
                 self._tokenizers[model.fingerprint] = found
@@ -77,11 +79,13 @@ class Models:
         Reads all of its weights unless they are as they were at the last look.
 
         Raises:
-            InvalidArgument: the directory holds no checkpoint any more.
-            FailedPrecondition: it holds another one.
+            FailedPrecondition: its directory holds none, or another one.
 
         """
-        now, _ = self._read(model.source, "model")
+        try:
+            now, _ = self._read(model.source, "model")
+        except InvalidArgument as error:
+            raise FailedPrecondition(_gone(model, error)) from None
         if now.fingerprint != model.fingerprint:
             raise FailedPrecondition(_changed(model))
 
@@ -132,6 +136,13 @@ def _keep(connection: Connection, model: Model) -> bool:
         .values(source=model.source, eos_ids=list(model.eos_ids))
     )
     return True
+
+
+def _gone(model: Model, error: InvalidArgument) -> str:
+    return (
+        f"the model {model.fingerprint} is no longer at {model.source} ({error.reason}); put it "
+        "back, or register it where it is now"
+    )
 
 
 def _changed(model: Model) -> str:

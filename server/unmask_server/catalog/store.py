@@ -74,6 +74,7 @@ class Catalog:
         self._prompts = Prompts(self._models, self.get_question)
         self._verifiers: dict[int, Verifier] = {}
         self._built_in: dict[str, str] = {}
+        self._gradeable: dict[tuple[int, str], str | None] = {}
         self.trajectories = TrajectoryStore(engine)
 
     # ------------------------------------------------------------------------------ policies
@@ -244,6 +245,16 @@ class Catalog:
             row = query(self._engine, lambda c: c.execute(wanted).one())
             self._verifiers[key] = self._verifier(row)
         return self._verifiers[key]
+
+    def ungradeable(self, verifier: Verifier, question: Question) -> str | None:
+        """Why a verifier could grade nothing by a question's answer; None if it can."""
+        if verifier.key == question.verifier.key:
+            return None
+        key = (verifier.key, question.id)
+        if key not in self._gradeable:
+            answer = str(question.fields.get("answer", ""))
+            self._gradeable[key] = check_reference(verifier, answer, self._grader)
+        return self._gradeable[key]
 
     def list_verifiers(self, size: int, after: Page | None) -> list[Verifier]:
         """A page, oldest first."""

@@ -76,6 +76,11 @@ def open_database(url: str, *, pool_size: int = 16) -> Engine:
     raise ValueError(f"the database must be sqlite or postgresql, not {backend!r}")
 
 
+def without_password(url: str) -> str:
+    """A database's URL as it may be shown."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
 def _open_sqlite(url: URL, pool_size: int) -> Engine:
     if url.database in (None, "", ":memory:") or "mode=memory" in str(url):
         raise ValueError("SQLite needs a file, as in sqlite:////var/lib/unmask/unmask.db")

@@ -81,6 +81,17 @@ def plan_free(paths: Iterable[Sequence[PlanNode]], goal: int, *, reuse: bool) ->
     return plan
 
 
+def candidate_counts(node: PlanNode, goal: int) -> int:
+    """Rollouts that equal allocation of `goal` finds at a node; all of them if the goal is 0."""
+    if goal == 0 or not len(node.candidates):
+        return int(node.candidate_valid.sum())
+    return int(np.minimum(node.candidate_valid, _wanted_each(node, goal)).sum())
+
+
+def _wanted_each(node: PlanNode, goal: int) -> NDArray[np.int64]:
+    return np.where(node.candidate_exact, 1, -(-goal // len(node.candidates)))
+
+
 def plan_equal(paths: Iterable[Sequence[PlanNode]], goal: int) -> Plan:
     """Forced rollouts so that `goal` are spread equally over each node's candidates."""
     plan = Plan()
@@ -90,8 +101,7 @@ def plan_equal(paths: Iterable[Sequence[PlanNode]], goal: int) -> Plan:
             if node.flat or node.key in seen or not len(node.candidates):
                 continue
             seen.add(node.key)
-            each = -(-goal // len(node.candidates))
-            want = np.where(node.candidate_exact, 1, each) - node.candidate_valid
+            want = _wanted_each(node, goal) - node.candidate_valid
             for token, number in zip(node.candidates.tolist(), want.tolist(), strict=True):
                 if number > 0:
                     plan.items.append((p, i, token, number))

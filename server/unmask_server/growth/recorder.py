@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from sqlalchemy import Connection
 
 from unmask_server.catalog import Catalog, Grader
-from unmask_server.catalog.types import Policy, Question, Verifier
+from unmask_server.catalog.types import Policy, Question, Trajectory, Verifier
 from unmask_server.engines.base import FinishReason
 from unmask_server.tree import (
     AddResult,
@@ -118,6 +118,17 @@ class Recorder:
             for tokens, finish in paths
         ]
         return self._grader.grade_many(verifier, items)
+
+    def graded(
+        self, policy: Policy, question: Question, verifier: Verifier, trajectory: Trajectory
+    ) -> Trajectory:
+        """The trajectory with its reward by `verifier`, which is computed once and kept."""
+        if verifier.key in trajectory.rewards:
+            return trajectory
+        path = (trajectory.tokens, trajectory.finish)
+        reward = self.grade(policy, question, verifier, [path])[0]
+        self._catalog.trajectories.record_outcome(trajectory.id, verifier.key, reward)
+        return replace(trajectory, rewards={**trajectory.rewards, verifier.key: reward})
 
     def record(
         self,

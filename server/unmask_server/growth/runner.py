@@ -1,37 +1,33 @@
-"""Works on growths: plan, sample, record, until the goal is reached or the budget spent."""
+"""This server's growths, as tasks of its event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
 
 import structlog
-from sqlalchemy import Connection
 
-from unmask_server.growth.plan import Plan, PlanNode, plan_equal, plan_free, plan_round
-from unmask_server.growth.recorder import Finished, Recorder, rollout_uid
-from unmask_server.growth.sampler import Sampler, Wanted
-from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, State
+from unmask_server.database.connect import is_transient
+from unmask_server.engines.base import EngineError
+from unmask_server.growth.recorder import Recorder
+from unmask_server.growth.rounds import FLUSH_SECONDS, Rounds
+from unmask_server.growth.sampler import Sampler
+from unmask_server.growth.spec import Growth, GrowthSpec, State
 from unmask_server.growth.store import LEASE_SECONDS, GrowthStore, LeaseLostError
-from unmask_server.growth.work import WorkPath, WorkReader
-from unmask_server.tree import AddResult
+from unmask_server.growth.work import WorkReader
 
 log = structlog.get_logger(__name__)
+Result = TypeVar("Result")
 
-FLUSH_ROLLOUTS = 256
-"""Finished rollouts are committed when there are so many, ..."""
-FLUSH_SECONDS = 0.5
-"""... or when the oldest has waited so long: what a killed server loses at most."""
-REUSE_ROUNDS = 3
-"""After so many rounds the plan no longer counts on chance to fill deeper nodes."""
-ROUND_PER_NODE = 16
-"""Without a goal, each round gives every node at most so many rollouts."""
+TRIES = 6
+"""A growth is given up when it failed so often in a row, storing nothing in between."""
+FIRST_PAUSE_SECONDS = 1.0
+"""Before the second try; doubled before each further one."""
 
 
 class GrowthRunner:
-    """Runs this server's growths as tasks of the event loop, and tells how far they are."""
+    """Runs growths and tells how far they are."""
 
     def __init__(
         self,
@@ -48,8 +44,9 @@ class GrowthRunner:
         self._recorder = recorder
         self._owner = owner
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._rounds: dict[str, Rounds] = {}
         self._moved: dict[str, asyncio.Event] = {}
-        self._rates: dict[str, float] = {}
+        self._taking: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
 
     def start_keeper(self) -> None:
@@ -57,7 +54,7 @@ class GrowthRunner:
         self._keeper = asyncio.create_task(self._keep())
 
     async def start(self, request_id: str, spec: GrowthSpec) -> Growth:
-        """Start a growth, or find the one of that request_id.
+        """Start a growth, or find the one of that request_id; one that failed is taken up again.
 
         Raises:
             AlreadyExists: the request_id belongs to another spec.
@@ -65,7 +62,8 @@ class GrowthRunner:
         """
         growth = await asyncio.to_thread(self._store.create, request_id, spec)
         if not growth.state.ended:
-            await self._take(growth.id)
+            # A client that gives up now must not leave a growth that is held and not worked on.
+            await _to_the_end(self._take(growth.id))
         return growth
 
     async def get(self, growth_id: str) -> Growth:
@@ -78,10 +76,10 @@ class GrowthRunner:
 
     def seconds_left(self, growth: Growth) -> float | None:
         """Rough time to a growth's end, from its pace on this server."""
-        rate = self._rates.get(growth.id)
-        if growth.state.ended or not rate:
+        rounds = self._rounds.get(growth.id)
+        if growth.state.ended or rounds is None or not rounds.rate:
             return None
-        return max(0, growth.rollouts_planned - growth.rollouts_sampled) / rate
+        return max(0, growth.rollouts_planned - growth.rollouts_sampled) / rounds.rate
 
     async def watch(self, growth_id: str) -> AsyncIterator[Growth]:
         """The growth now and at every change, to its end."""
@@ -104,6 +102,9 @@ class GrowthRunner:
     async def cancel(self, growth_id: str) -> Growth:
         """Stop a growth, keeping what was sampled."""
         await self.get(growth_id)
+        return await _to_the_end(self._cancel(growth_id))
+
+    async def _cancel(self, growth_id: str) -> Growth:
         if (task := self._tasks.get(growth_id)) is not None:
             task.cancel()
             await asyncio.wait([task])
@@ -111,7 +112,7 @@ class GrowthRunner:
 
     async def close(self) -> None:
         """Stop working; another server, or the next start of this one, goes on."""
-        tasks = [*self._tasks.values(), *([self._keeper] if self._keeper else [])]
+        tasks = [*([self._keeper] if self._keeper else []), *self._tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -120,29 +121,33 @@ class GrowthRunner:
     async def _keep(self) -> None:
         while True:
             try:
-                for growth_id in await asyncio.to_thread(self._store.claimable):
+                for growth_id in await asyncio.to_thread(self._store.claimable, self._owner):
                     await self._take(growth_id)
                 await asyncio.sleep(LEASE_SECONDS / 6)
-                if self._tasks:
-                    await asyncio.to_thread(self._store.renew, self._owner)
+                await asyncio.to_thread(self._store.renew, self._owner, list(self._tasks))
             except Exception:
                 log.exception("looking after growths failed; trying again")
                 await asyncio.sleep(LEASE_SECONDS / 6)
 
     async def _take(self, growth_id: str) -> None:
-        if growth_id in self._tasks:
+        """Work on a growth, if nobody does."""
+        if growth_id in self._tasks or growth_id in self._taking:
             return
-        held = await asyncio.to_thread(self._store.claim, growth_id, self._owner)
-        if held is None or growth_id in self._tasks:
-            return
-        self._moved[growth_id] = asyncio.Event()
-        task = asyncio.create_task(self._run(held))
-        self._tasks[growth_id] = task
-        task.add_done_callback(lambda _: self._forget(growth_id))
+        self._taking.add(growth_id)
+        try:
+            held = await asyncio.to_thread(self._store.claim, growth_id, self._owner)
+            if held is None:
+                return
+            self._moved[growth_id] = asyncio.Event()
+            task = asyncio.create_task(self._run(held))
+            self._tasks[growth_id] = task
+            task.add_done_callback(lambda _: self._forget(growth_id))
+        finally:
+            self._taking.discard(growth_id)
 
     def _forget(self, growth_id: str) -> None:
         self._tasks.pop(growth_id, None)
-        self._rates.pop(growth_id, None)
+        self._rounds.pop(growth_id, None)
         self._wake(growth_id)
         self._moved.pop(growth_id, None)
 
@@ -153,170 +158,50 @@ class GrowthRunner:
 
     async def _run(self, held: Growth) -> None:
         try:
-            await self._rounds(held)
-            await asyncio.to_thread(self._store.finish, held, State.SUCCEEDED)
-            log.info("growth done", growth=held.id)
+            error = await self._work_on(held)
+            state = State.SUCCEEDED if error is None else State.FAILED
+            await asyncio.to_thread(self._store.finish, held, state, error or "")
+            log.info("growth ended", growth=held.id, state=state.value)
         except LeaseLostError:
             log.info("growth left: cancelled elsewhere, or taken over", growth=held.id)
-        except Exception as error:
-            log.exception("growth failed", growth=held.id)
+        except Exception:
+            # Its row says that it is ours; the keeper will find it without a task and take it up.
+            log.exception("growth interrupted", growth=held.id)
+
+    async def _work_on(self, held: Growth) -> str | None:
+        """Work to the end. Returns why it was given up; None if it was not."""
+        rounds = Rounds(
+            held,
+            self._store,
+            self._work,
+            self._sampler,
+            self._recorder,
+            lambda: self._wake(held.id),
+        )
+        self._rounds[held.id] = rounds
+        failures, stored = 0, 0
+        while True:
             try:
-                await asyncio.to_thread(self._store.finish, held, State.FAILED, str(error))
+                await rounds.run()
+                return None
             except LeaseLostError:
-                return
-
-    async def _rounds(self, held: Growth) -> None:
-        paths = await self._work.prepare(held.spec)
-        spec = held.spec
-        serial = 0
-        first = held.attempt == 1
-        for number in range(1_000_000):
-            state = await self._work.read(paths)
-            now = await self.get(held.id)
-            plan = _next_plan(spec, paths, state, number, now)
-            if now.rollouts_left is not None:
-                plan = plan.cut(now.rollouts_left)
-            distinct = {node.key: node for row in state for node in row}
-            planned = plan.total + now.rollouts_sampled
-            if spec.rollouts_per_node == 0 and spec.max_rollouts is not None:
-                planned = spec.max_rollouts
-            await asyncio.to_thread(
-                self._store.note_plan,
-                held,
-                cached=_cached(spec, distinct.values()) if first and number == 0 else None,
-                planned=planned,
-                nodes=len(distinct),
-                flat=sum(node.flat for node in distinct.values()),
-            )
-            self._wake(held.id)
-            if not plan.total or now.tokens_left == 0:
-                return
-            serial = await self._sample(held, paths, plan, serial, now)
-
-    async def _sample(
-        self, held: Growth, paths: Sequence[WorkPath], plan: Plan, serial: int, now: Growth
-    ) -> int:
-        """Sample a plan and store it as it comes in. Returns the next free serial number."""
-        by_policy: dict[str, list[tuple[WorkPath, Wanted]]] = {}
-        for p, i, token, count in plan.items:
-            path = paths[p]
-            forced = path.nodes.tokens[: path.nodes.positions[i]]
-            if token is not None:
-                forced = (*forced, token)
-            for _ in range(count):
-                uid = rollout_uid("growth", held.id, held.attempt, serial)
-                serial += 1
-                want = Wanted(uid, path.nodes.prompt, forced)
-                by_policy.setdefault(path.nodes.policy.id, []).append((path, want))
-        tokens_left = now.tokens_left
-        started, sampled = time.monotonic(), 0
-        for items in by_policy.values():
-            buffer: list[tuple[WorkPath, Finished, int]] = []
-            flushed = time.monotonic()
-            samples = self._sampler.sample(items[0][0].nodes.policy, [want for _, want in items])
-            try:
-                async with aclosing(samples):
-                    async for index, finished, tokens in samples:
-                        buffer.append((items[index][0], finished, tokens))
-                        sampled += 1
-                        if tokens_left is not None:
-                            tokens_left -= tokens
-                            if tokens_left <= 0:
-                                break
-                        due = time.monotonic() - flushed >= FLUSH_SECONDS
-                        if due or len(buffer) >= FLUSH_ROLLOUTS:
-                            full, buffer = buffer, []
-                            await self._flush(held, full)
-                            flushed = time.monotonic()
-                            self._rates[held.id] = sampled / (flushed - started)
-            finally:
-                # Also when cancelled, or when the engine failed: what was sampled was paid for.
-                if buffer:
-                    await self._flush(held, buffer)
-            if tokens_left is not None and tokens_left <= 0:
-                break
-        return serial
-
-    async def _flush(self, held: Growth, buffer: Sequence[tuple[WorkPath, Finished, int]]) -> None:
-        task = asyncio.create_task(asyncio.to_thread(self._store_all, held, buffer))
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await task
-            raise
-        self._wake(held.id)
-
-    def _store_all(self, held: Growth, buffer: Sequence[tuple[WorkPath, Finished, int]]) -> None:
-        by_tree: dict[int, list[tuple[WorkPath, Finished, int]]] = {}
-        for item in buffer:
-            by_tree.setdefault(item[0].tree.id, []).append(item)
-        for items in by_tree.values():
-            self._store_batch(held, items)
-
-    def _store_batch(self, held: Growth, items: Sequence[tuple[WorkPath, Finished, int]]) -> None:
-        path = items[0][0]
-        tokens = {finished.uid: tokens for _, finished, tokens in items}
-
-        def charge(connection: Connection, result: AddResult, _: object) -> None:
-            new = [tokens[uid] for uid in result.inserted]
-            self._store.charge(connection, held, len(new), sum(new))
-
-        finished = [f for _, f, _ in items]
-        nodes = path.nodes
-        try:
-            self._recorder.record(
-                nodes.policy,
-                nodes.question,
-                path.tree,
-                finished,
-                growth_id=held.id,
-                then=charge,
-            )
-        except LeaseLostError:
-            # The growth is no longer ours, but its samples are as good as any.
-            self._recorder.record(
-                nodes.policy, nodes.question, path.tree, finished, growth_id=held.id
-            )
-            raise
+                raise
+            except Exception as error:
+                failures = failures + 1 if rounds.stored == stored else 1
+                stored = rounds.stored
+                if not _may_pass(error) or failures >= TRIES:
+                    log.exception("growth failed", growth=held.id)
+                    return str(error)
+                pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
+                log.warning("growth interrupted", growth=held.id, error=str(error), pause=pause)
+                await asyncio.sleep(pause)
 
 
-def _next_plan(
-    spec: GrowthSpec,
-    paths: Sequence[WorkPath],
-    state: Sequence[Sequence[PlanNode]],
-    number: int,
-    now: Growth,
-) -> Plan:
-    """What to sample in round `number`; empty when there is nothing left to do."""
-    goal = spec.rollouts_per_node
-    plan = Plan()
-    for forced in (False, True):
-        # Paths are planned apart by kind, but keep their places.
-        mine = [
-            row if (spec.allocation is Allocation.EQUAL and not path.free) == forced else []
-            for path, row in zip(paths, state, strict=True)
-        ]
-        if goal == 0:
-            nodes = len({n.key for row in state for n in row if not n.flat})
-            left = now.rollouts_left
-            each = (
-                ROUND_PER_NODE if left is None else min(ROUND_PER_NODE, -(-left // max(1, nodes)))
-            )
-            part = plan_round(mine, each, forced=forced)
-        elif forced:
-            part = plan_equal(mine, goal)
-        else:
-            part = plan_free(mine, goal, reuse=number < REUSE_ROUNDS)
-        plan.items.extend(part.items)
-    return plan
+def _may_pass(error: Exception) -> bool:
+    """Whether the same work may go through later: an engine or a database that is away."""
+    return isinstance(error, EngineError | TimeoutError) or is_transient(error)
 
 
-def _cached(spec: GrowthSpec, nodes: Iterable[PlanNode]) -> int:
-    """Rollouts that the nodes have already, as far as the goal wants them, over all nodes."""
-    total = 0
-    for node in nodes:
-        if node.flat:
-            continue
-        have = max(int(node.candidate_valid.sum()), node.valid)
-        total += min(have, spec.rollouts_per_node) if spec.rollouts_per_node else have
-    return total
+async def _to_the_end(work: Awaitable[Result]) -> Result:
+    """Await something that goes on to its end even if the caller is cancelled."""
+    return await asyncio.shield(asyncio.ensure_future(work))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, Engine, Row, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from unmask_server.catalog.errors import AlreadyExists, NotFound
@@ -31,7 +31,7 @@ class GrowthStore:
         self._engine = engine
 
     def create(self, request_id: str, spec: GrowthSpec) -> Growth:
-        """The growth of that request_id, made if there is none.
+        """The growth of that request_id, made if there is none; queued again if it failed.
 
         Raises:
             AlreadyExists: the request_id belongs to a growth with another spec.
@@ -72,6 +72,14 @@ class GrowthStore:
             raise AlreadyExists(
                 "request_id", f"{request_id!r} belongs to another request; choose a new one"
             )
+        if found.state is State.FAILED:
+            statement = (
+                update(growth)
+                .where(growth.c.id == growth_id, growth.c.state == State.FAILED.value)
+                .values(state=State.QUEUED.value, error=None, owner=None, lease_expires_at=None)
+            )
+            transact(self._engine, lambda connection: connection.execute(statement))
+            return self.get(growth_id)
         return found
 
     def get(self, growth_id: str) -> Growth:
@@ -90,25 +98,28 @@ class GrowthStore:
         rows = query(self._engine, lambda connection: connection.execute(wanted).all())
         return [_growth(row) for row in rows]
 
-    def claimable(self) -> list[str]:
-        """Ids of growths that nobody works on: new ones and those of servers not heard of."""
+    def claimable(self, owner: str) -> list[str]:
+        """Ids of growths that `owner` may claim: new ones, its own, those of lost servers."""
         wanted = (
             select(growth.c.id)
             .where(growth.c.state.in_(_OPEN))
-            .where(or_(growth.c.owner.is_(None), growth.c.lease_expires_at < time.time()))
+            .where(_free_for(owner))
             .order_by(growth.c.created_at)
         )
         return query(self._engine, lambda connection: list(connection.execute(wanted).scalars()))
 
     def claim(self, growth_id: str, owner: str) -> Growth | None:
-        """Take the lease; None if another server has it or the growth has ended."""
+        """Take the lease; None if another server has it or the growth has ended.
+
+        A growth that `owner` holds already is taken anew: ask only if nobody there works on it.
+        """
         now = time.time()
 
         def take(connection: Connection) -> Growth | None:
             taken = connection.execute(
                 update(growth)
                 .where(growth.c.id == growth_id, growth.c.state.in_(_OPEN))
-                .where(or_(growth.c.owner.is_(None), growth.c.lease_expires_at < now))
+                .where(_free_for(owner))
                 .values(
                     owner=owner,
                     lease_expires_at=now + LEASE_SECONDS,
@@ -124,11 +135,14 @@ class GrowthStore:
 
         return transact(self._engine, take)
 
-    def renew(self, owner: str) -> None:
-        """Tell that `owner` is alive."""
+    def renew(self, owner: str, growth_ids: Sequence[str]) -> None:
+        """Tell that `owner` is at work on these."""
+        if not growth_ids:
+            return
         statement = (
             update(growth)
             .where(growth.c.owner == owner, growth.c.state == State.RUNNING.value)
+            .where(growth.c.id.in_(growth_ids))
             .values(lease_expires_at=time.time() + LEASE_SECONDS)
         )
         transact(self._engine, lambda connection: connection.execute(statement))
@@ -185,6 +199,14 @@ class GrowthStore:
         )
         transact(self._engine, lambda connection: connection.execute(statement))
         return self.get(growth_id)
+
+
+def _free_for(owner: str) -> ColumnElement[bool]:
+    return or_(
+        growth.c.owner.is_(None),
+        growth.c.owner == owner,
+        growth.c.lease_expires_at < time.time(),
+    )
 
 
 def _update_held(connection: Connection, held: Growth, values: Mapping[str, object]) -> None:

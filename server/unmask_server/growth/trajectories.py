@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -13,11 +14,16 @@ from unmask_server.catalog import Catalog, check_token_ids
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Policy, Question, Trajectory
 from unmask_server.growth.recorder import LENGTH, STOP, Finished, Recorder, rollout_uid
+from unmask_server.growth.rounds import FLUSH_ROLLOUTS, FLUSH_SECONDS
 from unmask_server.growth.sampler import Sampler, Wanted
+from unmask_server.locks import KeyedLocks
 from unmask_server.tree import AddResult
 
 UNKNOWN = 2
 """A finish that nobody told."""
+
+Made = tuple[str, Question, int, Finished]
+"""A trajectory's id, its question, which of its seed's it is, and what was sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +43,61 @@ class TrajectoryMaker:
         self._catalog = catalog
         self._sampler = sampler
         self._recorder = recorder
+        self._locks = KeyedLocks()
 
     async def sample(
         self, policy: Policy, questions: Sequence[Question], count: int, seed: int
     ) -> SampledTrajectories:
-        """`count` trajectories a question; those of the same seed that are there are returned."""
-        ids = [
-            [_trajectory_id(policy.id, q.id, seed, ordinal) for ordinal in range(count)]
-            for q in questions
-        ]
-        flat = [i for row in ids for i in row]
-        found = await asyncio.to_thread(self._catalog.trajectories.find, flat)
-        wanted: list[Wanted] = []
-        about: list[tuple[Question, str, int]] = []
-        for question, row in zip(questions, ids, strict=True):
+        """`count` trajectories a question; those of the same seed that are there are returned.
+
+        They are stored as they finish, so that a client that gives up finds them the next time.
+        """
+        by_id = {
+            _trajectory_id(policy.id, question.id, seed, ordinal): (question, ordinal)
+            for question in questions
+            for ordinal in range(count)
+        }
+        ids = list(by_id)
+        # The same asked for twice at once is sampled once: the second waits, and finds it.
+        async with self._locks.holding_all(f"{policy.id} {q.id}" for q in questions):
+            found = await asyncio.to_thread(self._catalog.trajectories.find, ids)
+            missing = [i for i in ids if i not in found]
+            await self._sample(policy, seed, [(i, *by_id[i]) for i in missing])
+        if missing:
+            found = await asyncio.to_thread(self._catalog.trajectories.find, ids)
+        return SampledTrajectories([found[i] for i in ids], len(missing))
+
+    async def _sample(
+        self, policy: Policy, seed: int, missing: Sequence[tuple[str, Question, int]]
+    ) -> None:
+        wanted = []
+        for trajectory_id, question, _ in missing:
             prompt = await asyncio.to_thread(self._catalog.prompt_tokens, policy, question)
-            for ordinal, trajectory_id in enumerate(row):
-                if trajectory_id not in found:
-                    wanted.append(Wanted(rollout_uid("trajectory", trajectory_id), prompt, ()))
-                    about.append((question, trajectory_id, ordinal))
-        by_question: dict[str, list[tuple[str, int, Finished]]] = {}
-        asked = {q.id: q for q in questions}
-        missing = {q.id: sum(a[0].id == q.id for a in about) for q in questions}
-        async for index, finished, _ in self._sampler.sample(policy, wanted):
-            question, trajectory_id, ordinal = about[index]
-            done = by_question.setdefault(question.id, [])
+            wanted.append(Wanted(rollout_uid("trajectory", trajectory_id), prompt, ()))
+        buffer: list[Made] = []
+        flushed = time.monotonic()
+        samples = self._sampler.sample(policy, wanted)
+        try:
+            async with aclosing(samples):
+                async for index, finished, _ in samples:
+                    buffer.append((*missing[index], finished))
+                    waited = time.monotonic() - flushed
+                    if waited >= FLUSH_SECONDS or len(buffer) >= FLUSH_ROLLOUTS:
+                        full, buffer = buffer, []
+                        await asyncio.to_thread(self._store_all, policy, seed, full)
+                        flushed = time.monotonic()
+        finally:
+            if buffer:
+                rest = asyncio.to_thread(self._store_all, policy, seed, buffer)
+                await asyncio.shield(asyncio.ensure_future(rest))
+
+    def _store_all(self, policy: Policy, seed: int, made: Sequence[Made]) -> None:
+        by_question: dict[str, tuple[Question, list[tuple[str, int, Finished]]]] = {}
+        for trajectory_id, question, ordinal, finished in made:
+            _, done = by_question.setdefault(question.id, (question, []))
             done.append((trajectory_id, ordinal, finished))
-            if len(done) == missing[question.id]:
-                await asyncio.to_thread(self._store, policy, asked[question.id], seed, done)
-        found = await asyncio.to_thread(self._catalog.trajectories.find, flat)
-        return SampledTrajectories([found[i] for i in flat], len(wanted))
+        for question, done in by_question.values():
+            self._store(policy, question, seed, done)
 
     def _store(
         self,

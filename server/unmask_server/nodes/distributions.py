@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unmask_server.catalog.types import Model
 from unmask_server.engines.base import ZERO_LOGPROB, Sampling, ScoreRequest
 from unmask_server.engines.pool import EnginePool
+from unmask_server.locks import KeyedLocks
 from unmask_server.tree import DistributionStore, StoredDistribution
 
 WHOLE_VOCABULARY = 256
@@ -91,12 +92,15 @@ class Scorer:
     def __init__(self, store: DistributionStore, engines: EnginePool) -> None:
         self._store = store
         self._engines = engines
-        self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}
+        self._locks = KeyedLocks()
         self.computed = 0
         """Distributions computed since the start."""
 
     async def score(self, job: ScoreJob) -> list[list[Distribution]]:
         """Distributions by position, then by view.
+
+        What is returned depends on the job alone: `top_k` is the job's, however much more other
+        jobs have had stored.
 
         Raises:
             BadRequestError: the sequence does not fit the model.
@@ -108,13 +112,13 @@ class Scorer:
         top_k = job.vocab_size if whole else min(job.top_k, job.vocab_size)
         found = await self._load(keys)
         if (missing := _missing(job, keys, found, top_k)) == []:
-            return _arrange(keys, found)
-        async with _Exclusive(self._locks, _sequence_key(job)):
+            return _arrange(keys, found, top_k)
+        async with self._locks.holding(_sequence_key(job)):
             # Somebody may have scored it while this waited.
             found = await self._load(keys)
             if missing := _missing(job, keys, found, top_k):
                 await self._compute(job, keys, found, missing, top_k)
-        return _arrange(keys, found)
+        return _arrange(keys, found, top_k)
 
     async def _load(self, keys: list[list[bytes]]) -> dict[bytes, Distribution]:
         wanted = [key for row in keys for key in row]
@@ -122,6 +126,17 @@ class Scorer:
         return {key: _from_stored(value) for key, value in stored.items()}
 
     async def _compute(
+        self,
+        job: ScoreJob,
+        keys: list[list[bytes]],
+        found: dict[bytes, Distribution],
+        missing: list[int],
+        top_k: int,
+    ) -> None:
+        with self._engines.hold(job.model):
+            await self._compute_held(job, keys, found, missing, top_k)
+
+    async def _compute_held(
         self,
         job: ScoreJob,
         keys: list[list[bytes]],
@@ -160,34 +175,6 @@ class Scorer:
         # Read back what the store kept: another server may have been first, and all must agree.
         found.update(await self._load([list(fresh)]))
         self.computed += len(fresh)
-
-
-class _Exclusive:
-    """A lock by key that is forgotten when nobody holds or awaits it."""
-
-    def __init__(self, locks: dict[bytes, tuple[asyncio.Lock, int]], key: bytes) -> None:
-        self._locks = locks
-        self._key = key
-
-    async def __aenter__(self) -> None:
-        lock, users = self._locks.get(self._key, (asyncio.Lock(), 0))
-        self._locks[self._key] = (lock, users + 1)
-        try:
-            await lock.acquire()
-        except BaseException:
-            self._leave()
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._locks[self._key][0].release()
-        self._leave()
-
-    def _leave(self) -> None:
-        lock, users = self._locks[self._key]
-        if users == 1:
-            del self._locks[self._key]
-        else:
-            self._locks[self._key] = (lock, users - 1)
 
 
 def _from_stored(stored: StoredDistribution) -> Distribution:
@@ -258,5 +245,9 @@ def _missing(
     ]
 
 
-def _arrange(keys: list[list[bytes]], found: dict[bytes, Distribution]) -> list[list[Distribution]]:
-    return [[found[key] for key in row] for row in keys]
+def _arrange(
+    keys: list[list[bytes]], found: dict[bytes, Distribution], top_k: int
+) -> list[list[Distribution]]:
+    return [
+        [replace(found[key], top_k=min(top_k, found[key].top_k)) for key in row] for row in keys
+    ]

@@ -14,8 +14,8 @@ from unmask_server.catalog.types import Model, Policy, Teacher
 from unmask_server.diagnosis import Counts, candidate_ids
 from unmask_server.engines.base import Sampling
 from unmask_server.nodes.distributions import Distribution, ScoreJob, Scorer
-from unmask_server.nodes.resolve import NodeSet
-from unmask_server.tree import NodeCounts, TreeView
+from unmask_server.nodes.resolve import NodeSet, shown_prompt
+from unmask_server.tree import FINISH_LENGTH, NodeCounts, TreeView
 
 FloatArray = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ class Evidence:
     counts: Counts
     """Shape (m + 1,), tail last."""
     truncated: FloatArray
-    """Shape (m + 1,): rollouts cut off by their limit."""
+    """Shape (m + 1,): rollouts cut off by their limit; not counted for the tail."""
 
 
 class EvidenceReader:
@@ -107,8 +107,8 @@ class EvidenceReader:
         self, nodes: NodeSet, teachers: Sequence[Teacher]
     ) -> list[tuple[int, ...]]:
         return [
-            self._catalog.teacher_prompt(teacher, nodes.question, len(nodes.tokens)).tokens
-            for teacher in teachers
+            shown_prompt(self._catalog, teacher, nodes.question, len(nodes.tokens), i)
+            for i, teacher in enumerate(teachers)
         ]
 
     def _job(
@@ -136,7 +136,7 @@ def evidence(nodes: NodeSet, scores: Sequence[Scores], view: TreeView) -> list[E
     """Counts of the tree laid over the scores; a trajectory's own rollout is left out."""
     own_reward = None
     if nodes.trajectory is not None and nodes.trajectory.rollout_uid is not None:
-        own_reward = nodes.trajectory.rewards.get(nodes.verifier.key)
+        own_reward = nodes.trajectory.rewards[nodes.verifier.key]
     return [
         _evidence_at(nodes, i, scored, counts, own_reward)
         for i, (scored, counts) in enumerate(zip(scores, view.nodes, strict=True))
@@ -167,6 +167,8 @@ def _evidence_at(
         if not exact[j]:
             n[j] -= 1
             reward_sum[j] = max(0.0, reward_sum[j] - own_reward)
+            if j < m and nodes.trajectory is not None and nodes.trajectory.finish == FINISH_LENGTH:
+                truncated[j] -= 1
     return Evidence(
         position=position,
         observed=nodes.observed[index],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from unmask_server.catalog import Catalog, check_token_ids
@@ -25,7 +25,11 @@ class NodeSet:
     observed: tuple[int | None, ...]
     """The token in question at each position, if there is one."""
     trajectory: Trajectory | None
-    """The trajectory these are nodes of, if they were named by one."""
+    """The trajectory these are nodes of, if they were named by one; graded by `verifier`."""
+
+
+GradeTrajectory = Callable[[Policy, Question, Verifier, Trajectory], Trajectory]
+"""Returns the trajectory with its reward by that verifier."""
 
 
 class Resolver:
@@ -34,8 +38,9 @@ class Resolver:
     Synchronous: called from threads. Raises the errors of `catalog.errors`.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, grade: GradeTrajectory) -> None:
         self._catalog = catalog
+        self._grade = grade
 
     def trajectory(
         self,
@@ -61,10 +66,12 @@ class Resolver:
                 )
         policy = self._catalog.get_policy(found.policy_id)
         question = self._catalog.get_question(found.question_id)
+        chosen_verifier = self.verifier(verifier, question)
+        found = self._grade(policy, question, chosen_verifier, found)
         return NodeSet(
             policy=policy,
             question=question,
-            verifier=self.verifier(verifier, question),
+            verifier=chosen_verifier,
             prompt=self._catalog.prompt_tokens(policy, question),
             tokens=found.tokens,
             positions=tuple(chosen),
@@ -87,24 +94,27 @@ class Resolver:
         policy = self.policy(policy_name, f"{field}.policy")
         question = self.question(question_name, f"{field}.question")
         tokenizer = self._catalog.tokenizer(policy.model)
+        ids_field = f"{field}.tokens.ids"
         if tokens is None:
+            ids_field = f"{field}.text"
             tokens = tokenizer.encode(text) if text else ()
-        check_token_ids(f"{field}.tokens.ids", tokens, policy.model.vocab_size, tokenizer)
+        check_token_ids(ids_field, tokens, policy.model.vocab_size, tokenizer)
         prefix = tuple(tokens)
         if observed is not None:
-            check_token_ids(
-                f"{field}.observed_token", (observed,), policy.model.vocab_size, tokenizer
-            )
+            try:
+                check_token_ids("", (observed,), policy.model.vocab_size, tokenizer)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"{field}.observed_token", error.reason) from None
         if any(token in policy.stop_ids for token in prefix):
             place = next(i for i, token in enumerate(prefix) if token in policy.stop_ids)
             raise InvalidArgument(
-                f"{field}.tokens.ids[{place}]",
+                f"{ids_field}[{place}]",
                 f"token {prefix[place]} ends a generation, so nothing comes after it; "
                 "cut the prefix before it",
             )
         if len(prefix) >= policy.max_new_tokens:
             raise InvalidArgument(
-                f"{field}.tokens",
+                ids_field,
                 f"the prefix has {len(prefix)} tokens, but the policy's generations are cut off "
                 f"after {policy.max_new_tokens}",
             )
@@ -132,14 +142,31 @@ class Resolver:
         return self._catalog.get_question(name)
 
     def verifier(self, name: str, question: Question) -> Verifier:
-        """The verifier of that id or name; the question's own if it is empty."""
-        return self._catalog.get_verifier(name) if name else question.verifier
+        """The verifier of that id or name; the question's own if it is empty.
+
+        Raises:
+            FailedPrecondition: it could grade nothing by this question's answer.
+
+        """
+        if not name:
+            return question.verifier
+        found = self._catalog.get_verifier(name)
+        if problem := self._catalog.ungradeable(found, question):
+            raise FailedPrecondition(
+                f"verifier {found.name or found.id} cannot grade question {question.id}: {problem}"
+            )
+        return found
 
     def verifier_id(self, name: str, field: str) -> str:
         """The id of the verifier of that id or name."""
         if not name:
             raise InvalidArgument(field, "give the id or name of a verifier")
         return self._catalog.get_verifier(name).id
+
+    def check_teachers(self, teachers: Sequence[Teacher], question: Question, room: int) -> None:
+        """Refuse teachers that cannot be shown a question and `room` tokens after it."""
+        for i, teacher in enumerate(teachers):
+            shown_prompt(self._catalog, teacher, question, room, i)
 
     def teachers(self, names: Sequence[str], policy: Policy) -> list[Teacher]:
         """Teachers whose tokenizer is the policy's.
@@ -161,3 +188,19 @@ class Resolver:
                 raise InvalidArgument(f"teachers[{i}]", f"teacher {name!r} is named twice")
             found.append(teacher)
         return found
+
+
+def shown_prompt(
+    catalog: Catalog, teacher: Teacher, question: Question, room: int, index: int
+) -> tuple[int, ...]:
+    """The prompt of a request's teacher number `index` for a question.
+
+    Raises:
+        FailedPrecondition: they do not go together: the question lacks a field that the context
+            needs, or the prompt and `room` tokens more do not fit the model.
+
+    """
+    try:
+        return catalog.teacher_prompt(teacher, question, room).tokens
+    except (InvalidArgument, FailedPrecondition) as error:
+        raise FailedPrecondition(f"teachers[{index}]: {error}") from None

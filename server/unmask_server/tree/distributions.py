@@ -66,20 +66,29 @@ class DistributionStore:
 
 
 def merge(first: StoredDistribution, second: StoredDistribution) -> StoredDistribution:
-    """Join two extracts of one distribution.
+    """Join two extracts of one distribution, `first` being the one that is stored.
 
-    The one with the higher `top_k` (if equal, the one with more ids) comes first, as it is; ids
-    that only the other one has follow in their order.
+    The ids of the one with the higher `top_k` (if equal, the one with more ids) come first; ids
+    that only the other one has follow in their order. A log-probability that `first` has stays as
+    it is to the last bit: answers that were computed from it must come out the same again.
     """
     base, other = first, second
     if (other.complete, other.top_k, len(other.ids)) > (base.complete, base.top_k, len(base.ids)):
         base, other = other, base
     missing = ~np.isin(other.ids, base.ids)
-    if not missing.any():
+    if base is first and not missing.any():
         return base
+    ids = np.concatenate([base.ids, other.ids[missing]])
+    logprobs = np.concatenate([base.logprobs, other.logprobs[missing]])
+    if base is not first:
+        known = dict(zip(first.ids.tolist(), first.logprobs, strict=True))
+        logprobs = np.array(
+            [known.get(i, value) for i, value in zip(ids.tolist(), logprobs, strict=True)],
+            dtype=np.float32,
+        )
     return StoredDistribution(
-        ids=np.concatenate([base.ids, other.ids[missing]]),
-        logprobs=np.concatenate([base.logprobs, other.logprobs[missing]]),
+        ids=ids,
+        logprobs=logprobs,
         top_k=base.top_k,
         complete=base.complete,
     )
