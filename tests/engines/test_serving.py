@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from contextlib import aclosing
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from unmask_server.engines.base import RAW, EngineError, SampleRequest, ScoreRequest
+from unmask_server.engines.transformers import TransformersEngine
 
 from tests.engines.helpers import STOP, collect, tokens
+from tests.engines.models import dense
 
 NO_STOP = frozenset[int]()
 PREFIX = tokens(20, 60, 20)
@@ -194,3 +198,24 @@ async def test_closing_fails_running_calls_and_refuses_later_ones(open_engine):
     with pytest.raises(EngineError, match="closed"):
         await collect(engine, requests(1), RAW, STOP)
     await engine.close()
+
+
+async def test_models_that_are_opened_at_once_are_whole(checkpoint, plain):
+    names = ("qwen2", "llama", "gemma2", "gemma3") * 3
+    engines = await asyncio.gather(
+        *(TransformersEngine.open(checkpoint(name), threads=1) for name in names)
+    )
+    for name, engine in zip(names, engines, strict=True):
+        (score,) = await engine.score(ScoreRequest((5, 6, 7), (), (0,), top_k=1))
+        expected = dense(plain(name), [5, 6, 7])[-1].log_softmax(-1).max()
+        assert score.logprobs[0, 0] == pytest.approx(float(expected), abs=1e-4)
+        await engine.close()
+
+
+async def test_a_checkpoint_without_some_of_its_weights_is_refused(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "llama")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineError, match=r"lack model\.norm\.weight"):
+        TransformersEngine.load(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ _COARSE_TOLERANCE = 0.06
 """Of the largest logit, in 16 bits, where another order of additions is another result."""
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 _PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+_loading = threading.Lock()
+"""transformers changes torch for the whole process while it loads: of two models loaded at once in
+two threads, one may stay without weights ("Cannot copy out of meta tensor")."""
 
 
 def read_model(path: str | Path, *, device: str, dtype: str) -> Any:
@@ -47,9 +51,13 @@ def read_model(path: str | Path, *, device: str, dtype: str) -> Any:
     if dtype not in DTYPES:
         raise EngineError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=DTYPES[dtype], local_files_only=True
-        )
+        with _loading:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(path), dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True
+            )
+        if missing := sorted(report["missing_keys"]):
+            # transformers would go on with random numbers in their place.
+            raise ValueError(f"its files lack {', '.join(missing[:5])}")
         return model.to(device).eval()
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise EngineError(f"the model at {path} cannot be loaded: {error}") from error
