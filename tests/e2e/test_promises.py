@@ -211,20 +211,21 @@ async def test_the_same_trajectories_asked_for_at_once_are_sampled_once(world: W
 async def test_a_client_that_gives_up_finds_its_trajectories_later(world: World) -> None:
     # One question first, so that the model is running and the deadline falls into the sampling.
     await world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=["two"]))
-    request = sampling_of(world, count=10_000)
-    tries = 0
+    request = sampling_of(world, count=3_000)
+    patience, tries = 0.3, 1
     while True:
-        tries += 1
         try:
-            done = await world.stubs.trajectory.SampleTrajectories(request, timeout=1.5)
+            done = await world.stubs.trajectory.SampleTrajectories(request, timeout=patience)
             break
         except grpc.aio.AioRpcError as error:
-            if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED or tries > 60:
+            if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED or tries > 20:
                 raise
-    assert len(done.trajectories) == 10_000
+            # However slow the machine is, it gets there.
+            patience, tries = patience * 1.3, tries + 1
+    assert len(done.trajectories) == 3_000
     stored = await statistics(world)
     # Only what was in flight at each deadline was sampled again.
-    assert stored.rollouts_sampled < 10_002 + 2_000 * tries
+    assert stored.rollouts_sampled < 3_002 + 2_000 * tries
 
 
 async def test_health_can_be_watched(world: World) -> None:
