@@ -51,9 +51,6 @@ class NodePosterior:
     """How many draws."""
     model: SuccessPosterior = DEFAULT_POSTERIOR
     """Where the draws come from."""
-    idle: NDArray[np.bool_] | None = None
-    """Tokens to which neither student nor any teacher gives mass, shape (m + 1,), so that no number
-    depends on their success: those without rollouts are not drawn one by one. None: no token."""
 
     def __post_init__(self) -> None:
         if self.p.shape != self.counts.n.shape:
@@ -64,7 +61,7 @@ class NodePosterior:
     @cached_property
     def success(self) -> FloatArray:
         """Draws of s, shape (size, m + 1), in [0, 1]."""
-        return self.model.draws(self.counts, self.p, size=self.size, seed=self.seed, idle=self.idle)
+        return self.model.draws(self.counts, self.p, size=self.size, seed=self.seed)
 
     @cached_property
     def mean_success(self) -> FloatArray:
@@ -132,13 +129,8 @@ class NodePosterior:
         variance = np.where(self.counts.n > 0, self.estimate_variance, self.success.var(axis=0))
         spread = np.sqrt(variance)
         # 1 sets this stream apart from that of `success`.
-        rng = np.random.default_rng((self.seed, 1))
-        busy = np.ones(len(self.p), dtype=bool)
-        if self.idle is not None:
-            busy = ~self.idle | (self.counts.n > 0)
-        result = np.tile(self.estimate, (self.size, 1))
-        errors = rng.standard_normal((self.size, int(busy.sum())))
-        result[:, busy] += spread[busy] * errors
+        errors = np.random.default_rng((self.seed, 1)).standard_normal(self.success.shape)
+        result: FloatArray = self.estimate + spread * errors
         return result
 
     @cached_property

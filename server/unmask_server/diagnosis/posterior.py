@@ -54,15 +54,7 @@ _LEAST = 1e-6
 class SuccessPosterior(Protocol):
     """A joint posterior of the chances of success after each token of a node."""
 
-    def draws(
-        self,
-        counts: Counts,
-        p: FloatArray,
-        *,
-        size: int = DRAWS,
-        seed: int,
-        idle: NDArray[np.bool_] | None = None,
-    ) -> FloatArray:
+    def draws(self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int) -> FloatArray:
         """Chances of success, shape (size, m + 1), in [0, 1].
 
         Args:
@@ -70,8 +62,6 @@ class SuccessPosterior(Protocol):
             p: the sampling policy's probabilities, shape (m + 1,).
             size: how many draws.
             seed: any non-negative integer; equal arguments give equal bytes.
-            idle: tokens that no number depends on, shape (m + 1,): where they have no rollout they
-                may be given the node's centre, which costs nothing.
 
         Exact outcomes have no spread; a token without rollouts has all that the prior leaves it.
 
@@ -82,15 +72,7 @@ class SuccessPosterior(Protocol):
 class JeffreysPosterior:
     """Independent Beta(1/2 + R, 1/2 + n - R)."""
 
-    def draws(
-        self,
-        counts: Counts,
-        p: FloatArray,
-        *,
-        size: int = DRAWS,
-        seed: int,
-        idle: NDArray[np.bool_] | None = None,
-    ) -> FloatArray:
+    def draws(self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int) -> FloatArray:
         """See `SuccessPosterior`."""
         rng = np.random.default_rng(seed)
         sampled = np.ones(len(counts.n), dtype=bool)
@@ -103,15 +85,7 @@ class JeffreysPosterior:
 class HierarchicalPosterior:
     """Beta(mu kappa + R, (1 - mu) kappa + n - R), over the node's posterior of (mu, kappa)."""
 
-    def draws(
-        self,
-        counts: Counts,
-        p: FloatArray,
-        *,
-        size: int = DRAWS,
-        seed: int,
-        idle: NDArray[np.bool_] | None = None,
-    ) -> FloatArray:
+    def draws(self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int) -> FloatArray:
         """See `SuccessPosterior`."""
         rng = np.random.default_rng(seed)
         weights = _hyper_posterior(counts)
@@ -122,13 +96,9 @@ class HierarchicalPosterior:
         drawn = np.empty((size, len(counts.n)))
         sampled = counts.n > 0
         _draw_sampled(drawn, counts, sampled, _WON[picked, None], _LOST[picked, None], rng)
-        rest = ~sampled
-        if idle is not None:
-            drawn[:, rest & idle] = (_WON / (_WON + _LOST))[picked, None]
-            rest &= ~idle
         # Most of a large support has no rollout; a table is several times faster than drawing.
-        places = rng.integers(0, _QUANTILES, size=(size, int(rest.sum())))
-        drawn[:, rest] = _prior_quantiles()[picked[:, None], places]
+        places = rng.integers(0, _QUANTILES, size=(size, int((~sampled).sum())))
+        drawn[:, ~sampled] = _prior_quantiles()[picked[:, None], places]
         return drawn
 
 

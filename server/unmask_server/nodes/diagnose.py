@@ -15,9 +15,6 @@ from unmask_server.diagnosis.alignment import Draws, measure
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
 
-IDLE = 1e-8
-"""Tokens to which nobody gives so much mass can change no number by more than that, each."""
-
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -53,14 +50,7 @@ def node_seed(nodes: NodeSet, evidence: Evidence) -> int:
 
 def posterior(nodes: NodeSet, evidence: Evidence) -> NodePosterior:
     """Posterior draws of success at a node; made once and used for every teacher and algorithm."""
-    scores = evidence.scores
-    idle = scores.sampling < IDLE
-    for probabilities in (scores.student, *scores.teachers):
-        for p in probabilities.values():
-            idle &= p < IDLE
-    return NodePosterior(
-        evidence.counts, scores.sampling, seed=node_seed(nodes, evidence), idle=idle
-    )
+    return NodePosterior(evidence.counts, evidence.scores.sampling, seed=node_seed(nodes, evidence))
 
 
 def alignments(

@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.types import Model, Policy, Teacher
-from unmask_server.diagnosis import Counts, candidate_ids
+from unmask_server.diagnosis import Counts, Support, candidate_ids
 from unmask_server.engines.base import Sampling
 from unmask_server.nodes.distributions import Distribution, ScoreJob, Scorer
 from unmask_server.nodes.resolve import NodeSet, shown_prompt
 from unmask_server.tree import FINISH_LENGTH, NodeCounts, TreeView
 
 FloatArray = NDArray[np.float64]
+
+NEGLIGIBLE = 1e-6
+"""A token to which neither student nor any teacher gives so much, and that has no rollout, is no
+candidate but part of the tail: it changes no number, and would cost as much as one that does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,8 @@ class Scores:
     """
 
     ids: NDArray[np.int32]
-    """Shape (m,): the student's likeliest in order, then the teachers', then the observed."""
+    """Shape (m,): the student's likeliest in order, then the teachers', then the observed; in
+    `Evidence` without those that are `NEGLIGIBLE`."""
     sampling: FloatArray
     """Shape (m + 1,): the policy's probabilities under its sampling settings, as rollouts draw."""
     student: dict[float, FloatArray]
@@ -161,9 +166,14 @@ def _evidence_at(
             n[m] += children.free_n[k]
             reward_sum[m] += children.free_reward_sum[k]
     position = nodes.positions[index]
+    keep = _worth_keeping(scored, n, nodes.observed[index])
+    if not keep.all():
+        scored = _narrowed(scored, keep)
+        n, reward_sum, truncated = n[keep], reward_sum[keep], truncated[keep]
+        m = len(scored.ids)
     exact = _exact(nodes.policy, scored, position) & (n > 0)
     if own_reward is not None:
-        j = place.get(nodes.tokens[position], m)
+        j = Support(scored.ids).index(nodes.tokens[position])
         if not exact[j]:
             n[j] -= 1
             reward_sum[j] = max(0.0, reward_sum[j] - own_reward)
@@ -175,6 +185,40 @@ def _evidence_at(
         scores=scored,
         counts=Counts(n=n, reward_sum=reward_sum, exact=exact),
         truncated=truncated,
+    )
+
+
+def _worth_keeping(scored: Scores, n: FloatArray, observed: int | None) -> NDArray[np.bool_]:
+    """Which of the candidates (and the tail) are not `NEGLIGIBLE`; shape (m + 1,)."""
+    keep = (scored.sampling >= NEGLIGIBLE) | (n > 0)
+    for p in scored.student.values():
+        keep |= p >= NEGLIGIBLE
+    for teacher in scored.teachers:
+        for temperature, t in teacher.items():
+            # What a teacher rules out makes a loss infinite, however unlikely it is.
+            keep |= (t >= NEGLIGIBLE) | ((t == 0.0) & (scored.student[temperature] > 0.0))
+    if observed is not None:
+        keep[:-1] |= scored.ids == observed
+    keep[-1] = True
+    return keep
+
+
+def _narrowed(scored: Scores, keep: NDArray[np.bool_]) -> Scores:
+    """The same over fewer candidates; what the others had goes to the tail."""
+
+    def narrow(p: FloatArray) -> FloatArray:
+        kept = p[keep]
+        kept[-1] += p[~keep].sum()
+        return kept
+
+    return Scores(
+        ids=scored.ids[keep[:-1]],
+        sampling=narrow(scored.sampling),
+        student={temperature: narrow(p) for temperature, p in scored.student.items()},
+        teachers=tuple(
+            {temperature: narrow(t) for temperature, t in teacher.items()}
+            for teacher in scored.teachers
+        ),
     )
 
 
