@@ -52,7 +52,7 @@ format: $(READY) ## Format everything.
 DEMO := examples/word_problems/questions.jsonl --student examples/models/student \
   --teacher strong=examples/models/teacher-strong --teacher verbose=examples/models/teacher-verbose \
   --context answer --context wrong_solution --temperature 0.7 --max-new-tokens 80 \
-  --verifier hash_answer --max-questions 6 --samples 4 --rollouts-per-node 96
+  --verifier hash_answer --max-questions 6 --samples 4 --rollouts-per-node 64
 
 demo: $(READY) ## Where do these teachers help this student? On small models that ship with the project.
 	$(BIN)/unmask diagnose $(DEMO) --database .unmask/demo.db

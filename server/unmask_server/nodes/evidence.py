@@ -19,7 +19,7 @@ from unmask_server.tree import FINISH_LENGTH, NodeCounts, TreeView
 
 FloatArray = NDArray[np.float64]
 
-NEGLIGIBLE = 1e-6
+NEGLIGIBLE = 1e-5
 """A token to which neither student nor any teacher gives so much, and that has no rollout, is no
 candidate but part of the tail: it changes no number, and would cost as much as one that does."""
 
