@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from unmask.v1 import cache_pb2, catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 from unmask_server.diagnosis import Algorithm, Loss, descent
+from unmask_server.nodes.evidence import NEGLIGIBLE
 
 from tests.e2e.conftest import MAX_NEW_TOKENS, World, fill, serving
 from tests.stores import new_database
@@ -184,7 +185,7 @@ async def test_a_new_verifier_regrades_and_samples_nothing(world: World) -> None
 
 
 async def test_served_numbers_are_the_dense_formula(world: World) -> None:
-    """With a vocabulary this small the candidates are all of it: nothing is approximated."""
+    """With a vocabulary this small all tokens are candidates but those that nobody would take."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -202,11 +203,13 @@ async def test_served_numbers_are_the_dense_formula(world: World) -> None:
         logits = model(torch.tensor([[*prompt.tokens, 4]])).logits[0, -1]
         # The teacher's padding columns are cut off before the softmax.
         dense[name] = torch.softmax(logits[: policy.model.vocab_size].double(), -1).detach().numpy()
-    assert not response.HasField("tail")
     served = np.zeros(policy.model.vocab_size)
     for candidate in response.candidates:
         served[candidate.token.id] = candidate.probability
-    np.testing.assert_allclose(served, dense["p"], atol=1e-6)
+    left_out = served == 0.0
+    assert dense["p"][left_out].max(initial=0.0) < NEGLIGIBLE
+    assert response.tail.probability == pytest.approx(dense["p"][left_out].sum(), abs=1e-6)
+    np.testing.assert_allclose(served[~left_out], dense["p"][~left_out], atol=1e-6)
     answer = await world.stubs.diagnosis.GetAlignment(
         diagnosis_pb2.GetAlignmentRequest(
             node=prefix(4),
@@ -219,9 +222,9 @@ async def test_served_numbers_are_the_dense_formula(world: World) -> None:
     )
     for alignment, loss in zip(answer.alignments, (Loss.REVERSE_KL, Loss.FORWARD_KL), strict=True):
         d = descent(Algorithm(loss), dense["p"], dense["t"])
-        assert alignment.descent_norm_squared == pytest.approx(float(d @ d), rel=1e-5)
+        assert alignment.descent_norm_squared == pytest.approx(float(d @ d), rel=1e-4)
     kl = float(np.sum(dense["p"] * np.log(dense["p"] / dense["t"])))
-    assert answer.alignments[0].divergence == pytest.approx(kl, rel=1e-5)
+    assert answer.alignments[0].divergence == pytest.approx(kl, rel=1e-4)
 
 
 async def test_estimates_approach_the_exact_chances(world: World) -> None:
