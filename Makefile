@@ -5,7 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-llm test test-slow test-all check format proto bench clean
+.PHONY: help setup demo demo-llm test test-slow test-all test-sglang check format proto bench \
+  sglang-cpu clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +34,22 @@ test-slow: $(READY) ## Run the slow tests.
 	$(BIN)/python -m pytest -n auto -m slow
 
 test-all: test test-slow ## Run all tests.
+
+SGLANG_CPU := tools/sglang_cpu
+SGLANG_VENV ?= .venv-sglang
+SGLANG_READY := $(SGLANG_VENV)/.ready
+$(SGLANG_READY): $(SGLANG_CPU)/requirements.txt $(shell find $(SGLANG_CPU)/site -name '*.p*')
+	$(PYTHON) -m venv --clear $(SGLANG_VENV)
+	$(SGLANG_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  -r $(SGLANG_CPU)/requirements.txt
+	cp -R $(SGLANG_CPU)/site/. "$$($(SGLANG_VENV)/bin/python -c \
+	  'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@touch $@
+
+sglang-cpu: $(SGLANG_READY) ## Make an environment with SGLang for a machine without a GPU.
+
+test-sglang: $(READY) $(SGLANG_READY) ## Run the tests on a real SGLang.
+	$(BIN)/python -m pytest -m sglang
 
 check: $(READY) ## Lint, types, protos, and whether generated code is current.
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
+from unmask_server.engines import validation
 from unmask_server.engines.base import (
     ModelInfo,
     PositionScores,
@@ -29,7 +30,6 @@ from unmask_server.engines.base import (
     Sampling,
     ScoreRequest,
 )
-from unmask_server.engines.transformers import validation
 from unmask_server.engines.transformers.calls import SampleCall, ScoreCall
 from unmask_server.engines.transformers.loading import choose_backend, describe, read_model
 from unmask_server.engines.transformers.recompute import RecomputeBackend
