@@ -1,0 +1,24 @@
+"""`python -m sglang_cpu …`: `python -m sglang.launch_server …` with what a CPU needs.
+
+All arguments are passed on; one that is given here too overrides this one's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+FLAGS = (
+    "--device=cpu",
+    "--attention-backend=torch_native",
+    "--sampling-backend=pytorch",
+    "--disable-overlap-schedule",
+    "--dtype=float32",
+    "--mem-fraction-static=0.2",
+    "--max-total-tokens=200000",
+)
+
+if __name__ == "__main__":
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    # Becomes SGLang: who started this process has SGLang's own, to signal and to wait for.
+    os.execv(sys.executable, [sys.executable, "-m", "sglang.launch_server", *FLAGS, *sys.argv[1:]])
