@@ -43,6 +43,9 @@ class Sampling:
     """In (0, 1]; 1 keeps everything."""
     top_k: int = 0
     """>= 1, or 0 to keep everything."""
+    joint: bool = False
+    """Where both are set: whether `top_p` is a share of the whole distribution, as SGLang has it,
+    instead of what `top_k` left, as transformers and vLLM have it."""
 
     @property
     def is_raw(self) -> bool:
@@ -122,6 +125,10 @@ class ModelInfo:
 
 class EngineError(Exception):
     """The engine could not do it now; asking again may work."""
+
+
+class ModelChangedError(EngineError):
+    """The engine runs another model by now than the one that was registered."""
 
 
 class BadRequestError(ValueError):

@@ -1,0 +1,6 @@
+"""Models that SGLang servers run, over HTTP."""
+
+from unmask_server.engines.sglang.engine import SglangEngine
+from unmask_server.engines.sglang.inspection import MismatchError, Serving, inspect
+
+__all__ = ["MismatchError", "Serving", "SglangEngine", "inspect"]
