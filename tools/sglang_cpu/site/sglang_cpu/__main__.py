@@ -15,7 +15,7 @@ FLAGS = (
     "--disable-overlap-schedule",
     "--dtype=float32",
     "--mem-fraction-static=0.2",
-    "--max-total-tokens=200000",
+    "--max-total-tokens=65536",
 )
 
 if __name__ == "__main__":
