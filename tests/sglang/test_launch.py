@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -55,10 +55,14 @@ async def get(server: ManagedSglang, path: str) -> int:
         return answer.status
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - processes and files announce nothing
+        await asyncio.sleep(0.01)
+
+
 async def restarted(server: ManagedSglang, times: int) -> None:
     """Wait until it was started again so often, and is healthy."""
-    while server.restarts < times:
-        await asyncio.sleep(0.01)
+    await until(lambda: server.restarts >= times)
     await server.ready()
 
 
@@ -126,8 +130,7 @@ async def test_one_that_dies_as_soon_as_it_is_healthy_is_given_up_later(tmp_path
         await get(server, "/die")
         await restarted(server, 1)
         await get(server, "/die")
-        while server.is_healthy:
-            await asyncio.sleep(0.01)
+        await until(lambda: not server.is_healthy)
         with pytest.raises(LaunchError, match=r"(?s)status 3, 2 times.*an illegal token id"):
             await server.ready()
 
@@ -164,8 +167,7 @@ async def test_closing_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
     launch = fake(tmp_path, "--unhealthy-probes", "-1", "--workers", "1")
     async with managed(launch) as server:
         waiting = asyncio.create_task(server.ready())
-        while len(running(launch)) < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(running(launch)) == 2)
     with pytest.raises(LaunchError, match="stopped"):
         await waiting
 
