@@ -76,7 +76,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     trees = TreeStore(database)
     versions = TreeVersions(trees)
     engines = EnginePool(
-        open_engine or _transformers(settings, catalog), max_engines=settings.max_engines
+        open_engine or _opener(settings, catalog), max_engines=settings.max_engines
     )
     scorer = Scorer(DistributionStore(database), engines)
     recorder = Recorder(catalog, trees, grader, versions.note)
@@ -96,7 +96,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         engines=engines,
         grader=grader,
         runner=runner,
-        catalog_service=CatalogService(catalog, resolver),
+        catalog_service=CatalogService(catalog, resolver, max_noise=settings.max_noise),
         trajectory_service=TrajectoryService(
             catalog,
             resolver,
@@ -109,8 +109,13 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     )
 
 
-def _transformers(settings: Settings, catalog: Catalog) -> OpenEngine:
+def _opener(settings: Settings, catalog: Catalog) -> OpenEngine:
     async def open_engine(model: Model, vocab_size: int) -> Engine:
+        if model.endpoints:
+            return await _sglang(settings, model, vocab_size)
+        return await transformers(model, vocab_size)
+
+    async def transformers(model: Model, vocab_size: int) -> Engine:
         # Imported late: a server without this engine holds no torch.
         from unmask_server.engines.transformers import TransformersEngine
 
@@ -132,3 +137,22 @@ def _transformers(settings: Settings, catalog: Catalog) -> OpenEngine:
         return engine
 
     return open_engine
+
+
+async def _sglang(settings: Settings, model: Model, vocab_size: int) -> Engine:
+    # Imported late, like the other engine.
+    from unmask_server.engines.sglang import Serving, SglangEngine
+
+    if model.serving is None:
+        raise RuntimeError(f"the servers of {model.fingerprint} were never looked at")
+    return SglangEngine(
+        model.endpoints,
+        Serving.from_json(dict(model.serving)),
+        columns=model.vocab_size,
+        usable=vocab_size,
+        max_context=model.max_context,
+        eos_ids=model.eos_ids,
+        max_in_flight=settings.sglang_in_flight,
+        timeout=settings.sglang_timeout_seconds,
+        patience=settings.sglang_patience_seconds,
+    )

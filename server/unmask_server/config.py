@@ -35,6 +35,22 @@ class Settings(BaseSettings):
     max_engines: int = Field(
         default=8, ge=1, description="Embedded models held in memory; the least used go first."
     )
+    sglang_in_flight: int = Field(
+        default=1024, ge=1, description="Rollouts sent to a model's SGLang servers and unanswered."
+    )
+    sglang_timeout_seconds: float = Field(
+        default=1800.0, gt=0, description="What one request to SGLang may take, queue included."
+    )
+    sglang_patience_seconds: float = Field(
+        default=120.0,
+        ge=0,
+        description="How long work waits for SGLang when none of a model's servers answers.",
+    )
+    max_noise: float = Field(
+        default=0.1,
+        ge=0,
+        description="Nats by which two scorings by a teacher's SGLang servers may differ.",
+    )
     max_rollouts: int = Field(
         default=10_000_000, ge=1, description="The largest budget of one growth, in rollouts."
     )

@@ -37,9 +37,11 @@ def naive_probs(logits: torch.Tensor, sampling: Sampling) -> np.ndarray[Any, np.
         (logits.double().numpy() - logits.double().max().item()) / sampling.temperature
     )
     order = sorted(range(len(weights)), key=lambda i: (-logits[i].item(), i))
+    whole = sum(weights)
     if sampling.top_k:
         order = order[: sampling.top_k]
-    total, mass, kept = sum(weights[i] for i in order), 0.0, []
+    total = whole if sampling.joint else sum(weights[i] for i in order)
+    mass, kept = 0.0, []
     for i in order:
         if mass >= sampling.top_p * total:
             break

@@ -49,6 +49,7 @@ def test_ties_go_to_the_lower_id(size):
 @pytest.mark.parametrize("sampling", [
     RAW, Sampling(0.5), Sampling(top_k=7), Sampling(top_p=0.3), Sampling(top_p=0.95),
     Sampling(2.0, 0.7, 900), Sampling(0.8, 0.9, 40), Sampling(0.8, 0.9999),
+    Sampling(0.8, 0.6, 12, joint=True), Sampling(1.5, 0.9, 900, joint=True),
 ])  # fmt: skip
 def test_log_probs_are_those_of_the_definition(size, sampling):
     logits = torch.randn(4, size, generator=torch.Generator().manual_seed(1)) * 2

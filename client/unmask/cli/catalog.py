@@ -39,6 +39,9 @@ StopTexts = Annotated[
 ]
 
 
+SERVED = ", or the SGLang servers that run it: http://HOST:PORT[,…] or DIR@http://HOST:PORT[,…]"
+
+
 def unescape(text: str) -> str:
     """`\\n`, `\\t` and `\\r` as shells leave them."""
     for escape, char in _ESCAPES.items():
@@ -55,7 +58,7 @@ def read(file: Path | None) -> str:
 @connected
 def register_policy(
     client: Client,
-    model: Annotated[str, typer.Argument(help="A directory in Hugging Face format.")],
+    model: Annotated[str, typer.Argument(help=f"A directory in Hugging Face format{SERVED}.")],
     name: Annotated[str, typer.Option(help="How to call it from now on.")] = "",
     temperature: Annotated[float | None, typer.Option(help="Above 0; default 1.")] = None,
     top_p: Annotated[float | None, typer.Option(help="In (0, 1]; default 1.")] = None,
@@ -102,7 +105,8 @@ def register_teacher(
     model: Annotated[
         str,
         typer.Argument(
-            help="A directory in Hugging Face format, or a policy: self-distillation then."
+            help="A policy (self-distillation then), or a directory in Hugging Face format"
+            f"{SERVED}."
         ),
     ],
     name: Annotated[str, typer.Option(help="How to call it from now on.")] = "",
@@ -125,6 +129,9 @@ def register_teacher(
         ),
     ] = None,
     prompt_template: Template = None,
+    allow_noisy: Annotated[
+        bool, typer.Option("--allow-noisy", help="Take it though its servers disagree.")
+    ] = False,
 ) -> None:
     """Register a teacher."""
     answer = client.register_teacher(
@@ -134,6 +141,7 @@ def register_teacher(
         context_template=read(context_template),
         prompt_template=read(prompt_template),
         policies=policy or (),
+        allow_noisy=allow_noisy,
     )
     _warn(answer.warnings)
     teacher = answer.teacher
@@ -143,6 +151,7 @@ def register_teacher(
                 ("teacher", teacher.id),
                 ("name", teacher.name),
                 ("model", teacher.model.source),
+                *_served(teacher.model),
                 ("context", teacher.context.name),
             ]
         )
@@ -225,6 +234,7 @@ def _show_policy(policy: pb.Policy) -> None:
                 ("policy", policy.id),
                 ("name", policy.name),
                 ("model", policy.model.source),
+                *_served(policy.model),
                 ("architecture", policy.model.architecture),
                 ("sampling", ", ".join(cuts)),
                 ("at most", f"{policy.max_new_tokens} tokens"),
@@ -232,6 +242,18 @@ def _show_policy(policy: pb.Policy) -> None:
             ]
         )
     )
+
+
+def _served(model: pb.Model) -> list[tuple[str, str]]:
+    """Where SGLang runs a model, and how well its servers repeat themselves."""
+    if not model.endpoints:
+        return []
+    serving = model.serving
+    return [
+        ("served at", ", ".join(model.endpoints)),
+        ("weights", serving.weight_version),
+        ("noise", f"{serving.noise:.2g} nats"),
+    ]
 
 
 def _warn(warnings: object) -> None:

@@ -12,7 +12,7 @@ from rich.progress import track
 from unmask.algorithms import parse_algorithms
 from unmask.cli import report as reports
 from unmask.cli import study
-from unmask.cli.catalog import StopTexts, Template, read, unescape
+from unmask.cli.catalog import SERVED, StopTexts, Template, read, unescape
 from unmask.cli.connect import connected, model_argument, stderr, stdout
 from unmask.cli.growth import Allocation, cost_of, progress_bar
 from unmask.cli.options import Losses, Plain, TopK, Verifier
@@ -28,10 +28,15 @@ def _diagnose(
             help="JSONL: an object a line with question and answer.", exists=True, dir_okay=False
         ),
     ],
-    student: Annotated[str, typer.Option(help="Its directory, in Hugging Face format.")],
+    student: Annotated[str, typer.Option(help=f"Its directory, in Hugging Face format{SERVED}.")],
     teacher: Annotated[
         list[str] | None,
-        typer.Option("--teacher", "-t", metavar="NAME=DIR", help="May be given several times."),
+        typer.Option(
+            "--teacher",
+            "-t",
+            metavar="NAME=DIR",
+            help="Likewise, with what to call it. May be given several times.",
+        ),
     ] = None,
     context: Annotated[
         list[str] | None,

@@ -7,12 +7,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from unmask.calls import Paged, Unary, itself, path
-from unmask.requests.refs import Ref, ref, refs
+from unmask.requests.refs import Ref, ref, refs, split_model
 from unmask.v1 import catalog_pb2 as pb
 
 _SERVICE = "CatalogService"
 
 PromptStyle = Literal["chat", "raw"]
+CutOrder = Literal["top_k_first", "joint"]
+_CUT_ORDERS: dict[str | None, pb.CutOrder.ValueType] = {
+    None: pb.CUT_ORDER_UNSPECIFIED,
+    "top_k_first": pb.CUT_ORDER_TOP_K_FIRST,
+    "joint": pb.CUT_ORDER_JOINT,
+}
 _STYLES = {"chat": pb.PROMPT_STYLE_CHAT, "raw": pb.PROMPT_STYLE_RAW}
 
 VERIFIER_KINDS: dict[str, pb.VerifierKind.ValueType] = {
@@ -26,10 +32,12 @@ VERIFIER_KINDS: dict[str, pb.VerifierKind.ValueType] = {
 def register_policy(
     model: str | os.PathLike[str],
     *,
+    endpoints: str | Iterable[str] = (),
     name: str = "",
     temperature: float | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
+    cut_order: CutOrder | None = None,
     max_new_tokens: int = 0,
     stop_ids: Iterable[int] = (),
     stop_texts: Iterable[str] = (),
@@ -40,11 +48,15 @@ def register_policy(
 
     Args:
         model: a directory on the server in Hugging Face format; a path object is made
-            absolute here.
+            absolute here. Or where SGLang serves it, see `split_model`.
+        endpoints: addresses of SGLang servers that run the model, replicas of each other; empty:
+            as it was registered before, else the server runs it itself.
         name: optional, unique.
         temperature: above 0; None: 1.
         top_p: in (0, 1]; None: 1, nothing is cut.
         top_k: at least 1, or 0 for no cut; None: 0.
+        cut_order: `top_k_first` (transformers, vLLM) or `joint` (SGLang): what `top_p` is a share
+            of where `top_k` is set too. None: as the engine has it.
         max_new_tokens: where a generation is cut off, and has failed; 0: 256.
         stop_ids: ids that end a generation; empty: the model's end tokens.
         stop_texts: texts that end one too, each exactly one token, e.g. a newline.
@@ -56,10 +68,14 @@ def register_policy(
         `policy`, new or found, and `warnings`.
 
     """
+    folder, served = _where(model, endpoints)
     request = pb.RegisterPolicyRequest(
         name=name,
-        model=_model(model),
-        sampling=pb.Sampling(temperature=temperature, top_p=top_p, top_k=top_k),
+        model=folder,
+        endpoints=served,
+        sampling=pb.Sampling(
+            temperature=temperature, top_p=top_p, top_k=top_k, cut_order=_CUT_ORDERS[cut_order]
+        ),
         max_new_tokens=max_new_tokens,
         stop_ids=stop_ids,
         stop_texts=[stop_texts] if isinstance(stop_texts, str) else stop_texts,
@@ -85,6 +101,8 @@ def list_policies(*, page_size: int = 0) -> Paged[pb.Policy]:
 def register_teacher(
     model: str | os.PathLike[str] | pb.Policy,
     *,
+    endpoints: str | Iterable[str] = (),
+    allow_noisy: bool = False,
     name: str = "",
     context: str = "",
     context_template: str = "",
@@ -96,7 +114,10 @@ def register_teacher(
 
     Args:
         model: a directory on the server (a path object is made absolute here), or a policy:
-            its model and its prompting then, which is self-distillation.
+            its model and its prompting then, which is self-distillation. Or where SGLang serves
+            it, see `split_model`.
+        endpoints: as for a policy; not together with a policy.
+        allow_noisy: whether to take a teacher whose servers repeat themselves badly.
         name: optional, unique.
         context: a built-in context (`none`, `answer`, `hint`, `solution`, `wrong_solution`,
             `contrastive`), or a name for `context_template`. Empty: `none`.
@@ -109,9 +130,14 @@ def register_teacher(
         `teacher`, new or found, and `warnings`.
 
     """
+    if isinstance(model, pb.Policy):
+        model = model.id
+    folder, served = _where(model, endpoints)
     request = pb.RegisterTeacherRequest(
         name=name,
-        model=model.id if isinstance(model, pb.Policy) else _model(model),
+        model=folder,
+        endpoints=served,
+        allow_noisy=allow_noisy,
         context=_context(context, context_template),
         prompting=_prompting(prompt_style, prompt_template),
         policies=refs(policies),
@@ -244,8 +270,12 @@ def list_verifiers(*, page_size: int = 0) -> Paged[pb.Verifier]:
     )
 
 
-def _model(model: str | os.PathLike[str]) -> str:
-    return os.path.abspath(model) if isinstance(model, os.PathLike) else model
+def _where(model: str | os.PathLike[str], endpoints: str | Iterable[str]) -> tuple[str, list[str]]:
+    given = [endpoints] if isinstance(endpoints, str) else list(endpoints)
+    if isinstance(model, os.PathLike):
+        return os.path.abspath(model), given
+    folder, served = split_model(model)
+    return folder, given or served
 
 
 def _context(name: str, template: str) -> pb.Context | None:

@@ -146,3 +146,18 @@ def _tokens(prefix: Prefix | None) -> trajectory_pb2.TokenIds | None:
     if isinstance(prefix, trajectory_pb2.TokenIds):
         return prefix
     return trajectory_pb2.TokenIds(ids=prefix)
+
+
+def split_model(model: str) -> tuple[str, list[str]]:
+    """A model as it is written in one argument: its directory, and the SGLang servers that run it.
+
+    `DIR`, `http://host:30000` (where the servers' own directory can be read by Unmask's server),
+    or `DIR@http://host:30000`; with commas between several servers.
+    """
+    for scheme in ("http://", "https://"):
+        if model.startswith(scheme):
+            return "", model.split(",")
+        folder, at, rest = model.partition("@" + scheme)
+        if at:
+            return folder, (scheme + rest).split(",")
+    return model, []

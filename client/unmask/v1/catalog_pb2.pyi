@@ -20,6 +20,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _CutOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CutOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CutOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CUT_ORDER_UNSPECIFIED: _CutOrder.ValueType  # 0
+    """In a request: as the engine that runs the model has it. In an answer: not both are set."""
+    CUT_ORDER_TOP_K_FIRST: _CutOrder.ValueType  # 1
+    """top_p is a share of what top_k left, as in transformers and vLLM."""
+    CUT_ORDER_JOINT: _CutOrder.ValueType  # 2
+    """top_p is a share of the whole distribution, as in SGLang; what survives both cuts is kept."""
+
+class CutOrder(_CutOrder, metaclass=_CutOrderEnumTypeWrapper):
+    """How top_k and top_p go together. Engines differ, and so do the distributions."""
+
+CUT_ORDER_UNSPECIFIED: CutOrder.ValueType  # 0
+"""In a request: as the engine that runs the model has it. In an answer: not both are set."""
+CUT_ORDER_TOP_K_FIRST: CutOrder.ValueType  # 1
+"""top_p is a share of what top_k left, as in transformers and vLLM."""
+CUT_ORDER_JOINT: CutOrder.ValueType  # 2
+"""top_p is a share of the whole distribution, as in SGLang; what survives both cuts is kept."""
+Global___CutOrder: _TypeAlias = CutOrder  # noqa: Y015
+
 class _PromptStyle:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -97,6 +121,8 @@ class Model(_message.Message):
     MAX_CONTEXT_FIELD_NUMBER: _builtins.int
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
     EOS_IDS_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     """Hash of weights, configuration and tokenizer; 32 hexadecimal digits."""
     source: _builtins.str
@@ -113,6 +139,14 @@ class Model(_message.Message):
     def eos_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The end tokens of its generation config."""
 
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses of the SGLang servers that run it. Empty: this server runs it itself."""
+
+    @_builtins.property
+    def serving(self) -> Global___Serving:
+        """What they were found to be. Absent where there are none."""
+
     def __init__(
         self,
         *,
@@ -123,14 +157,59 @@ class Model(_message.Message):
         max_context: _builtins.int = ...,
         tokenizer_fingerprint: _builtins.str = ...,
         eos_ids: _abc.Iterable[_builtins.int] | None = ...,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        serving: Global___Serving | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["serving", b"serving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "eos_ids", b"eos_ids", "fingerprint", b"fingerprint", "max_context", b"max_context", "source", b"source", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "endpoints", b"endpoints", "eos_ids", b"eos_ids", "fingerprint", b"fingerprint", "max_context", b"max_context", "serving", b"serving", "source", b"source", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Serving(_message.Message):
+    """What the SGLang servers of a model were found to be when it was registered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVED_NAME_FIELD_NUMBER: _builtins.int
+    WEIGHT_VERSION_FIELD_NUMBER: _builtins.int
+    ENGINE_VERSION_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    PADDING_MASS_FIELD_NUMBER: _builtins.int
+    served_name: _builtins.str
+    """What they call it."""
+    weight_version: _builtins.str
+    """Version of the weights. When it changes, nothing more is sampled or scored under this model."""
+    engine_version: _builtins.str
+    """Version of SGLang. Empty behind a router that does not tell."""
+    noise: _builtins.float
+    """How far log-probabilities of one sequence differ between two scorings, in nats: root mean
+    square, the worst of: alone and in a batch, from the prefix cache and without, one replica and
+    another. It widens intervals, and steps that are not above it read NO_SIGNAL.
+    """
+    padding_mass: _builtins.float
+    """Probability on columns of the logits that have no token, where it was looked. Above 1e-6 they
+    are forbidden in sampling and taken out of every distribution.
+    """
+    def __init__(
+        self,
+        *,
+        served_name: _builtins.str = ...,
+        weight_version: _builtins.str = ...,
+        engine_version: _builtins.str = ...,
+        noise: _builtins.float = ...,
+        padding_mass: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_version", b"engine_version", "noise", b"noise", "padding_mass", b"padding_mass", "served_name", b"served_name", "weight_version", b"weight_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Serving: _TypeAlias = Serving  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):
@@ -143,22 +222,26 @@ class Sampling(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    CUT_ORDER_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Above 0. Absent: 1."""
     top_p: _builtins.float
     """In (0, 1]. Absent: 1, nothing is cut."""
     top_k: _builtins.int
     """At least 1, or 0 for no cut. Absent: 0."""
+    cut_order: Global___CutOrder.ValueType
+    """What top_p is a share of, where both cuts are made. Absent: as the engine has it."""
     def __init__(
         self,
         *,
         temperature: _builtins.float | None = ...,
         top_p: _builtins.float | None = ...,
         top_k: _builtins.int | None = ...,
+        cut_order: Global___CutOrder.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "cut_order", b"cut_order", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
@@ -484,6 +567,7 @@ class RegisterPolicyRequest(_message.Message):
     STOP_IDS_FIELD_NUMBER: _builtins.int
     PROMPTING_FIELD_NUMBER: _builtins.int
     STOP_TEXTS_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Optional, unique, at most 200 characters."""
     model: _builtins.str
@@ -508,6 +592,13 @@ class RegisterPolicyRequest(_message.Message):
         stop_ids.
         """
 
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses of SGLang servers that run the model (http://host:port), replicas of each other. `model`
+        may then be a directory without weights (configuration and tokenizer), or empty where the
+        servers' own directory can be read here. Empty: as registered before, else run by this server.
+        """
+
     def __init__(
         self,
         *,
@@ -518,10 +609,11 @@ class RegisterPolicyRequest(_message.Message):
         stop_ids: _abc.Iterable[_builtins.int] | None = ...,
         prompting: Global___Prompting | None = ...,
         stop_texts: _abc.Iterable[_builtins.str] | None = ...,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompting", b"prompting", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_new_tokens", b"max_new_tokens", "model", b"model", "name", b"name", "prompting", b"prompting", "sampling", b"sampling", "stop_ids", b"stop_ids", "stop_texts", b"stop_texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "max_new_tokens", b"max_new_tokens", "model", b"model", "name", b"name", "prompting", b"prompting", "sampling", b"sampling", "stop_ids", b"stop_ids", "stop_texts", b"stop_texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -668,11 +760,17 @@ class RegisterTeacherRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     PROMPTING_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    ALLOW_NOISY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Optional, unique, at most 200 characters."""
     model: _builtins.str
     """A directory on the server in Hugging Face format, or the id or name of a policy (its model and
     its prompting then: self-distillation).
+    """
+    allow_noisy: _builtins.bool
+    """Whether a teacher is welcome whose servers repeat their own log-probabilities worse than the
+    server's threshold (0.1 nats unless configured otherwise). Otherwise it is refused.
     """
     @_builtins.property
     def context(self) -> Global___Context:
@@ -688,6 +786,10 @@ class RegisterTeacherRequest(_message.Message):
         At least one, unless `model` is a policy.
         """
 
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """See RegisterPolicyRequest.endpoints. Not together with a policy as `model`."""
+
     def __init__(
         self,
         *,
@@ -696,10 +798,12 @@ class RegisterTeacherRequest(_message.Message):
         context: Global___Context | None = ...,
         prompting: Global___Prompting | None = ...,
         policies: _abc.Iterable[_builtins.str] | None = ...,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        allow_noisy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "prompting", b"prompting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "model", b"model", "name", b"name", "policies", b"policies", "prompting", b"prompting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_noisy", b"allow_noisy", "context", b"context", "endpoints", b"endpoints", "model", b"model", "name", b"name", "policies", b"policies", "prompting", b"prompting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

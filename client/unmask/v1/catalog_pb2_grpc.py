@@ -112,6 +112,8 @@ class CatalogServiceServicer:
 
         INVALID_ARGUMENT: no such checkpoint, a setting out of range (temperature 0 has no gradient).
         ALREADY_EXISTS: the name belongs to another policy.
+        FAILED_PRECONDITION: its SGLang servers run another model.
+        UNAVAILABLE: one of them does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,7 +136,9 @@ class CatalogServiceServicer:
     def RegisterTeacher(self, request, context):
         """Registers a teacher: a model and what it is shown beside the question.
 
-        FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's.
+        FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's; its
+        SGLang servers run another model, or are too noisy.
+        UNAVAILABLE: one of them does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

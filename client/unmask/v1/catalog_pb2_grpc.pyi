@@ -42,6 +42,8 @@ class CatalogServiceStub:
 
     INVALID_ARGUMENT: no such checkpoint, a setting out of range (temperature 0 has no gradient).
     ALREADY_EXISTS: the name belongs to another policy.
+    FAILED_PRECONDITION: its SGLang servers run another model.
+    UNAVAILABLE: one of them does not answer.
     """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetPolicyRequest, _catalog_pb2.GetPolicyResponse]
     """One policy. NOT_FOUND if there is none."""
@@ -50,7 +52,9 @@ class CatalogServiceStub:
     RegisterTeacher: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.RegisterTeacherRequest, _catalog_pb2.RegisterTeacherResponse]
     """Registers a teacher: a model and what it is shown beside the question.
 
-    FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's.
+    FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's; its
+    SGLang servers run another model, or are too noisy.
+    UNAVAILABLE: one of them does not answer.
     """
     GetTeacher: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetTeacherRequest, _catalog_pb2.GetTeacherResponse]
     """One teacher. NOT_FOUND if there is none."""
@@ -85,6 +89,8 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
 
     INVALID_ARGUMENT: no such checkpoint, a setting out of range (temperature 0 has no gradient).
     ALREADY_EXISTS: the name belongs to another policy.
+    FAILED_PRECONDITION: its SGLang servers run another model.
+    UNAVAILABLE: one of them does not answer.
     """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetPolicyRequest, _catalog_pb2.GetPolicyResponse]  # type: ignore[assignment]
     """One policy. NOT_FOUND if there is none."""
@@ -93,7 +99,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     RegisterTeacher: _aio.UnaryUnaryMultiCallable[_catalog_pb2.RegisterTeacherRequest, _catalog_pb2.RegisterTeacherResponse]  # type: ignore[assignment]
     """Registers a teacher: a model and what it is shown beside the question.
 
-    FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's.
+    FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's; its
+    SGLang servers run another model, or are too noisy.
+    UNAVAILABLE: one of them does not answer.
     """
     GetTeacher: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetTeacherRequest, _catalog_pb2.GetTeacherResponse]  # type: ignore[assignment]
     """One teacher. NOT_FOUND if there is none."""
@@ -131,6 +139,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: no such checkpoint, a setting out of range (temperature 0 has no gradient).
         ALREADY_EXISTS: the name belongs to another policy.
+        FAILED_PRECONDITION: its SGLang servers run another model.
+        UNAVAILABLE: one of them does not answer.
         """
 
     @_abc_1.abstractmethod
@@ -157,7 +167,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_catalog_pb2.RegisterTeacherResponse, _abc.Awaitable[_catalog_pb2.RegisterTeacherResponse]]:
         """Registers a teacher: a model and what it is shown beside the question.
 
-        FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's.
+        FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's; its
+        SGLang servers run another model, or are too noisy.
+        UNAVAILABLE: one of them does not answer.
         """
 
     @_abc_1.abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -28,9 +29,10 @@ MAX_QUESTIONS = 10_000
 class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
     """See proto/unmask/v1/catalog.proto."""
 
-    def __init__(self, catalog: Catalog, resolver: Resolver) -> None:
+    def __init__(self, catalog: Catalog, resolver: Resolver, *, max_noise: float) -> None:
         self._catalog = catalog
         self._resolver = resolver
+        self._max_noise = max_noise
 
     async def RegisterPolicy(
         self, request: pb.RegisterPolicyRequest, context: Context
@@ -39,14 +41,19 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         return await asyncio.to_thread(self._register_policy, request)
 
     def _register_policy(self, request: pb.RegisterPolicyRequest) -> pb.RegisterPolicyResponse:
-        if not request.model:
-            raise InvalidArgument("model", "give the directory of a checkpoint on the server")
+        if not request.model and not request.endpoints:
+            raise InvalidArgument(
+                "model",
+                "give the directory of a checkpoint on the server, or endpoints that run it",
+            )
         if request.max_new_tokens < 0:
             raise InvalidArgument("max_new_tokens", f"{request.max_new_tokens} is below 1")
         sampling = request.sampling
         policy, warnings = self._catalog.register_policy(
             path=request.model,
+            endpoints=request.endpoints,
             name=request.name or None,
+            joint=_joint(sampling),
             sampling=Sampling(
                 temperature=sampling.temperature if sampling.HasField("temperature") else 1.0,
                 top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
@@ -82,11 +89,17 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         return await asyncio.to_thread(self._register_teacher, request)
 
     def _register_teacher(self, request: pb.RegisterTeacherRequest) -> pb.RegisterTeacherResponse:
-        if not request.model:
+        if not request.model and not request.endpoints:
             raise InvalidArgument(
-                "model", "give the directory of a checkpoint on the server, or a policy"
+                "model",
+                "give the directory of a checkpoint on the server, a policy, or endpoints that "
+                "run it",
             )
-        own = self._catalog.find_policy(request.model)
+        own = self._catalog.find_policy(request.model) if request.model else None
+        if own is not None and request.endpoints:
+            raise InvalidArgument(
+                "endpoints", "a policy's model runs where the policy's does; give none, or a model"
+            )
         students = [
             self._resolver.policy(name, f"policies[{i}]") for i, name in enumerate(request.policies)
         ]
@@ -99,10 +112,11 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         prompting = _prompting(request)
         if prompting is None and own is not None:
             prompting = own.prompting
-        if own is not None:
-            self._catalog.check_model_unchanged(own.model)
         teacher, warnings = self._catalog.register_teacher(
-            path=own.model.source if own is not None else request.model,
+            path=request.model,
+            endpoints=request.endpoints,
+            of=own,
+            max_noise=math.inf if request.allow_noisy else self._max_noise,
             name=request.name or None,
             context=request.context.name or "none",
             template=request.context.template or None,
@@ -222,6 +236,17 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         return pb.ListVerifiersResponse(
             verifiers=[messages.verifier(v) for v in found], next_page_token=token
         )
+
+
+def _joint(sampling: pb.Sampling) -> bool | None:
+    match sampling.cut_order:
+        case pb.CUT_ORDER_UNSPECIFIED:
+            return None
+        case pb.CUT_ORDER_TOP_K_FIRST:
+            return False
+        case pb.CUT_ORDER_JOINT:
+            return True
+    raise InvalidArgument("sampling.cut_order", f"{sampling.cut_order} is none of CutOrder")
 
 
 def _prompting(request: pb.RegisterPolicyRequest | pb.RegisterTeacherRequest) -> Prompting | None:

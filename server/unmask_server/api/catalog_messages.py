@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from unmask.v1 import catalog_pb2 as pb
 
 from unmask_server.api.times import timestamp
@@ -15,6 +18,7 @@ from unmask_server.catalog.types import (
     Verifier,
     VerifierKind,
 )
+from unmask_server.engines.base import Sampling
 
 KINDS = {
     pb.VERIFIER_KIND_LAST_NUMBER: VerifierKind.LAST_NUMBER,
@@ -38,7 +42,27 @@ def model(found: Model) -> pb.Model:
         max_context=found.max_context,
         tokenizer_fingerprint=found.tokenizer_fingerprint,
         eos_ids=found.eos_ids,
+        endpoints=found.endpoints,
+        serving=_serving(found.serving),
     )
+
+
+def _serving(found: Mapping[str, Any] | None) -> pb.Serving | None:
+    if found is None:
+        return None
+    return pb.Serving(
+        served_name=found["served_name"],
+        weight_version=found["weight_version"],
+        engine_version=found["version"] or "",
+        noise=found["noise"],
+        padding_mass=found["padding_mass"],
+    )
+
+
+def _cut_order(sampling: Sampling) -> pb.CutOrder.ValueType:
+    if not sampling.top_k or sampling.top_p >= 1.0:
+        return pb.CUT_ORDER_UNSPECIFIED
+    return pb.CUT_ORDER_JOINT if sampling.joint else pb.CUT_ORDER_TOP_K_FIRST
 
 
 def prompting(found: Prompting) -> pb.Prompting:
@@ -56,6 +80,7 @@ def policy(found: Policy) -> pb.Policy:
             temperature=found.sampling.temperature,
             top_p=found.sampling.top_p,
             top_k=found.sampling.top_k,
+            cut_order=_cut_order(found.sampling),
         ),
         max_new_tokens=found.max_new_tokens,
         stop_ids=found.stop_ids,

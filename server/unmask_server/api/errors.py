@@ -22,7 +22,7 @@ from unmask_server.catalog.errors import (
     NotFound,
 )
 from unmask_server.database.connect import is_transient
-from unmask_server.engines.base import BadRequestError, EngineError
+from unmask_server.engines.base import BadRequestError, EngineError, ModelChangedError
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +66,8 @@ def status_of(error: BaseException) -> status_pb2.Status | None:
             return _status(code_pb2.FAILED_PRECONDITION, str(error), "FAILED_PRECONDITION")
         case BadRequestError():
             return _status(code_pb2.FAILED_PRECONDITION, str(error), "MODEL_CANNOT")
+        case ModelChangedError():
+            return _status(code_pb2.FAILED_PRECONDITION, str(error), "MODEL_CHANGED")
         case EngineError():
             return _unavailable(str(error), "ENGINE_UNAVAILABLE")
         case TimeoutError() | PoolTimeoutError():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from unmask_server.catalog.errors import InvalidArgument
@@ -42,6 +44,7 @@ class ModelFiles:
 
     folder: Path
     weights: tuple[Path, ...]
+    """Empty where somebody else has them."""
     config: dict[str, Any]
     """config.json."""
     architecture: str
@@ -54,8 +57,13 @@ class ModelFiles:
     """End tokens of its generation config, or else of its configuration."""
 
 
-def read_model_files(path: str, field: str) -> ModelFiles:
+def read_model_files(path: str, field: str, *, is_served: bool = False) -> ModelFiles:
     """Read the configuration of a checkpoint, and check that its weights are there.
+
+    Args:
+        path: the directory.
+        field: of the request, for errors.
+        is_served: whether something else runs the model, so that weights may be missing.
 
     Raises:
         InvalidArgument: it is no checkpoint; says what is missing or wrong.
@@ -78,7 +86,7 @@ def read_model_files(path: str, field: str) -> ModelFiles:
     vocab_size = text.get("vocab_size")
     if type(vocab_size) is not int or vocab_size < 1:
         raise InvalidArgument(field, f"{folder}/config.json has no vocab_size")
-    weights = _weight_files(folder, field)
+    weights = _weight_files(folder, field, may_lack=is_served)
     _check_weights(weights, vocab_size, field)
     contexts = [text[key] for key in _CONTEXT_KEYS if type(text.get(key)) is int and text[key] > 0]
     return ModelFiles(
@@ -130,9 +138,11 @@ def _relevant(config: Any) -> Any:
     return {key: _relevant(value) for key, value in config.items() if key not in _IRRELEVANT}
 
 
-def _weight_files(folder: Path, field: str) -> tuple[Path, ...]:
+def _weight_files(folder: Path, field: str, *, may_lack: bool) -> tuple[Path, ...]:
     """The weights: the shards that the index names, or whatever there is."""
     index = folder / _INDEX
+    if may_lack and not any(found for p in _PATTERNS for found in folder.glob(p)):
+        return ()
     if index.exists():
         shards = _json(index, field).get("weight_map")
         if not isinstance(shards, dict) or not shards:
@@ -169,6 +179,30 @@ def _check_weights(files: tuple[Path, ...], vocab_size: int, field: str) -> None
                     f"{name} in {file} has {shape[0]} rows, but config.json says that the "
                     f"vocabulary has {vocab_size}",
                 )
+
+
+def first_rows(files: ModelFiles, rows: int) -> tuple[str, NDArray[np.float64]] | None:
+    """A parameter that every checkpoint has, to compare: the final norm's first numbers.
+
+    Returns its name and up to `rows` numbers; None where there is none in safetensors.
+
+    """
+    for file in files.weights:
+        if file.suffix != ".safetensors":
+            continue
+        with safe_open(str(file), framework="np") as tensors:
+            for name in _NORMS:
+                if name in tensors.keys():  # noqa: SIM118
+                    try:
+                        values = tensors.get_tensor(name)
+                    except TypeError:
+                        # numpy has no bfloat16.
+                        return None
+                    return name, np.asarray(values[:rows], dtype=np.float64)
+    return None
+
+
+_NORMS = ("model.norm.weight", "transformer.ln_f.weight", "model.language_model.norm.weight")
 
 
 def _is_head(tensor: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, insert, select, update
@@ -12,6 +14,12 @@ from sqlalchemy.exc import IntegrityError
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.model_files import Fingerprints, read_model_files
 from unmask_server.catalog.rows import model_of
+from unmask_server.catalog.serving import (
+    check_endpoints,
+    look_at,
+    served_fingerprint,
+    served_folder,
+)
 from unmask_server.catalog.tokenizer import ModelTokenizer
 from unmask_server.catalog.types import Model
 from unmask_server.database.connect import query, transact
@@ -27,24 +35,37 @@ class Models:
         self._tokenizers: dict[str, ModelTokenizer] = {}
         self._loading = threading.Lock()
 
-    def open(self, path: str, field: str) -> tuple[Model, ModelTokenizer, bool]:
+    def open(
+        self, path: str, field: str, endpoints: Sequence[str] = ()
+    ) -> tuple[Model, ModelTokenizer, bool]:
         """Read a checkpoint and keep what it is. Reads all of its weights if they are new.
 
-        Returns it, its tokenizer, and whether it was known by another directory: then things that
-        were read before hold the old one.
+        Args:
+            path: its directory; may be empty where endpoints are given.
+            field: of the request, for errors.
+            endpoints: SGLang servers that run it, which are inspected; empty: as it was before.
+
+        Returns:
+            It, its tokenizer, and whether it was known by another directory or elsewhere: then
+            things that were read before hold the old place.
 
         Raises:
             InvalidArgument: it is no checkpoint.
+            FailedPrecondition: its servers run another model.
+            EngineError: one of them does not answer.
 
         """
-        model, tokenizer = self._read(path, field)
+        endpoints = check_endpoints(endpoints)
+        if endpoints and not path:
+            path = served_folder(endpoints)
+        model, tokenizer = self._read(path, field, endpoints)
         try:
             moved = transact(self._engine, lambda c: _keep(c, model))
         except IntegrityError:
             # Registered twice at once, and the other one was first: now it is there.
             moved = transact(self._engine, lambda c: _keep(c, model))
         self._tokenizers[model.fingerprint] = tokenizer
-        return model, tokenizer, moved
+        return self.get(model.fingerprint), tokenizer, moved
 
     def get(self, fingerprint: str) -> Model:
         """A model that something was registered with."""
@@ -76,12 +97,15 @@ class Models:
     def check_unchanged(self, model: Model) -> None:
         """Refuse a model whose directory holds something else by now, such as a later checkpoint.
 
-        Reads all of its weights unless they are as they were at the last look.
+        Reads all of its weights unless they are as they were at the last look. What SGLang servers
+        run is not looked at: the engine does, by the version of the weights.
 
         Raises:
             FailedPrecondition: its directory holds none, or another one.
 
         """
+        if model.endpoints:
+            return
         try:
             now, _ = self._read(model.source, "model")
         except InvalidArgument as error:
@@ -89,8 +113,10 @@ class Models:
         if now.fingerprint != model.fingerprint:
             raise FailedPrecondition(_changed(model))
 
-    def _read(self, path: str, field: str) -> tuple[Model, ModelTokenizer]:
-        files = read_model_files(path, field)
+    def _read(
+        self, path: str, field: str, endpoints: tuple[str, ...] = ()
+    ) -> tuple[Model, ModelTokenizer]:
+        files = read_model_files(path, field, is_served=bool(endpoints))
         tokenizer = ModelTokenizer.load(files.folder, field)
         if tokenizer.limit > files.vocab_size:
             raise InvalidArgument(
@@ -98,14 +124,22 @@ class Models:
                 f"the tokenizer has ids up to {tokenizer.limit - 1}, but the model only "
                 f"{files.vocab_size} columns: they do not belong together",
             )
+        fingerprint = self._fingerprints.of(files, tokenizer.identity)
+        serving = None
+        if endpoints:
+            found = look_at(endpoints, files, tokenizer.limit)
+            fingerprint = served_fingerprint(fingerprint, files, found)
+            serving = found.to_json()
         model = Model(
-            fingerprint=self._fingerprints.of(files, tokenizer.identity),
+            fingerprint=fingerprint,
             source=str(files.folder),
             architecture=files.architecture,
             vocab_size=files.vocab_size,
             max_context=files.max_context,
             tokenizer_fingerprint=tokenizer.fingerprint,
             eos_ids=files.eos_ids,
+            endpoints=endpoints,
+            serving=serving,
         )
         return model, tokenizer
 
@@ -123,17 +157,27 @@ def _keep(connection: Connection, model: Model) -> bool:
                 max_context=model.max_context,
                 tokenizer_fingerprint=model.tokenizer_fingerprint,
                 eos_ids=list(model.eos_ids),
+                endpoints=list(model.endpoints),
+                serving=model.serving,
                 created_at=time.time(),
             )
         )
         return False
-    if model_of(row._mapping) == model:
+    known = model_of(row._mapping)
+    if not model.endpoints:
+        model = replace(model, endpoints=known.endpoints, serving=known.serving)
+    if known == model:
         return False
     # The same weights somewhere else (the old place may be gone), or with other end tokens.
     connection.execute(
         update(table)
         .where(table.c.fingerprint == model.fingerprint)
-        .values(source=model.source, eos_ids=list(model.eos_ids))
+        .values(
+            source=model.source,
+            eos_ids=list(model.eos_ids),
+            endpoints=list(model.endpoints),
+            serving=model.serving,
+        )
     )
     return True
 

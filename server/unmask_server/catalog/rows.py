@@ -60,6 +60,8 @@ def model_of(row: RowMapping) -> Model:
         max_context=row["max_context"],
         tokenizer_fingerprint=row["tokenizer_fingerprint"],
         eos_ids=tuple(row["eos_ids"]),
+        endpoints=tuple(row["endpoints"]),
+        serving=row["serving"],
     )
 
 
@@ -69,7 +71,7 @@ def policy_of(row: RowMapping, model: Model) -> Policy:
         id=row["id"],
         name=row["name"],
         model=model,
-        sampling=Sampling(row["temperature"], row["top_p"], row["top_k"]),
+        sampling=Sampling(row["temperature"], row["top_p"], row["top_k"], row["joint"]),
         max_new_tokens=row["max_new_tokens"],
         stop_ids=tuple(row["stop_ids"]),
         prompting=prompting_of(row["prompting"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.records import Entry, check_name
@@ -14,6 +15,8 @@ from unmask_server.engines.base import Sampling
 MIN_TEMPERATURE = 0.01
 """Below it a distribution is one token as far as floats go, and its gradient is 0."""
 MAX_TEMPERATURE = 100.0
+NOISE_WORTH_TELLING = 1e-2
+"""In nats."""
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -33,6 +36,36 @@ def check_sampling(sampling: Sampling) -> None:
         raise InvalidArgument("sampling.top_p", f"{sampling.top_p} is not in (0, 1]")
     if sampling.top_k < 0:
         raise InvalidArgument("sampling.top_k", f"{sampling.top_k} is below 0")
+
+
+def choose_cuts(sampling: Sampling, joint: bool | None, *, is_served: bool) -> Sampling:
+    """Say how `top_k` and `top_p` go together, where both are set.
+
+    Args:
+        sampling: with whatever cuts.
+        joint: what was asked for; None: as the engine has it.
+        is_served: whether SGLang runs the model, which knows only the joint way.
+
+    Raises:
+        InvalidArgument: SGLang was asked for the other way.
+
+    """
+    if not sampling.top_k or sampling.top_p >= 1.0:
+        return replace(sampling, joint=False)
+    if is_served and joint is False:
+        raise InvalidArgument(
+            "sampling.cut_order", "SGLang cuts jointly; ask for that, or set top_p or top_k alone"
+        )
+    return replace(sampling, joint=is_served if joint is None else joint)
+
+
+def noise_warnings(model: Model) -> list[str]:
+    """A remark where a model repeats itself so badly that intervals show it."""
+    if model.noise <= NOISE_WORTH_TELLING:
+        return []
+    return [
+        f"two scorings of one sequence differ by {model.noise:.2g} nats: intervals are wider for it"
+    ]
 
 
 def choose_stop_ids(

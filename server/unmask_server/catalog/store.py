@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,13 @@ from unmask_server.catalog.rows import (
     teacher_of,
     verifier_of,
 )
-from unmask_server.catalog.settings import check_sampling, choose_stop_ids, question_entry
+from unmask_server.catalog.settings import (
+    check_sampling,
+    choose_cuts,
+    choose_stop_ids,
+    noise_warnings,
+    question_entry,
+)
 from unmask_server.catalog.templates import context_template
 from unmask_server.catalog.tokenizer import ModelTokenizer
 from unmask_server.catalog.trajectories import TrajectoryStore
@@ -83,8 +90,10 @@ class Catalog:
         self,
         *,
         path: str,
+        endpoints: Sequence[str] = (),
         name: str | None,
         sampling: Sampling,
+        joint: bool | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         stop_ids: tuple[int, ...] | None = None,
         stop_texts: Sequence[str] = (),
@@ -94,8 +103,10 @@ class Catalog:
 
         Args:
             path: the checkpoint's directory.
+            endpoints: SGLang servers that run it; empty: as it was before, else it is run here.
             name: the client's, or None.
             sampling: how its generations are drawn.
+            joint: see `Sampling.joint`; None: as the engine has it.
             max_new_tokens: after which a generation is cut off; in [1, context).
             stop_ids: tokens that end a generation; None for the model's own.
             stop_texts: more of them, as texts of one token each.
@@ -103,12 +114,15 @@ class Catalog:
 
         Raises:
             InvalidArgument: no checkpoint, or a setting out of range.
+            FailedPrecondition: its servers run another model.
+            EngineError: one of them does not answer.
             AlreadyExists: the name is another policy's.
 
         """
         check_name(name)
         check_sampling(sampling)
-        model, tokenizer = self._open(path)
+        model, tokenizer = self._open(path, endpoints)
+        sampling = choose_cuts(sampling, joint, is_served=bool(model.endpoints))
         stops = choose_stop_ids(model, tokenizer, stop_ids, stop_texts)
         if not 1 <= max_new_tokens < model.max_context:
             raise InvalidArgument(
@@ -116,7 +130,7 @@ class Catalog:
                 f"{max_new_tokens} is not in 1 to {model.max_context - 1}, the model's context",
             )
         chosen = choose_prompting(prompting, tokenizer, "prompting")
-        warnings = _trial(chosen, tokenizer)
+        warnings = [*_trial(chosen, tokenizer), *noise_warnings(model)]
         if not stops:
             warnings.append("no stop token: every generation runs to max_new_tokens and has failed")
         values = {
@@ -128,6 +142,8 @@ class Catalog:
             "stop_ids": list(stops),
             "prompting": prompting_data(chosen),
         }
+        if sampling.joint:
+            values["joint"] = True
         policy_id = self._records.put(schema.policy, Entry("pol-" + digest(values), name, values))
         return self.get_policy(policy_id), warnings
 
@@ -152,32 +168,50 @@ class Catalog:
         self,
         *,
         path: str,
+        endpoints: Sequence[str] = (),
+        of: Policy | None = None,
         name: str | None,
         context: str,
         template: str | None,
         prompting: Prompting | None,
         students: Sequence[Policy],
+        max_noise: float = math.inf,
     ) -> tuple[Teacher, list[str]]:
         """Register a teacher. Returns it, and warnings.
 
         Args:
             path: the checkpoint's directory.
+            endpoints: SGLang servers that run it; empty: as it was before, else it is run here.
+            of: the policy whose model it is, instead of `path`: self-distillation.
             name: the client's, or None.
             context: name of what it is shown.
             template: Jinja over the question's fields; None for the built-in one of that name.
             prompting: how that becomes a prompt; None as `choose_prompting` says.
             students: whom it will teach: its tokenizer is compared with theirs, id by id. Columns
                 without a token do not matter, so vocabularies of other paddings go together.
+            max_noise: in nats; a model whose servers repeat themselves worse is refused.
 
         Raises:
             InvalidArgument: no checkpoint, no such context.
-            FailedPrecondition: its tokenizer is not a student's.
+            FailedPrecondition: its tokenizer is not a student's, it is too noisy, or its servers
+                run another model.
+            EngineError: one of them does not answer.
             AlreadyExists: the name is another teacher's.
 
         """
         check_name(name)
         text = context_template(context, template, "context")
-        model, tokenizer = self._open(path)
+        if of is not None:
+            self.check_model_unchanged(of.model)
+            model, tokenizer = of.model, self.tokenizer(of.model)
+        else:
+            model, tokenizer = self._open(path, endpoints)
+        if model.noise > max_noise:
+            raise FailedPrecondition(
+                f"endpoints: two scorings of one sequence differ by {model.noise:.2g} nats, more "
+                f"than {max_noise:g}: its replicas may run different weights or precisions. If "
+                "that is as it should be, allow_noisy takes it, with wider intervals"
+            )
         for i, student in enumerate(students):
             if differences := self.tokenizer_differences(student.model, model):
                 raise FailedPrecondition(
@@ -192,7 +226,7 @@ class Catalog:
             "prompting": prompting_data(chosen),
         }
         entry = Entry("tea-" + digest(values), name, values)
-        warnings = _trial(chosen, tokenizer)
+        warnings = [*_trial(chosen, tokenizer), *noise_warnings(model)]
         return self.get_teacher(self._records.put(schema.teacher, entry)), warnings
 
     def get_teacher(self, name: str) -> Teacher:
@@ -344,8 +378,8 @@ class Catalog:
 
     # -------------------------------------------------------------------------------- inside
 
-    def _open(self, path: str) -> tuple[Model, ModelTokenizer]:
-        model, tokenizer, moved = self._models.open(path, "model")
+    def _open(self, path: str, endpoints: Sequence[str]) -> tuple[Model, ModelTokenizer]:
+        model, tokenizer, moved = self._models.open(path, "model", endpoints)
         if moved:
             self._records.forget()
         return model, tokenizer

@@ -44,6 +44,15 @@ class Model:
     tokenizer_fingerprint: str
     """Of the map from ids to tokens."""
     eos_ids: tuple[int, ...]
+    endpoints: tuple[str, ...] = ()
+    """SGLang servers that run it, replicas of each other; empty: it is run here."""
+    serving: Mapping[str, Any] | None = None
+    """What they were found to be: `engines.sglang.Serving` as JSON."""
+
+    @property
+    def noise(self) -> float:
+        """How badly its log-probabilities repeat, in nats; 0 where it is run here."""
+        return float(self.serving["noise"]) if self.serving else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.types import JSON
 
@@ -51,6 +52,8 @@ model = Table(
     Column("tokenizer_fingerprint", String(40), nullable=False, comment="the id-to-token map"),
     Column("eos_ids", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("endpoints", JSON, nullable=False, server_default="[]", comment="SGLang servers of it"),
+    Column("serving", JSON, comment="what they were found to be; null without any"),
 )
 
 policy = Table(
@@ -62,6 +65,13 @@ policy = Table(
     Column("temperature", Float, nullable=False),
     Column("top_p", Float, nullable=False),
     Column("top_k", Integer, nullable=False),
+    Column(
+        "joint",
+        Boolean,
+        nullable=False,
+        server_default=false(),
+        comment="whether top_p is a share of all, not of what top_k left",
+    ),
     Column("max_new_tokens", Integer, nullable=False, comment="counted from the question's end"),
     Column("stop_ids", JSON, nullable=False),
     Column("prompting", JSON, nullable=False, comment="how a question becomes prompt tokens"),

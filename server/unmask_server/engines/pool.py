@@ -37,7 +37,7 @@ class EnginePool:
             EngineError: it cannot be started, for example because its directory is gone.
 
         """
-        key = model.fingerprint
+        key = _key(model)
         task = self._engines.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
             task = asyncio.create_task(self._open(model, vocab_size))
@@ -61,7 +61,7 @@ class EnginePool:
 
     def hold(self, model: Model) -> EngineHold:
         """While the returned context is open, this model's engine is not put away."""
-        return EngineHold(self._users, model.fingerprint)
+        return EngineHold(self._users, _key(model))
 
     async def _shrink(self) -> None:
         for key in list(self._engines):
@@ -83,6 +83,11 @@ class EnginePool:
                 continue
             await engine.close()
         self._engines.clear()
+
+
+def _key(model: Model) -> str:
+    """A model that is served elsewhere from now on needs another engine."""
+    return " ".join((model.fingerprint, *model.endpoints))
 
 
 class EngineHold:

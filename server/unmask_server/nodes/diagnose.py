@@ -101,6 +101,7 @@ def _score(
         advantage=_advantage(nodes, algorithm, group),
         reward_std=None if group is None or group.std == 0 else group.std,
         min_coverage=min_coverage,
+        noise=0.0 if teacher is None else scores.noise[teacher],
     )
     divergence = None if t is None else _divergence(p, t)
     return Scored(teacher, algorithm, measured.alignment, divergence, measured.draws)

@@ -203,7 +203,8 @@ def _keys(job: ScoreJob) -> list[list[bytes]]:
     for view in job.views:
         digest = hashlib.blake2b(digest_size=16)
         digest.update(job.model.fingerprint.encode())
-        digest.update(f"|{view.temperature!r}|{view.top_p!r}|{view.top_k!r}|".encode())
+        cuts = f"{view.top_p!r}|{view.top_k!r}" + ("|joint" if view.joint else "")
+        digest.update(f"|{view.temperature!r}|{cuts}|".encode())
         digest.update(_token_bytes(job.prompt))
         done = 0
         for row, position in zip(rows, job.positions, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,8 @@ class Scores:
     """By temperature, shape (m + 1,): the student's softmax, as a loss sees it."""
     teachers: tuple[dict[float, FloatArray], ...]
     """One a teacher, likewise."""
+    noise: tuple[float, ...]
+    """One a teacher: how badly log(T / P) repeats, in nats, beyond float32's rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +101,14 @@ class EvidenceReader:
             *(self._scorer.score(_with_also(job, also)) for job in (student_job, *teacher_jobs))
         )
         student, rest = second[0], second[1:]
+        noise = tuple(math.hypot(policy.model.noise, teacher.model.noise) for teacher in teachers)
         return [
             Scores(
                 ids=ids,
                 sampling=student[i][sampling].probabilities(ids),
                 student=_by_temperature(student[i], student_views, losses, ids),
                 teachers=tuple(_by_temperature(s[i], losses, losses, ids) for s in rest),
+                noise=noise,
             )
             for i, ids in enumerate(candidates)
         ]
@@ -219,6 +224,7 @@ def _narrowed(scored: Scores, keep: NDArray[np.bool_]) -> Scores:
             {temperature: narrow(t) for temperature, t in teacher.items()}
             for teacher in scored.teachers
         ),
+        noise=scored.noise,
     )
 
 

@@ -228,10 +228,27 @@ async def _columns(
     return padding, tempers
 
 
-async def served_weights(urls: Sequence[str], name: str, rows: int) -> list[Any] | None:
-    """The first rows of a parameter on the first server; None where it does not tell."""
+async def served_weights(url: str, name: str, rows: int) -> list[Any] | None:
+    """The first rows of a parameter on a server; None where it does not tell."""
     async with aiohttp.ClientSession() as session:
-        return await SglangClient(urls[0], session, timeout=60.0).weights(name, rows)
+        return await SglangClient(url, session, timeout=60.0).weights(name, rows)
+
+
+async def server_info(url: str) -> ServerInfo:
+    """What a server says of itself.
+
+    Raises:
+        MismatchError: it is no SGLang server.
+        EngineError: it does not answer.
+
+    """
+    async with aiohttp.ClientSession() as session:
+        try:
+            return await SglangClient(url, session, timeout=60.0).info()
+        except GoneError as error:
+            raise EngineError(str(error)) from None
+        except RefusedError as error:
+            raise MismatchError(str(error)) from None
 
 
 def same_parameters(ours: NDArray[np.float64], theirs: Sequence[Any]) -> bool:

@@ -74,7 +74,7 @@ def likeliest(logits: torch.Tensor, k: int) -> torch.Tensor:
     return ids.gather(-1, order)
 
 
-def _nucleus(exponents: torch.Tensor, k: int, top_p: float) -> torch.Tensor:
+def _nucleus(exponents: torch.Tensor, k: int, top_p: float, joint: bool) -> torch.Tensor:
     """How `cut_mask` does it once it has a temperature: exponents (n, vocabulary), 1 <= k."""
     size = exponents.shape[-1]
     # Where the nucleus is small, which is usual, a large vocabulary need not be sorted.
@@ -82,15 +82,12 @@ def _nucleus(exponents: torch.Tensor, k: int, top_p: float) -> torch.Tensor:
     ids = likeliest(exponents, guess)
     weights = exponents.gather(-1, ids).exp()
     if top_p < 1:
-        total = (
-            weights.sum(-1)
-            if k == guess
-            else (
-                exponents.exp().sum(-1)
-                if k >= size
-                else exponents.gather(-1, likeliest(exponents, k)).exp().sum(-1)
-            )
-        )
+        if k >= size or joint:
+            total = exponents.exp().sum(-1)
+        elif k == guess:
+            total = weights.sum(-1)
+        else:
+            total = exponents.gather(-1, likeliest(exponents, k)).exp().sum(-1)
         wanted = top_p * total[:, None]
         before = weights.cumsum(-1) - weights
         if guess < k and bool((before[:, -1:] + weights[:, -1:] < wanted).any()):
@@ -109,8 +106,8 @@ def log_probs(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Log-probabilities of all ids under `sampling`.
 
     Temperature first, then the `top_k` likeliest, then the smallest set of the likeliest whose
-    renormalised mass reaches `top_p`, then renormalised. Of equally likely ids at an edge the
-    lower ones stay.
+    renormalised (if `joint`: whole) mass reaches `top_p`, then renormalised. Of equally likely ids
+    at an edge the lower ones stay.
 
     Args:
         logits: shape (n, vocabulary), finite.
@@ -125,7 +122,7 @@ def log_probs(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     size = z.shape[-1]
     k = sampling.top_k if 0 < sampling.top_k < size else size
     if k < size or sampling.top_p < 1:
-        z = z.masked_fill(~_nucleus(z, k, sampling.top_p), float("-inf"))
+        z = z.masked_fill(~_nucleus(z, k, sampling.top_p, sampling.joint), float("-inf"))
     return (z - z.logsumexp(-1, keepdim=True)).clamp_(min=ZERO_LOGPROB)
 
 

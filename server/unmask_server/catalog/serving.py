@@ -1,0 +1,131 @@
+"""Models that SGLang servers run: checked when they are registered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
+from unmask_server.catalog.model_files import ModelFiles, first_rows
+
+if TYPE_CHECKING:
+    from unmask_server.engines.sglang import Serving
+
+MAX_ENDPOINTS = 64
+DEFAULT_VERSION = "default"
+"""SGLang's name for weights that nobody has updated."""
+_COMPARED = 64
+"""Numbers of a parameter that are compared with a server's."""
+
+
+def check_endpoints(endpoints: Sequence[str]) -> tuple[str, ...]:
+    """Addresses of servers, without trailing slashes.
+
+    Raises:
+        InvalidArgument: one is no http or https address, or named twice.
+
+    """
+    if len(endpoints) > MAX_ENDPOINTS:
+        raise InvalidArgument("endpoints", f"{len(endpoints)} are more than {MAX_ENDPOINTS}")
+    found: list[str] = []
+    for i, endpoint in enumerate(endpoints):
+        try:
+            parts = urlsplit(endpoint)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
+            _ = parts.port
+        except ValueError:
+            valid = False
+        if not valid:
+            raise InvalidArgument(
+                f"endpoints[{i}]", f"{endpoint[:200]!r} is no address like http://host:30000"
+            )
+        url = endpoint.rstrip("/")
+        if url in found:
+            raise InvalidArgument(f"endpoints[{i}]", f"{url} is named twice")
+        found.append(url)
+    return tuple(found)
+
+
+def served_folder(endpoints: Sequence[str]) -> str:
+    """The directory that holds the tokenizer of a server's model, where it can be read here.
+
+    Raises:
+        InvalidArgument: it cannot.
+        EngineError: the server does not answer.
+
+    """
+    sglang = _engine()
+    try:
+        info = asyncio.run(sglang.server_info(endpoints[0]))
+    except sglang.MismatchError as error:
+        raise FailedPrecondition(str(error)) from None
+    folder: str = info.tokenizer_path or info.model_path
+    if not (Path(folder) / "config.json").is_file():
+        raise InvalidArgument(
+            "model",
+            f"{endpoints[0]} serves {folder}, which is no directory here; give one with its "
+            "config.json and tokenizer (weights are not needed)",
+        )
+    return folder
+
+
+def look_at(endpoints: Sequence[str], files: ModelFiles, usable: int) -> Serving:
+    """Inspect the servers of a model, and compare them with its files.
+
+    Args:
+        endpoints: their addresses.
+        files: the model, as far as it is here.
+        usable: ids that have a token.
+
+    Raises:
+        FailedPrecondition: they run another model.
+        EngineError: one does not answer.
+
+    """
+    sglang = _engine()
+    columns = files.vocab_size
+    try:
+        serving: Serving = asyncio.run(
+            sglang.inspect(endpoints, columns=columns, usable=min(usable, columns))
+        )
+    except sglang.MismatchError as error:
+        raise FailedPrecondition(str(error)) from None
+    ours = first_rows(files, _COMPARED)
+    if ours is not None:
+        name, values = ours
+        theirs = asyncio.run(sglang.served_weights(endpoints[0], name, len(values)))
+        if theirs is not None and not sglang.same_parameters(values, theirs):
+            raise FailedPrecondition(
+                f"{endpoints[0]} serves other weights than {files.folder} holds ({name} differs)"
+            )
+    return serving
+
+
+def served_fingerprint(base: str, files: ModelFiles, serving: Serving) -> str:
+    """A model's fingerprint, given that of its files.
+
+    Weights that are here are the model's identity; without them it is what the servers call them.
+    Weights that were updated under a name of their own are another model in any case.
+    """
+    if files.weights and serving.weight_version == DEFAULT_VERSION:
+        return base
+    digest = hashlib.blake2b(base.encode(), digest_size=16)
+    digest.update(f"|{serving.weight_version}".encode())
+    if not files.weights:
+        digest.update(f"|{serving.served_name}|{serving.model_path}".encode())
+    return digest.hexdigest()
+
+
+def _engine() -> ModuleType:
+    try:
+        from unmask_server.engines import sglang
+    except ImportError as error:
+        raise FailedPrecondition(
+            f"models on SGLang need the extra: pip install 'unmask[sglang]' ({error.name} lacks)"
+        ) from None
+    return sglang
