@@ -37,11 +37,15 @@ test-all: test test-slow ## Run all tests.
 
 SGLANG_CPU := tools/sglang_cpu
 SGLANG_VENV ?= .venv-sglang
+SGLANG_PACKAGES := $(SGLANG_VENV)/.packages
 SGLANG_READY := $(SGLANG_VENV)/.ready
-$(SGLANG_READY): $(SGLANG_CPU)/requirements.txt $(shell find $(SGLANG_CPU)/site -name '*.p*')
+$(SGLANG_PACKAGES): $(SGLANG_CPU)/requirements.txt
 	$(PYTHON) -m venv --clear $(SGLANG_VENV)
 	$(SGLANG_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  -r $(SGLANG_CPU)/requirements.txt
+	@touch $@
+
+$(SGLANG_READY): $(SGLANG_PACKAGES) $(shell find $(SGLANG_CPU)/site -name '*.p*')
 	cp -R $(SGLANG_CPU)/site/. "$$($(SGLANG_VENV)/bin/python -c \
 	  'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
@@ -49,7 +53,7 @@ $(SGLANG_READY): $(SGLANG_CPU)/requirements.txt $(shell find $(SGLANG_CPU)/site 
 sglang-cpu: $(SGLANG_READY) ## Make an environment with SGLang for a machine without a GPU.
 
 test-sglang: $(READY) $(SGLANG_READY) ## Run the tests on a real SGLang.
-	$(BIN)/python -m pytest -m sglang
+	$(BIN)/python -m pytest -m sglang tests/sglang
 
 check: $(READY) ## Lint, types, protos, and whether generated code is current.
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import pytest_asyncio
 from unmask_server.engines.sglang.launch import ManagedSglang
 
-from tests.sglang.real import PYTHON, real
+from tests.sglang.real import PYTHON, processes, real
 from tests.tiny import save, word_level
 
 PADDING = 11
@@ -44,3 +45,6 @@ async def servers(tiny_models: dict[str, Path]) -> AsyncIterator[dict[str, Manag
         await plain.ready()
         await padded.ready()
         yield {"plain": plain, "padded": padded}
+        started = [*processes(plain), *processes(padded)]
+        await asyncio.gather(plain.close(), padded.close())
+    assert not any(process.is_running() for process in started)

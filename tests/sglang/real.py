@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from unmask_server.engines.sglang.launch import Launch
+import psutil
+from unmask_server.engines.sglang.launch import Launch, ManagedSglang
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("SGLANG_VENV", ROOT / ".venv-sglang")) / "bin" / "python"
 """Of the environment that `make sglang-cpu` makes."""
 SMALL = (
-    # One thread: several of them and the tests share few cores, and the models are tiny.
     *("--max-total-tokens", "16384", "--max-running-requests", "64"),
     *("--log-level-http", "warning"),
 )
@@ -24,3 +24,10 @@ def real(model: Path, *arguments: str) -> Launch:
         command=(str(PYTHON), "-m", "sglang_cpu"),
         arguments=(*SMALL, *arguments),
     )
+
+
+def processes(server: ManagedSglang) -> list[psutil.Process]:
+    """The supervisor, SGLang and all its workers."""
+    assert server.pid is not None
+    supervisor = psutil.Process(server.pid)
+    return [supervisor, *supervisor.children(recursive=True)]

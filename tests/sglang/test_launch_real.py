@@ -8,21 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 from structlog.testing import capture_logs
 from unmask_server.engines.sglang.launch import Launch, LaunchError, ManagedSglang, Patience
 
-from tests.sglang.real import real
+from tests.sglang.real import processes, real
 from tests.sglang.test_launch import gone, restarted
 
 pytestmark = pytest.mark.sglang
-
-
-def processes(server: ManagedSglang) -> list[psutil.Process]:
-    assert server.pid is not None
-    supervisor = psutil.Process(server.pid)
-    return [supervisor, *supervisor.children(recursive=True)]
 
 
 async def generate(server: ManagedSglang) -> list[int]:
@@ -43,21 +36,18 @@ async def test_servers_run_side_by_side(servers: dict[str, ManagedSglang]) -> No
         assert len(await generate(server)) == 4
 
 
-async def test_one_whose_scheduler_is_killed_comes_back_and_closing_leaves_nothing(
-    tiny_models: dict[str, Path],
-) -> None:
+async def test_one_whose_scheduler_is_killed_comes_back(servers: dict[str, ManagedSglang]) -> None:
+    server = servers["plain"]
+    restarts, before = server.restarts, processes(server)
+    (scheduler,) = [process for process in before if "scheduler" in process.name()]
     with capture_logs() as logs:
-        async with ManagedSglang(real(tiny_models["plain"])) as server:
-            await server.ready()
-            first = processes(server)
-            (scheduler,) = [p for p in first if "scheduler" in p.name()]
-            os.kill(scheduler.pid, signal.SIGKILL)
-            await restarted(server, 1)
-            assert await gone(first)
-            assert len(await generate(server)) == 4
-            second = processes(server)
-        assert not any(process.is_running() for process in second)
-    assert any("The server is fired up" in entry["event"] for entry in logs)
+        os.kill(scheduler.pid, signal.SIGKILL)
+        await restarted(server, restarts + 1)
+    assert await gone(before)
+    assert len(await generate(server)) == 4
+    events = [entry["event"] for entry in logs]
+    assert "SGLang died" in events
+    assert any("The server is fired up" in event for event in events)
 
 
 async def test_a_model_that_is_none_is_told_in_its_own_words(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ FLAGS = (
     "--dtype=float32",
     "--mem-fraction-static=0.2",
     "--max-total-tokens=65536",
+    # Otherwise an idle server keeps a core busy, looking for work.
+    "--sleep-on-idle",
 )
 
 if __name__ == "__main__":
