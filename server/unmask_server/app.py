@@ -29,6 +29,7 @@ from unmask_server.growth.sampler import Sampler
 from unmask_server.growth.store import GrowthStore
 from unmask_server.growth.trajectories import TrajectoryMaker
 from unmask_server.growth.work import WorkReader
+from unmask_server.launched import LaunchedModels
 from unmask_server.nodes.distributions import Scorer
 from unmask_server.nodes.evidence import EvidenceReader
 from unmask_server.nodes.resolve import Resolver
@@ -42,6 +43,7 @@ class App:
 
     database: Database
     engines: EnginePool
+    launched: LaunchedModels
     grader: Grader
     runner: GrowthRunner
     catalog_service: CatalogService
@@ -54,6 +56,7 @@ class App:
         """Stop the work, then what it works with."""
         await self.runner.close()
         await self.engines.close()
+        await self.launched.close()
         self.grader.close()
         self.database.dispose()
 
@@ -75,8 +78,9 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     catalog = Catalog(database, grader)
     trees = TreeStore(database)
     versions = TreeVersions(trees)
+    launched = LaunchedModels(settings)
     engines = EnginePool(
-        open_engine or _opener(settings, catalog), max_engines=settings.max_engines
+        open_engine or _opener(settings, catalog, launched), max_engines=settings.max_engines
     )
     scorer = Scorer(DistributionStore(database), engines)
     recorder = Recorder(catalog, trees, grader, versions.note)
@@ -94,9 +98,12 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     return App(
         database=database,
         engines=engines,
+        launched=launched,
         grader=grader,
         runner=runner,
-        catalog_service=CatalogService(catalog, resolver, max_noise=settings.max_noise),
+        catalog_service=CatalogService(
+            catalog, resolver, launched.endpoints, max_noise=settings.max_noise
+        ),
         trajectory_service=TrajectoryService(
             catalog,
             resolver,
@@ -109,8 +116,9 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     )
 
 
-def _opener(settings: Settings, catalog: Catalog) -> OpenEngine:
+def _opener(settings: Settings, catalog: Catalog, launched: LaunchedModels) -> OpenEngine:
     async def open_engine(model: Model, vocab_size: int) -> Engine:
+        model = await launched.served(model, vocab_size)
         if model.endpoints:
             return await _sglang(settings, model, vocab_size)
         return await transformers(model, vocab_size)

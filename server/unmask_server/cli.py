@@ -37,6 +37,8 @@ def serve(
     dtype: Annotated[Optional[str], typer.Option(help=_help("dtype"))] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help=_help("threads"))] = None,  # noqa: UP045
     max_batch: Annotated[Optional[int], typer.Option(help=_help("max_batch"))] = None,  # noqa: UP045
+    sglang_launch: Annotated[Optional[list[str]], typer.Option(help=_help("sglang_launch"))] = None,  # noqa: UP045
+    sglang_command: Annotated[Optional[str], typer.Option(help=_help("sglang_command"))] = None,  # noqa: UP045
     log_format: Annotated[Optional[str], typer.Option(help=_help("log_format"))] = None,  # noqa: UP045
     migrate: Annotated[bool, typer.Option(help="Bring the database to this version first.")] = True,
     parent_pid: Annotated[
@@ -56,6 +58,8 @@ def serve(
         "dtype": dtype,
         "threads": threads,
         "max_batch": max_batch,
+        "sglang_launch": sglang_launch,
+        "sglang_command": sglang_command,
         "log_format": log_format,
     }
     with _told():

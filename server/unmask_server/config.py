@@ -35,6 +35,17 @@ class Settings(BaseSettings):
     max_engines: int = Field(
         default=8, ge=1, description="Embedded models held in memory; the least used go first."
     )
+    sglang_launch: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="A model directory to run an SGLang server for, and arguments for it "
+        '("path/to/model --tp 2"); may be given several times (in the environment: with '
+        "semicolons between).",
+    )
+    sglang_command: str = Field(
+        default="",
+        description="What starts SGLang, where it lives in another environment "
+        '("path/to/python -m sglang.launch_server").',
+    )
     sglang_in_flight: int = Field(
         default=1024, ge=1, description="Rollouts sent to a model's SGLang servers and unanswered."
     )
@@ -70,3 +81,10 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("sglang_launch", mode="before")
+    @classmethod
+    def _split_launches(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.split(";") if part.strip()]

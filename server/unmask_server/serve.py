@@ -75,6 +75,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     try:
         bound = [_bind(server, address) for address in settings.listen]
         await server.start()
+        app.launched.start()
         app.runner.start_keeper()
         for name in ("", *SERVICES):
             await health.set(name, health_pb2.HealthCheckResponse.SERVING)

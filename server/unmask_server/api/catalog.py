@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -22,6 +22,8 @@ from unmask_server.nodes.resolve import Resolver
 Context = grpc.aio.ServicerContext[Any, Any]
 Item = TypeVar("Item")
 
+Launched = Callable[[str], Coroutine[Any, Any, tuple[str, ...]]]
+"""Where this server itself has SGLang run a model directory; empty if it does not."""
 DEFAULT_MAX_NEW_TOKENS = 256
 MAX_QUESTIONS = 10_000
 
@@ -29,18 +31,24 @@ MAX_QUESTIONS = 10_000
 class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
     """See proto/unmask/v1/catalog.proto."""
 
-    def __init__(self, catalog: Catalog, resolver: Resolver, *, max_noise: float) -> None:
+    def __init__(
+        self, catalog: Catalog, resolver: Resolver, launched: Launched, *, max_noise: float
+    ) -> None:
         self._catalog = catalog
         self._resolver = resolver
+        self._launched = launched
         self._max_noise = max_noise
 
     async def RegisterPolicy(
         self, request: pb.RegisterPolicyRequest, context: Context
     ) -> pb.RegisterPolicyResponse:
         """Register a student."""
-        return await asyncio.to_thread(self._register_policy, request)
+        endpoints = request.endpoints or await self._launched(request.model)
+        return await asyncio.to_thread(self._register_policy, request, endpoints)
 
-    def _register_policy(self, request: pb.RegisterPolicyRequest) -> pb.RegisterPolicyResponse:
+    def _register_policy(
+        self, request: pb.RegisterPolicyRequest, endpoints: Sequence[str]
+    ) -> pb.RegisterPolicyResponse:
         if not request.model and not request.endpoints:
             raise InvalidArgument(
                 "model",
@@ -51,7 +59,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         sampling = request.sampling
         policy, warnings = self._catalog.register_policy(
             path=request.model,
-            endpoints=request.endpoints,
+            endpoints=endpoints,
             name=request.name or None,
             joint=_joint(sampling),
             sampling=Sampling(
@@ -86,9 +94,12 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         self, request: pb.RegisterTeacherRequest, context: Context
     ) -> pb.RegisterTeacherResponse:
         """Register a teacher."""
-        return await asyncio.to_thread(self._register_teacher, request)
+        endpoints = request.endpoints or await self._launched(request.model)
+        return await asyncio.to_thread(self._register_teacher, request, endpoints)
 
-    def _register_teacher(self, request: pb.RegisterTeacherRequest) -> pb.RegisterTeacherResponse:
+    def _register_teacher(
+        self, request: pb.RegisterTeacherRequest, endpoints: Sequence[str]
+    ) -> pb.RegisterTeacherResponse:
         if not request.model and not request.endpoints:
             raise InvalidArgument(
                 "model",
@@ -114,7 +125,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
             prompting = own.prompting
         teacher, warnings = self._catalog.register_teacher(
             path=request.model,
-            endpoints=request.endpoints,
+            endpoints=endpoints,
             of=own,
             max_noise=math.inf if request.allow_noisy else self._max_noise,
             name=request.name or None,

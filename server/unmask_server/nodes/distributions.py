@@ -43,6 +43,14 @@ class Distribution:
             return True
         return self.top_k >= top_k and set(ids) <= set(self.ids.tolist())
 
+    def at_most(self, ids: NDArray[np.int32]) -> NDArray[np.float64]:
+        """The most that each of `ids` can have, by what is known; shape (len(ids),)."""
+        rest = 0.0
+        if not self.complete and self.top_k:
+            rest = float(np.exp(np.float64(self.logprobs[self.top_k - 1])))
+        known = dict(zip(self.ids.tolist(), np.exp(self.logprobs.astype(np.float64)), strict=True))
+        return np.array([known.get(token, rest) for token in ids.tolist()], dtype=np.float64)
+
     def probabilities(self, ids: NDArray[np.int32]) -> NDArray[np.float64]:
         """Probabilities of `ids` and, last, of all others together; shape (len(ids) + 1,).
 

@@ -88,11 +88,7 @@ class EvidenceReader:
         student, rest = first[0], first[1:]
         sampling = student_views.index(policy.sampling)
         candidates = [
-            candidate_ids(
-                student[i][sampling].likeliest,
-                [scored[i][0].likeliest for scored in rest],
-                nodes.observed[i],
-            )
+            _candidates(student[i], sampling, [scored[i] for scored in rest], nodes.observed[i])
             for i in range(len(nodes.positions))
         ]
         # Each model now says what it thinks of the others' candidates, where it has not already.
@@ -140,6 +136,36 @@ class EvidenceReader:
             top_k=top_k,
             also=also,
         )
+
+
+def _candidates(
+    student: Sequence[Distribution],
+    sampling: int,
+    teachers: Sequence[Sequence[Distribution]],
+    observed: int | None,
+) -> NDArray[np.int32]:
+    """A node's candidates, without those that cannot matter: nobody need be asked about them.
+
+    Args:
+        student: its distributions, by view.
+        sampling: which of them rollouts are drawn from.
+        teachers: each teacher's distributions, by temperature.
+        observed: the token that was taken, if one was.
+
+    """
+    ids = candidate_ids(
+        student[sampling].likeliest, [views[0].likeliest for views in teachers], observed
+    )
+    keep = ids == observed if observed is not None else np.zeros(len(ids), dtype=bool)
+    mine = np.max([view.at_most(ids) for view in student], axis=0)
+    keep |= mine >= NEGLIGIBLE
+    for views in teachers:
+        for view in views:
+            theirs = view.at_most(ids)
+            # What a teacher rules out makes a loss infinite, however unlikely it is.
+            keep |= (theirs >= NEGLIGIBLE) | ((theirs == 0.0) & (mine > 0.0))
+    kept: NDArray[np.int32] = ids[keep]
+    return kept
 
 
 def evidence(nodes: NodeSet, scores: Sequence[Scores], view: TreeView) -> list[Evidence]:
