@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine as Database
 
@@ -118,7 +118,12 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
 
 def _opener(settings: Settings, catalog: Catalog, launched: LaunchedModels) -> OpenEngine:
     async def open_engine(model: Model, vocab_size: int) -> Engine:
-        model = await launched.served(model, vocab_size)
+        served = await launched.served(model, vocab_size)
+        if served is not model:
+            # What SGLang loaded is what the directory held; it must be what was registered.
+            here = replace(model, endpoints=())
+            await asyncio.to_thread(catalog.check_model_unchanged, here)
+            return await _sglang(settings, served, vocab_size)
         if model.endpoints:
             return await _sglang(settings, model, vocab_size)
         return await transformers(model, vocab_size)

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -141,6 +142,21 @@ async def test_one_that_is_not_healthy_in_time_is_given_up(tmp_path: Path) -> No
     async with managed(launch) as server:
         with pytest.raises(LaunchError, match="was not healthy in time"):
             await server.ready()
+
+
+async def test_it_is_not_started_again_on_another_checkpoint(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"one")
+    launch = replace(fake(tmp_path), model=str(model))
+    async with managed(launch) as server:
+        await server.ready()
+        (model / "model.safetensors").write_bytes(b"another")
+        await get(server, "/die")
+        await until(lambda: not server.is_healthy)
+        with pytest.raises(LaunchError, match="have changed"):
+            await server.ready()
+    assert starts(tmp_path) == 1
 
 
 async def test_what_is_no_program_is_told_at_once() -> None:

@@ -91,6 +91,7 @@ class ManagedSglang:
         self._name = Path(launch.model).name
         self._reserved = _reserve(launch.host) if launch.port == 0 else None
         self._port = self._reserved.getsockname()[1] if self._reserved else launch.port
+        self._files = _state_of(launch.model)
         self._healthy = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._child: Child | None = None
@@ -180,6 +181,7 @@ class ManagedSglang:
             if quick_deaths:
                 pause = patience.first_pause * 2.0 ** (quick_deaths - 1)
                 await asyncio.sleep(min(pause, patience.longest_pause))
+            self._check_files()
             self.restarts += 1
 
     async def _run_once(self) -> tuple[float | None, str, list[str]]:
@@ -192,6 +194,7 @@ class ManagedSglang:
         how = "was not healthy in time"
         try:
             if await self._becomes_healthy(child):
+                self._check_files()
                 healthy_since = time.monotonic()
                 self._healthy.set()
                 how = await child.wait()
@@ -243,6 +246,13 @@ class ManagedSglang:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
+    def _check_files(self) -> None:
+        if _state_of(self.launch.model) != self._files:
+            raise LaunchError(
+                f"the files in {self.launch.model} have changed since SGLang was first started on "
+                "them; it is stopped, so that no two models share a name"
+            )
+
     def _command(self) -> list[str]:
         return [
             *self.launch.command,
@@ -254,6 +264,15 @@ class ManagedSglang:
     def _pass_on(self, line: str) -> None:
         level = log.debug if any(words in line for words in _STATISTICS) else log.info
         level(line, model=self._name)
+
+
+def _state_of(model: str) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a model directory's files; empty where it is none."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return []
+    stats = [(file.name, file.stat()) for file in folder.iterdir() if file.is_file()]
+    return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def _reserve(host: str) -> socket.socket:
