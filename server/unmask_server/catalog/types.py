@@ -46,7 +46,7 @@ class Model:
     eos_ids: tuple[int, ...]
     endpoints: tuple[str, ...] = ()
     """SGLang servers that run it, replicas of each other; empty: it is run here."""
-    serving: Mapping[str, Any] | None = None
+    serving: Mapping[str, Any] | None = field(default=None, hash=False)
     """What they were found to be: `engines.sglang.Serving` as JSON."""
 
     @property
