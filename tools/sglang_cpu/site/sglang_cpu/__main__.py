@@ -22,5 +22,9 @@ FLAGS = (
 
 if __name__ == "__main__":
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    # One thread a server, which does not spin while it waits: servers that share few cores would
+    # otherwise take them from each other. For a large model alone set OMP_NUM_THREADS.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Becomes SGLang: who started this process has SGLang's own, to signal and to wait for.
     os.execv(sys.executable, [sys.executable, "-m", "sglang.launch_server", *FLAGS, *sys.argv[1:]])
