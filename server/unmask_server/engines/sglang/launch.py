@@ -176,7 +176,7 @@ class ManagedSglang:
                 log.error("SGLang is given up", model=self._name)
                 raise LaunchError(
                     f"SGLang for {self.launch.model} {how}, {max(failed_starts, quick_deaths)} "
-                    "times in a row; its last lines:\n" + "\n".join(tail)
+                    f"times in a row; its last lines:\n{_shown(tail)}"
                 )
             if quick_deaths:
                 pause = patience.first_pause * 2.0 ** (quick_deaths - 1)
@@ -264,6 +264,11 @@ class ManagedSglang:
     def _pass_on(self, line: str) -> None:
         level = log.debug if any(words in line for words in _STATISTICS) else log.info
         level(line, model=self._name)
+
+
+def _shown(tail: Sequence[str]) -> str:
+    """As much of its last lines as fits into an error that is sent to clients."""
+    return "\n".join(line[:300] for line in tail[-10:])
 
 
 def _state_of(model: str) -> list[tuple[str, int, int]]:

@@ -1,8 +1,8 @@
-"""Modules in place of GPU kernels, which SGLang imports when it starts and never calls on a CPU."""
+"""Modules in place of what SGLang imports when it starts and never calls here: GPU kernels, audio."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -66,7 +66,7 @@ class _Missing:
         import torch
 
         if any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values())):
-            raise RuntimeError(f"{self._name} runs on GPUs only; this SGLang is for the CPU")
+            raise RuntimeError(f"{self._name} is only a stand-in: this SGLang is for the CPU")
         if len(args) == 1 and not kwargs and callable(args[0]):
             return args[0]  # a bare decorator
         return self
@@ -87,6 +87,3 @@ def _attribute(name: str) -> Any:
 
 def _anything(self: object, *_: Any, **__: Any) -> None:
     """Takes whatever the real class would."""
-
-
-Decorator = Callable[[Any], Any]
