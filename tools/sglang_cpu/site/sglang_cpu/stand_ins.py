@@ -1,4 +1,4 @@
-"""Modules in place of what SGLang imports when it starts and never calls here: GPU kernels, audio."""
+"""In place of what SGLang imports when it starts and never calls here: GPU kernels, audio."""
 
 from __future__ import annotations
 
