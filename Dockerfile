@@ -14,7 +14,7 @@ COPY client client
 COPY server server
 COPY migrations migrations
 RUN python -m venv /opt/unmask \
- && /opt/unmask/bin/pip install --no-cache-dir $PIP_OPTIONS -c constraints.txt "$TORCH" '.[transformers]'
+ && /opt/unmask/bin/pip install --no-cache-dir $PIP_OPTIONS -c constraints.txt "$TORCH" '.[transformers,sglang]'
 
 FROM python:3.11-slim
 COPY --from=build /opt/unmask /opt/unmask

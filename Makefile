@@ -75,8 +75,19 @@ DEMO := examples/word_problems/questions.jsonl --student examples/models/student
   --context answer --context wrong_solution --temperature 0.7 --max-new-tokens 80 \
   --verifier hash_answer --max-questions 6 --samples 4 --rollouts-per-node 64
 
-demo: $(READY) ## Where do these teachers help this student? On small models that ship with the project.
-	$(BIN)/unmask diagnose $(DEMO) --database .unmask/demo.db
+# ENGINE=sglang: the same with every model on an SGLang server that Unmask starts.
+ENGINE ?= transformers
+ifeq ($(ENGINE),sglang)
+DEMO_NEEDS := $(SGLANG_READY)
+DEMO_ENV := UNMASK_SGLANG_COMMAND="$(SGLANG_VENV)/bin/python -m sglang_cpu" \
+  UNMASK_SGLANG_LAUNCH="examples/models/student,examples/models/teacher-strong,examples/models/teacher-verbose"
+DEMO_DATABASE := .unmask/demo-sglang.db
+else
+DEMO_DATABASE := .unmask/demo.db
+endif
+
+demo: $(READY) $(DEMO_NEEDS) ## Where do these teachers help this student? On small models that ship with the project.
+	$(DEMO_ENV) $(BIN)/unmask diagnose $(DEMO) --database $(DEMO_DATABASE)
 
 LLM := .unmask/models/smollm2
 $(LLM)/config.json: $(READY) examples/smollm2/prepare.py
