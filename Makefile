@@ -80,7 +80,7 @@ ENGINE ?= transformers
 ifeq ($(ENGINE),sglang)
 DEMO_NEEDS := $(SGLANG_READY)
 DEMO_ENV := UNMASK_SGLANG_COMMAND="$(SGLANG_VENV)/bin/python -m sglang_cpu" \
-  UNMASK_SGLANG_LAUNCH="examples/models/student,examples/models/teacher-strong,examples/models/teacher-verbose"
+  UNMASK_SGLANG_LAUNCH="examples/models/student;examples/models/teacher-strong;examples/models/teacher-verbose"
 DEMO_DATABASE := .unmask/demo-sglang.db
 else
 DEMO_DATABASE := .unmask/demo.db
