@@ -1,72 +1,62 @@
-"""Take the figures: `python -m bench [NAME…] [--table] [--quick]`."""
+"""`python -m bench [NAME …] [--table]`: all figures, or some. Under ten minutes on two cores.
+
+Each module prints one line of JSON for each of its figures; they run one after another.
+"""
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import json
+import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 
-from bench.figures import Figure, SkippedError, table
-
-REPETITIONS = 7
-QUICK_REPETITIONS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Figures that are taken together."""
-
-    name: str
-    about: str
-    """What is measured over what."""
-
-    def measure(self, repetitions: int) -> Iterator[Figure]:
-        """Take them.
-
-        Raises:
-            SkippedError: they cannot be taken here.
-
-        """
-        # Imported late: what one group needs must not cost another one time or memory.
-        module = importlib.import_module(f"bench.{self.name}")
-        yield from module.measure(repetitions)
-
-
-GROUPS = {
-    group.name: group
-    for group in (
-        Group("insert_rows", "recording rollouts over a bulk insertion of the same rows"),
-        Group("transformers_engine", "rollouts of the embedded engine over plain `generate`"),
-    )
+MODULES = {
+    "client_import": "what `import unmask` costs",
+    "cached_alignment": "an answer from memory, over SQLite and PostgreSQL",
+    "look_up": "how a look-up grows with the database",
+    "insert_rows": "recording rollouts, in SQLite and PostgreSQL",
+    "server_memory": "a server's memory, idle and with 100,000 rollouts",
+    "transformers_engine": "the embedded engine against `generate`",
+    "sglang_engine": "the SGLang engine against bare requests (make sglang-cpu first)",
 }
 
 
-def main() -> None:
-    """Print each figure as a line of JSON when it is there, or all as a table at the end."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(GROUPS))
-    parser.add_argument("--table", action="store_true", help="a table in Markdown, at the end")
-    parser.add_argument("--quick", action="store_true", help="few repetitions, to try it out")
+def main() -> int:
+    """Run the modules named, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    listed = ", ".join(f"{name} ({what})" for name, what in MODULES.items())
+    parser.add_argument("names", nargs="*", metavar="NAME", help=listed)
+    parser.add_argument("--table", action="store_true", help="print a table in Markdown instead")
     options = parser.parse_args()
-    if unknown := [name for name in options.names if name not in GROUPS]:
-        parser.error(f"no figures named {', '.join(unknown)}; there are {', '.join(GROUPS)}")
-    figures = []
-    for name in options.names or GROUPS:
-        begin = time.perf_counter()
-        try:
-            for figure in GROUPS[name].measure(QUICK_REPETITIONS if options.quick else REPETITIONS):
-                figures.append(figure)
-                if not options.table:
-                    print(figure.line(), flush=True)
-        except SkippedError as reason:
-            print(f"{name}: skipped: {reason}", file=sys.stderr, flush=True)
-        print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+    unknown = set(options.names) - set(MODULES)
+    if unknown:
+        parser.error(f"no such figure: {', '.join(sorted(unknown))}")
+    failed = False
     if options.table:
-        print(table(figures))
+        print("| figure | value | baseline | ratio (range, n) | goal |\n|---|---|---|---|---|")
+    for name in options.names or MODULES:
+        with subprocess.Popen(
+            [sys.executable, "-m", f"bench.{name}"], stdout=subprocess.PIPE, text=True
+        ) as module:
+            assert module.stdout is not None
+            for line in module.stdout:
+                if line.startswith("{"):
+                    print(_row(json.loads(line)) if options.table else line.rstrip(), flush=True)
+        failed |= module.returncode != 0
+    return int(failed)
+
+
+def _row(found: dict[str, object]) -> str:
+    if "skipped" in found:
+        return f"| {found['name']} | skipped: {found['skipped']} | | | |"
+    goal = ""
+    if found["goal"] is not None:
+        goal = f"{'≥' if found['direction'] == 'up' else '≤'} {found['goal']}"
+    return (
+        f"| {found['name']} | {found['value']} {found['unit']} | {found['baseline']} | "
+        f"{found['ratio']} ({found['low']} to {found['high']}, {found['n']}) | {goal} |"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

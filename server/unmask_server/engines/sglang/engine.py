@@ -63,7 +63,11 @@ class SglangEngine:
             patience: seconds to wait for a server when none answers.
 
         """
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        # Idle connections go before the server closes them (uvicorn does after 5 s): a request sent
+        # on one that is just being closed looks like a server that died.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
+        )
         self._replicas = Replicas(
             [
                 Replica(SglangClient(url, self._session, timeout=timeout), serving.weight_version)
