@@ -46,6 +46,7 @@ class App:
     launched: LaunchedModels
     grader: Grader
     runner: GrowthRunner
+    answers: AnswerCache
     catalog_service: CatalogService
     trajectory_service: TrajectoryService
     diagnosis_service: DiagnosisService
@@ -101,6 +102,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         launched=launched,
         grader=grader,
         runner=runner,
+        answers=answers,
         catalog_service=CatalogService(
             catalog, resolver, launched.endpoints, max_noise=settings.max_noise
         ),

@@ -29,6 +29,7 @@ from unmask.v1 import (
     trajectory_pb2_grpc,
 )
 
+from unmask_server.api.answers import AnswerInterceptor
 from unmask_server.api.errors import ErrorInterceptor
 from unmask_server.app import App, build
 from unmask_server.config import Settings
@@ -57,7 +58,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     app = app or build(settings)
     limit = settings.max_message_mib * 2**20
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
+        interceptors=[AnswerInterceptor(app.answers), ErrorInterceptor()],
         options=[
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import grpc
 
 from unmask_server.nodes.versions import TreeVersions
+
+KEPT = {
+    f"/unmask.v1.DiagnosisService/{name}": name
+    for name in ("GetNode", "GetIdealGradient", "GetAlignment")
+}
+"""The methods whose answers are kept: by path, their names."""
+
+Key = tuple[str, bytes]
+"""The name of a method and a serialised request."""
 
 
 class Message(Protocol):
@@ -21,6 +33,7 @@ class Message(Protocol):
 class _Answer:
     tree_id: int
     version: int
+    latest: bool
     data: bytes
 
 
@@ -35,35 +48,107 @@ class AnswerCache:
         self._versions = versions
         self._max = max_bytes
         self._used = 0
-        self._answers: OrderedDict[tuple[str, bytes], _Answer] = OrderedDict()
+        self._answers: OrderedDict[Key, _Answer] = OrderedDict()
 
-    async def get(self, key: tuple[str, bytes], *, latest: bool) -> bytes | None:
+    def at_hand(self, key: Key) -> bytes | None:
+        """The answer, if it is known to stand without asking the database."""
+        answer = self._answers.get(key)
+        if (
+            answer is None
+            or answer.latest
+            or self._versions.current(answer.tree_id) != answer.version
+        ):
+            return None
+        self._answers.move_to_end(key)
+        return answer.data
+
+    async def get(self, key: Key) -> bytes | None:
         """The answer, if it still stands."""
         answer = self._answers.get(key)
         if answer is None:
             return None
-        version = None if latest else self._versions.current(answer.tree_id)
-        if version is None:
-            version = await self._versions.latest(answer.tree_id)
-        if version != answer.version:
-            self._drop(key)
+        ask = self._versions.latest if answer.latest else self._versions.recent
+        if await ask(answer.tree_id) != answer.version:
+            # Another call may have put a newer one in its place meanwhile.
+            if self._answers.get(key) is answer:
+                self._drop(key)
             return None
         if key in self._answers:
             self._answers.move_to_end(key)
         return answer.data
 
-    def put(self, key: tuple[str, bytes], tree_id: int, version: int, data: bytes) -> None:
-        """Keep an answer that was computed at `version`."""
-        self._versions.note(tree_id, version)
+    def put(
+        self, key: Key, tree_id: int, version: int, data: bytes, *, latest: bool, since: float
+    ) -> None:
+        """Keep an answer.
+
+        Args:
+            key: what it answers.
+            tree_id: the tree it was computed from.
+            version: the tree's, as it was read.
+            data: the answer.
+            latest: whether the request asks for the newest counts.
+            since: a time of `time.monotonic()` before the version was read.
+
+        """
+        self._versions.note(tree_id, version, since=since)
         self._drop(key)
-        self._answers[key] = _Answer(tree_id, version, data)
+        self._answers[key] = _Answer(tree_id, version, latest, data)
         self._used += _size(key, data)
         while self._used > self._max and self._answers:
             self._drop(next(iter(self._answers)))
 
-    def _drop(self, key: tuple[str, bytes]) -> None:
+    def _drop(self, key: Key) -> None:
         if (answer := self._answers.pop(key, None)) is not None:
             self._used -= _size(key, answer.data)
+
+
+class AnswerInterceptor(grpc.aio.ServerInterceptor):
+    """Sends kept answers for the bytes of a request, before anything else looks at it.
+
+    What is kept was found good when it was computed; all other calls take their usual way.
+    Outermost, it remembers what the interceptors within it made of a method.
+    """
+
+    def __init__(self, answers: AnswerCache) -> None:
+        self._answers = answers
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of the call's method."""
+        method = handler_call_details.method
+        if (known := self._handlers.get(method)) is not None:
+            return known
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        if method in KEPT:
+            handler = grpc.unary_unary_rpc_method_handler(
+                self._answering(KEPT[method], handler),
+                response_serializer=handler.response_serializer,
+            )
+        self._handlers[method] = handler
+        return handler  # type: ignore[no-any-return]
+
+    def _answering(self, name: str, handler: Any) -> Callable[[bytes, Any], Awaitable[Any]]:
+        at_hand, deserialize, call = (
+            self._answers.at_hand,
+            handler.request_deserializer,
+            handler.unary_unary,
+        )
+
+        async def answering(data: bytes, context: Any) -> Any:
+            if (kept := at_hand((name, data))) is not None:
+                return kept
+            return await call(deserialize(data), context)
+
+        return answering
 
 
 def encode(message: Message | bytes) -> bytes:
@@ -71,5 +156,5 @@ def encode(message: Message | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString(deterministic=True)
 
 
-def _size(key: tuple[str, bytes], data: bytes) -> int:
+def _size(key: Key, data: bytes) -> int:
     return len(key[1]) + len(data) + 300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -162,14 +163,17 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         """An answer about one node: kept bytes, or computed and kept. Sent as they are."""
         options = node_options(request.options, "options")
         key = (method, request.SerializeToString(deterministic=True))
-        if (kept := await self._answers.get(key, latest=options.latest)) is not None:
+        if (kept := await self._answers.get(key)) is not None:
             return kept
         nodes = await asyncio.to_thread(
             resolve_node, self._resolver, request.node, options.verifier, "node"
         )
+        since = time.monotonic()
         read = await self._read(nodes, request.teachers, algorithms, options)
         data = encode(await asyncio.to_thread(respond, read, options))
-        self._answers.put(key, read.tree.id, read.view.version, data)
+        self._answers.put(
+            key, read.tree.id, read.view.version, data, latest=options.latest, since=since
+        )
         return data
 
     async def _read(

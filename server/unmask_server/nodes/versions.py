@@ -20,12 +20,23 @@ class TreeVersions:
     def __init__(self, trees: TreeStore) -> None:
         self._trees = trees
         self._known: dict[int, tuple[int, float]] = {}
+        self._queries: dict[int, asyncio.Future[int]] = {}
 
-    def note(self, tree_id: int, version: int) -> None:
-        """A version that was just committed or read. Callable from any thread."""
+    def note(self, tree_id: int, version: int, *, since: float | None = None) -> None:
+        """A version that was committed or read. Callable from any thread.
+
+        Args:
+            tree_id: whose.
+            version: of the tree.
+            since: a time of `time.monotonic()` before it was read; None: now.
+
+        """
+        at = time.monotonic() if since is None else since
         known = self._known.get(tree_id)
-        if known is None or version >= known[0]:
-            self._known[tree_id] = (version, time.monotonic())
+        if known is None or version > known[0]:
+            self._known[tree_id] = (version, at)
+        elif version == known[0]:
+            self._known[tree_id] = (version, max(at, known[1]))
 
     def current(self, tree_id: int) -> int | None:
         """The version, if it is known and young enough."""
@@ -34,8 +45,21 @@ class TreeVersions:
             return None
         return known[0]
 
+    async def recent(self, tree_id: int) -> int:
+        """The version, young enough. Those who need it at the same time share one query."""
+        if (version := self.current(tree_id)) is not None:
+            return version
+        query = self._queries.get(tree_id)
+        if query is None:
+            query = asyncio.ensure_future(self.latest(tree_id))
+            self._queries[tree_id] = query
+            query.add_done_callback(lambda _: self._queries.pop(tree_id))
+        # A caller that goes away does not take the answer from the others.
+        return await asyncio.shield(query)
+
     async def latest(self, tree_id: int) -> int:
         """The version that the database has now."""
+        begun = time.monotonic()
         version = (await asyncio.to_thread(self._trees.versions, [tree_id]))[tree_id]
-        self.note(tree_id, version)
+        self.note(tree_id, version, since=begun)
         return version
