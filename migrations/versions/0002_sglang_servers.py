@@ -42,8 +42,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("policy") as policy:
+    # A copied table would have to be dropped, which the rows that refer to it forbid.
+    with op.batch_alter_table("policy", recreate="never") as policy:
         policy.drop_column("joint")
-    with op.batch_alter_table("model") as model:
+    with op.batch_alter_table("model", recreate="never") as model:
         model.drop_column("serving")
         model.drop_column("endpoints")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
 from unmask_server.database.connect import open_database, read, write
 from unmask_server.database.migrate import (
     SchemaRevisionError,
@@ -17,6 +17,9 @@ from unmask_server.database.migrate import (
     require_head,
 )
 from unmask_server.database.schema import metadata
+from unmask_server.tree import FINISH_STOP, NewRollout, TreeStore
+
+from tests.stores import fill_catalog
 
 
 def test_the_migrated_schema_is_the_one_in_the_code(empty_url: str) -> None:
@@ -36,6 +39,35 @@ def test_down_and_up_again(empty_url: str) -> None:
     assert current_revision(engine) is None
     assert migrate(empty_url) == head_revision()
     assert set(metadata.tables) <= set(inspect(engine).get_table_names())
+    engine.dispose()
+
+
+def test_what_is_stored_survives_the_way_down_to_each_revision_and_up_again(
+    empty_url: str,
+) -> None:
+    migrate(empty_url)
+    engine = open_database(empty_url)
+    fill_catalog(engine)
+    store = TreeStore(engine)
+    tree = store.open_tree("p1", "q1").id
+    store.activate_verifier(tree, 1, lambda rollouts: [0.0] * len(rollouts))
+    store.add_rollouts(tree, [NewRollout(bytes(16), (5, 6, 2), 1, FINISH_STOP, {1: 1.0})])
+
+    def everything() -> dict[str, list[tuple[object, ...]]]:
+        with read(engine) as connection:
+            return {
+                name: [tuple(row) for row in connection.execute(select(table))]
+                for name, table in metadata.tables.items()
+            }
+
+    before = everything()
+    assert before["policy"]
+    assert before["node"]
+    for revision in ("0001",):
+        engine.dispose()
+        migrate(empty_url, revision)
+        migrate(empty_url)
+        assert everything() == before
     engine.dispose()
 
 
