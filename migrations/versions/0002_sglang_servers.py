@@ -14,9 +14,12 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+# recreate="never": SQLite would copy the table and drop the old one, which the rows that refer to
+# it forbid; it can add and drop columns itself.
+
 
 def upgrade() -> None:
-    with op.batch_alter_table("model") as model:
+    with op.batch_alter_table("model", recreate="never") as model:
         model.add_column(
             sa.Column(
                 "endpoints",
@@ -29,7 +32,7 @@ def upgrade() -> None:
         model.add_column(
             sa.Column("serving", sa.JSON(), comment="what they were found to be; null without any")
         )
-    with op.batch_alter_table("policy") as policy:
+    with op.batch_alter_table("policy", recreate="never") as policy:
         policy.add_column(
             sa.Column(
                 "joint",
@@ -42,7 +45,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # A copied table would have to be dropped, which the rows that refer to it forbid.
     with op.batch_alter_table("policy", recreate="never") as policy:
         policy.drop_column("joint")
     with op.batch_alter_table("model", recreate="never") as model:
