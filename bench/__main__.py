@@ -13,6 +13,7 @@ import sys
 MODULES = {
     "client_import": "what `import unmask` costs",
     "cached_alignment": "an answer from memory, over SQLite and PostgreSQL",
+    "uncached_alignment": "an answer computed anew",
     "look_up": "how a look-up grows with the database",
     "insert_rows": "recording rollouts, in SQLite and PostgreSQL",
     "server_memory": "a server's memory, idle and with 100,000 rollouts",
