@@ -48,6 +48,8 @@ def prepare(address: str, folder: Path) -> diagnosis_pb2.GetAlignmentRequest:
             client.register_teacher("student", name=context, context=context)
         trajectory = client.sample_trajectories("student", ["one"], count=1).trajectories[0]
         client.grow(trajectory, rollouts_per_node=32, rollouts=2000).wait()
+        # The models score now, so that a server started on this later needs none.
+        list(client.trajectory_alignments(trajectory, teachers=list(CONTEXTS)))
         request = diagnosis_pb2.GetAlignmentRequest(teachers=list(CONTEXTS))
         request.node.trajectory.trajectory = trajectory.id
         request.node.trajectory.position = 0
