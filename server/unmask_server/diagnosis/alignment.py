@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,12 +102,19 @@ class Draws:
     advantage: FloatArray | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Measured:
-    """An alignment with the draws behind it."""
+    """An alignment, and the draws behind it where somebody asks for them."""
 
     alignment: Alignment
-    draws: Draws
+    draw: Callable[[], Draws]
+    """Makes `draws`."""
+
+    @cached_property
+    def draws(self) -> Draws:
+        """What sets of nodes add up."""
+        # One node's answer has no use for them; they are a fifth of its cost.
+        return self.draw()
 
 
 def align(
@@ -193,7 +202,7 @@ def measure(
         covered_teacher=covered_teacher,
         unbounded_id=None if taken.unbounded is None else Support(ids).token(taken.unbounded),
     )
-    return Measured(alignment, _draws(posterior, taken, cosine, p, t, noise))
+    return Measured(alignment, lambda: _draws(posterior, taken, cosine, p, t, noise))
 
 
 def _status(posterior: NodePosterior, taken: Step, is_covered_badly: bool) -> Status:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis import Algorithm, Alignment, Form, Loss, NodePosterior
-from unmask_server.diagnosis.alignment import Draws, measure
+from unmask_server.diagnosis.alignment import Draws, Measured, measure
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
 
@@ -31,11 +31,19 @@ class Scored:
     teacher: int | None
     """Which of the request's teachers; None where the algorithm has none."""
     algorithm: Algorithm
-    alignment: Alignment
+    measured: Measured
     divergence: float | None
     """KL(P|T) in nats at the loss's temperature; None without a teacher or where it is infinite."""
-    draws: Draws
-    """What adds up over nodes."""
+
+    @property
+    def alignment(self) -> Alignment:
+        """The answer about this node."""
+        return self.measured.alignment
+
+    @property
+    def draws(self) -> Draws:
+        """What adds up over nodes."""
+        return self.measured.draws
 
 
 def node_seed(nodes: NodeSet, evidence: Evidence) -> int:
@@ -104,7 +112,7 @@ def _score(
         noise=0.0 if teacher is None else scores.noise[teacher],
     )
     divergence = None if t is None else _divergence(p, t)
-    return Scored(teacher, algorithm, measured.alignment, divergence, measured.draws)
+    return Scored(teacher, algorithm, measured, divergence)
 
 
 def _advantage(nodes: NodeSet, algorithm: Algorithm, group: Group | None) -> float | None:
