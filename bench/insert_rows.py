@@ -4,19 +4,16 @@ Value: rows a second, of all tables, through `TreeStore.add_rollouts`. Baseline:
 left behind, inserted into an empty database of the same kind by SQLAlchemy Core's bulk insertion,
 one statement a table, in one transaction. Both pay for the same indexes, foreign keys and commit.
 
-    python bench/insert_rows.py [database-url]
-
-Without a URL a temporary SQLite file is used. A given database must be empty; it is emptied again.
+On an SQLite file, then on PostgreSQL, both committing to the disk.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import Engine, insert, select
 from unmask_server.database import schema
@@ -24,46 +21,39 @@ from unmask_server.database.connect import open_database, read, write
 from unmask_server.database.migrate import migrate
 from unmask_server.tree import FINISH_STOP, NewRollout, TreeStore
 
+from bench.figures import figure, show
+from tests.stores import new_database, postgresql_server
+
 GOAL = 0.3
 ROUNDS = 5
 BATCHES = 2
 ROLLOUTS = 2000
 TOKENS = 60
 TRAJECTORIES = 8
+NewUrl = Callable[[str, str], str]
+"""The URL of an empty database, from a folder and a name."""
+
 TREE_TABLES = (schema.node, schema.node_stat, schema.rollout, schema.outcome)
 
 
 def main() -> None:
-    url = sys.argv[1] if len(sys.argv) > 1 else None
-    rates, baselines = [], []
-    for number in range(ROUNDS):
-        rate, baseline = measure(number, url)
-        rates.append(rate)
-        baselines.append(baseline)
-    ratios = sorted(rate / baseline for rate, baseline in zip(rates, baselines, strict=True))
-    print(
-        json.dumps(
-            {
-                "name": "insert_rows",
-                "value": round(statistics.median(rates)),
-                "unit": "rows/s",
-                "baseline": round(statistics.median(baselines)),
-                "ratio": round(statistics.median(ratios), 3),
-                "goal": GOAL,
-                "direction": "up",
-                "n": ROUNDS,
-                "low": round(ratios[0], 3),
-                "high": round(ratios[-1], 3),
-            }
-        )
-    )
+    show(compare("insert_rows", lambda folder, name: f"sqlite:///{folder}/{name}.db"))
+    with postgresql_server(fsync=True) as server:
+        show(compare("insert_rows_postgresql", lambda folder, name: new_database(server)))
 
 
-def measure(seed: int, url: str | None) -> tuple[float, float]:
+def compare(name: str, new_url: NewUrl) -> dict[str, Any]:
+    """A figure from fresh databases."""
+    rates = [measure(seed, new_url) for seed in range(ROUNDS + 1)][1:]  # the first one warms up
+    ours, theirs = zip(*rates, strict=True)
+    return figure(name, "rows/s", ours, theirs, goal=GOAL)
+
+
+def measure(seed: int, new_url: NewUrl) -> tuple[float, float]:
     """Return the rows a second of the store and of the baseline, on a fresh database each."""
     batches = make_batches(seed)
     with tempfile.TemporaryDirectory() as folder:
-        first = Database(url or f"sqlite:///{folder}/store.db")
+        first = Database(new_url(folder, "store"))
         store = TreeStore(first.engine)
         tree = store.open_tree("p", "q").id
         store.activate_verifier(tree, 1, lambda rollouts: [0.0 for _ in rollouts])
@@ -75,7 +65,7 @@ def measure(seed: int, url: str | None) -> tuple[float, float]:
         total = sum(map(len, rows.values()))
         first.close()
 
-        second = Database(url or f"sqlite:///{folder}/baseline.db")
+        second = Database(new_url(folder, "baseline"))
         assert TreeStore(second.engine).open_tree("p", "q").id == tree
         root = tree << 32
         with write(second.engine) as connection:
@@ -119,11 +109,10 @@ def make_batches(seed: int) -> list[list[NewRollout]]:
 
 
 class Database:
-    """A migrated database with the catalog rows that a tree needs; gone when it is closed."""
+    """A migrated database with the catalog rows that a tree needs."""
 
     def __init__(self, url: str) -> None:
         migrate(url)
-        self._url = url
         self.engine: Engine = open_database(url)
         now = {"created_at": 0.0}
         model = {
@@ -161,7 +150,6 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
-        migrate(self._url, "base")
 
 
 if __name__ == "__main__":

@@ -339,6 +339,9 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     options, _ = parser.parse_known_args()
+    if not PYTHON.exists():
+        print(json.dumps({"name": "sglang_engine", "skipped": "no SGLang: make sglang-cpu"}))
+        return
     async for figure in measure(options.repetitions):
         print(json.dumps(figure), flush=True)
 

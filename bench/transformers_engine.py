@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +24,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen2Config
 from unmask_server.engines.base import SampleRequest, Sampling
 from unmask_server.engines.transformers import TransformersEngine
+
+from bench.figures import figure, show
 
 STOP, PAD = 2, 0
 Prompts = list[list[int]]
@@ -123,13 +123,7 @@ async def compare(
             theirs.append(rows / (middle - start))
             ours.append(rows / (end - middle))
     await engine.close()
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return {
-        "name": name, "value": round(statistics.median(ours), 2), "unit": "rollouts/s",
-        "baseline": round(statistics.median(theirs), 2),
-        "ratio": round(statistics.median(ratios), 2), "goal": goal, "direction": "up",
-        "n": repetitions, "low": round(min(ratios), 2), "high": round(max(ratios), 2),
-    }  # fmt: skip
+    return figure(name, "rollouts/s", ours, theirs, goal=goal)
 
 
 def main() -> None:
@@ -152,11 +146,11 @@ def main() -> None:
                 ("rollouts_large_shared_over_generate", large, shared, 16, 2, 1.0),
             ]
         for name, path, make, rows, repetitions, goal in cases:
-            figure = compare(
+            taken = compare(
                 name, path, make, rows=rows, repetitions=min(repetitions, options.repetitions),
                 threads=options.threads, goal=goal,
             )  # fmt: skip
-            print(json.dumps(asyncio.run(figure)), flush=True)
+            show(asyncio.run(taken))
 
 
 if __name__ == "__main__":

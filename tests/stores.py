@@ -22,8 +22,10 @@ _numbers = count()
 
 
 @contextmanager
-def postgresql_server() -> Iterator[str]:
+def postgresql_server(*, fsync: bool = False) -> Iterator[str]:
     """Run a server in a folder of its own; yield the URL of its `postgres` database.
+
+    Without `fsync`: the machine will not lose its power during the tests.
 
     As root, the package runs it under a user that it makes; /tmp is open to that user.
     """
@@ -35,8 +37,7 @@ def postgresql_server() -> Iterator[str]:
         try:
             url = server.get_uri()
             with _admin(url).connect() as connection:
-                # The machine will not lose its power during the tests.
-                connection.execute(text("ALTER SYSTEM SET fsync = off"))
+                connection.execute(text(f"ALTER SYSTEM SET fsync = {'on' if fsync else 'off'}"))
                 connection.execute(text("SELECT pg_reload_conf()"))
             yield url
         finally:
