@@ -190,18 +190,24 @@ def first_rows(files: ModelFiles, rows: int) -> tuple[str, NDArray[np.float64]] 
     for file in files.weights:
         if file.suffix != ".safetensors":
             continue
-        with safe_open(str(file), framework="np") as tensors:
-            for name in _NORMS:
-                if name in tensors.keys():  # noqa: SIM118
-                    try:
-                        values = tensors.get_tensor(name)
-                    except TypeError:
-                        # numpy has no bfloat16.
-                        return None
-                    return name, np.asarray(values[:rows], dtype=np.float64)
+        with file.open("rb") as stream:
+            # The format: the header's length, the header in JSON, then the data it points to.
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+            name = next((name for name in _NORMS if name in header), None)
+            if name is None or header[name]["dtype"] not in _DTYPES:
+                continue
+            begin, end = header[name]["data_offsets"]
+            stream.seek(8 + length + begin)
+            stored = np.frombuffer(stream.read(end - begin), _DTYPES[header[name]["dtype"]])
+        if stored.dtype == np.uint16:
+            # The upper half of a float32.
+            stored = (stored.astype(np.uint32) << 16).view(np.float32)
+        return name, stored[:rows].astype(np.float64)
     return None
 
 
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _NORMS = ("model.norm.weight", "transformer.ln_f.weight", "model.language_model.norm.weight")
 
 

@@ -127,7 +127,7 @@ class Models:
         fingerprint = self._fingerprints.of(files, tokenizer.identity)
         serving = None
         if endpoints:
-            found = look_at(endpoints, files, tokenizer.limit)
+            found = look_at(endpoints, files, tokenizer)
             fingerprint = served_fingerprint(fingerprint, files, found)
             serving = found.to_json()
         model = Model(

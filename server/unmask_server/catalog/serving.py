@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.model_files import ModelFiles, first_rows
+from unmask_server.catalog.tokenizer import ModelTokenizer
 
 if TYPE_CHECKING:
     from unmask_server.engines.sglang import Serving
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 MAX_ENDPOINTS = 64
 DEFAULT_VERSION = "default"
 """SGLang's name for weights that nobody has updated."""
+_TEXTS = ("What is 12 * 345.6?", "So x = \\frac{1}{2}.\n\n#### 7", "naïve café, 你好 🙂", "a\tb  c")
+"""What two tokenizers are compared on; ids are what is sent, so this is about the model alone."""
 _COMPARED = 64
 """Numbers of a parameter that are compared with a server's."""
 
@@ -74,13 +77,13 @@ def served_folder(endpoints: Sequence[str]) -> str:
     return folder
 
 
-def look_at(endpoints: Sequence[str], files: ModelFiles, usable: int) -> Serving:
+def look_at(endpoints: Sequence[str], files: ModelFiles, tokenizer: ModelTokenizer) -> Serving:
     """Inspect the servers of a model, and compare them with its files.
 
     Args:
         endpoints: their addresses.
         files: the model, as far as it is here.
-        usable: ids that have a token.
+        tokenizer: the model's, from its files.
 
     Raises:
         FailedPrecondition: they run another model.
@@ -91,10 +94,18 @@ def look_at(endpoints: Sequence[str], files: ModelFiles, usable: int) -> Serving
     columns = files.vocab_size
     try:
         serving: Serving = asyncio.run(
-            sglang.inspect(endpoints, columns=columns, usable=min(usable, columns))
+            sglang.inspect(endpoints, columns=columns, usable=min(tokenizer.limit, columns))
         )
     except sglang.MismatchError as error:
         raise FailedPrecondition(str(error)) from None
+    told = asyncio.run(sglang.served_tokens(endpoints[0], _TEXTS))
+    for text, ids in zip(_TEXTS, told, strict=True):
+        mine = list(tokenizer.encode(text))
+        if ids is not None and ids != mine:
+            raise FailedPrecondition(
+                f"{endpoints[0]} has another tokenizer than {files.folder}: {text!r} is {ids} "
+                f"there and {mine} here"
+            )
     ours = first_rows(files, _COMPARED)
     if ours is not None:
         name, values = ours

@@ -6,6 +6,7 @@ from unmask_server.engines.sglang.inspection import (
     Serving,
     inspect,
     same_parameters,
+    served_tokens,
     served_weights,
     server_info,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "SglangEngine",
     "inspect",
     "same_parameters",
+    "served_tokens",
     "served_weights",
     "server_info",
 ]

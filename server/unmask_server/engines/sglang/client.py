@@ -108,10 +108,20 @@ class SglangClient:
             body = await self._post(
                 "/get_weights_by_name", {"name": name, "truncate_size": rows}, self._probe
             )
-        except (GoneError, RefusedError):
+            found = orjson.loads(body)
+        except (GoneError, RefusedError, TimeoutError, orjson.JSONDecodeError):
             return None
-        found = orjson.loads(body)
         return found if isinstance(found, list) else None
+
+    async def tokenize(self, text: str) -> list[int] | None:
+        """The ids of a text by the server's tokenizer; None where the server does not tell."""
+        payload = {"prompt": text, "add_special_tokens": False}
+        try:
+            found = orjson.loads(await self._post("/tokenize", payload, self._probe))
+        except (GoneError, RefusedError, TimeoutError, orjson.JSONDecodeError):
+            return None
+        tokens = found.get("tokens") if isinstance(found, dict) else None
+        return tokens if isinstance(tokens, list) else None
 
     async def is_healthy(self) -> bool:
         """Whether it takes requests."""

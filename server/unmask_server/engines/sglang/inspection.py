@@ -234,6 +234,13 @@ async def served_weights(url: str, name: str, rows: int) -> list[Any] | None:
         return await SglangClient(url, session, timeout=60.0).weights(name, rows)
 
 
+async def served_tokens(url: str, texts: Sequence[str]) -> list[list[int] | None]:
+    """The ids of texts by a server's tokenizer; None where it does not tell."""
+    async with aiohttp.ClientSession() as session:
+        client = SglangClient(url, session, timeout=60.0)
+        return [await client.tokenize(text) for text in texts]
+
+
 async def server_info(url: str) -> ServerInfo:
     """What a server says of itself.
 

@@ -36,6 +36,12 @@ from unmask_server.engines.sglang.replicas import Replicas
 
 WHOLE_VOCABULARY = 1024
 """A model with so few columns is always asked for all of them."""
+_LOGITS = 1 << 26
+"""Logits (positions times columns) that one request makes a server compute: 256 MiB in float32.
+Long
+sequences over large vocabularies are what runs a server out of memory."""
+_AT_ONCE = 8
+"""Passes, or calls of one-token requests, that a server is asked for at once."""
 _GROUP = 64
 """One-token requests sent in one call."""
 _REMEMBERED = 4_000_000
@@ -92,6 +98,7 @@ class Scoring:
         self._whole = whole or columns <= WHOLE_VOCABULARY
         self._tempers_output = tempers_output
         self._passes: OrderedDict[bytes, Pass] = OrderedDict()
+        self._slots = asyncio.Semaphore(_AT_ONCE * len(replicas.all))
         self.calls = 0
         """Passes over a sequence since the start."""
         self.small_calls = 0
@@ -143,17 +150,29 @@ class Scoring:
             missing = list(indices)
             before = found or Pass(0)
             found = Pass(top, extra=dict(before.extra), log_z=dict(before.log_z))
-        start = missing[0] - 1
-        # A token after the last one gives the distribution there; which one does not matter.
-        until = (*tokens[: missing[-1]], tokens[-1])
-        (answer,) = await self._replicas.generate(
-            [until], scoring_fields(start, found.top), affinity=affinity(tokens)
-        )
-        self.calls += 1
-        for index, likeliest in zip(missing, read_input_top(answer, start, missing), strict=True):
-            found.at[index] = self._without_padding(likeliest, found.top)
+        for part in self._parts(missing):
+            start = part[0] - 1
+            # A token after the last one gives the distribution there; which one does not matter.
+            until = (*tokens[: part[-1]], tokens[-1])
+            async with self._slots:
+                (answer,) = await self._replicas.generate(
+                    [until], scoring_fields(start, found.top), affinity=affinity(tokens)
+                )
+            self.calls += 1
+            for index, likeliest in zip(part, read_input_top(answer, start, part), strict=True):
+                found.at[index] = self._without_padding(likeliest, found.top)
         self._remember(key, found)
         return found
+
+    def _parts(self, indices: Sequence[int]) -> list[list[int]]:
+        """Indices in runs whose logits a server can hold at once: the cache joins the runs."""
+        longest = max(1, _LOGITS // self._columns)
+        parts: list[list[int]] = [[]]
+        for index in indices:
+            if parts[-1] and index - parts[-1][0] >= longest:
+                parts.append([])
+            parts[-1].append(index)
+        return parts
 
     def _without_padding(self, likeliest: Likeliest, top: int) -> Likeliest:
         real = likeliest.ids < self._usable
@@ -276,7 +295,8 @@ class Scoring:
         self, inputs: Sequence[tuple[int, ...]], fields: Json, tokens: tuple[int, ...]
     ) -> list[Json]:
         self.small_calls += len(inputs)
-        return await self._replicas.generate(inputs, fields, affinity=affinity(tokens))
+        async with self._slots:
+            return await self._replicas.generate(inputs, fields, affinity=affinity(tokens))
 
     def _position(
         self,
