@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from unmask_server.catalog.errors import InvalidArgument
@@ -68,6 +68,7 @@ def test_characters_of_several_tokens_are_the_last_ones(name: str, text: str) ->
 
 @settings(max_examples=200, deadline=None)
 @given(ids=st.lists(st.integers(0, 299), max_size=40))
+@example(ids=[96] * 8 + [128, 96])
 def test_any_ids_have_texts(ids: list[int]) -> None:
     tokenizer = TOKENIZERS["byte_bpe"]
     ids = [i for i in ids if tokenizer.has(i)]

@@ -15,8 +15,6 @@ from unmask_server.catalog.errors import InvalidArgument
 
 _UNFINISHED = "�"
 """What a decoder writes for bytes that are not yet a character."""
-_MOST_PIECES = 8
-"""Tokens that may wait for the rest of a character."""
 
 
 def _byte_pieces() -> Iterator[tuple[int, str]]:
@@ -147,16 +145,14 @@ class ModelTokenizer:
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """A text for each token; together they are the text of the whole.
 
-        A character that several tokens make up is the last one's.
+        A character that several tokens make up is the last one's; so are bytes that make up none.
         """
         texts: list[str] = []
         # What is new is read after the character before it: decoders look there, for the space.
         before, start = 0, 0
         for i in range(len(ids)):
             now = self.decode(ids[before : i + 1])
-            unfinished = now.endswith(_UNFINISHED) and i + 1 < len(ids)
-            # A character has at most four bytes; after that it is no beginning of one.
-            if unfinished and i - start < _MOST_PIECES:
+            if now.endswith(_UNFINISHED) and i + 1 < len(ids):
                 texts.append("")
                 continue
             done = self.decode(ids[before:start])
