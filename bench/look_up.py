@@ -2,8 +2,8 @@
 
 Of one position, and of all 61 of a generation (one query each), on SQLite; trees of 1,000 rollouts.
 Every tenth tree is filled by the store and looked up; the others are copies of its rows under other
-ids, which the indexes cannot tell from trees of their own. `--trees 1000` makes a million rollouts, in
-some minutes.
+ids, which the indexes cannot tell from trees of their own. `--trees 1000` makes a million rollouts,
+in some minutes.
 """
 
 from __future__ import annotations
