@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
+from typing import Any
 
 MODULES = {
     "client_import": "what `import unmask` costs",
@@ -47,15 +48,18 @@ def main() -> int:
     return int(failed)
 
 
-def _row(found: dict[str, object]) -> str:
+def _row(found: dict[str, Any]) -> str:
     if "skipped" in found:
         return f"| {found['name']} | skipped: {found['skipped']} | | | |"
-    goal = ""
-    if found["goal"] is not None:
-        goal = f"{'≥' if found['direction'] == 'up' else '≤'} {found['goal']}"
+    ratio, goal = found["ratio"], found["goal"]
+    wanted = ""
+    if goal is not None:
+        is_up = found["direction"] == "up"
+        missed = ratio < goal if is_up else ratio > goal
+        wanted = f"{'≥' if is_up else '≤'} {goal:g}" + (" **missed**" if missed else "")
     return (
-        f"| {found['name']} | {found['value']} {found['unit']} | {found['baseline']} | "
-        f"{found['ratio']} ({found['low']} to {found['high']}, {found['n']}) | {goal} |"
+        f"| {found['name']} | {found['value']:g} {found['unit']} | {found['baseline']:g} | "
+        f"{ratio:g} ({found['low']:g} to {found['high']:g}, {found['n']}) | {wanted} |"
     )
 
 
