@@ -1,4 +1,4 @@
-"""`python -m bench [NAME …] [--table]`: all figures, or some. Under ten minutes on two cores.
+"""`python -m bench [NAME …] [--table]`: all figures, or some. Some ten minutes on two idle cores.
 
 Each module prints one line of JSON for each of its figures; they run one after another.
 """
