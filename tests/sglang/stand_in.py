@@ -25,7 +25,7 @@ Json = dict[str, Any]
 class StandIn:
     """One server."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int = VOCABULARY) -> None:
         self.sent: list[Json] = []
         """Payloads of `/generate`, in order."""
         self.aborted: list[str] = []
@@ -46,7 +46,7 @@ class StandIn:
         """Nats by which a scoring from the middle on is off."""
         self.version = "0.5.20"
         self.served_name = "stand-in"
-        self.columns = VOCABULARY
+        self.columns = columns
         self.at_once = 0
         self.most_at_once = 0
         self.url = ""
@@ -152,24 +152,26 @@ class StandIn:
             start = payload["logprob_start_len"]
             shift = self.warm_shift if start else 0.0
             top = payload["top_logprobs_num"]
-            entries = [_top(given[i - 1], shift, top) for i in range(start + 1, len(given))]
+            entries = [self._top(given[i - 1], shift, top) for i in range(start + 1, len(given))]
             meta["input_top_logprobs"] = [None, *entries]
-            values = [_logprob(given[i - 1], given[i]) for i in range(start + 1, len(given))]
+            values = [self._logprob(given[i - 1], given[i]) for i in range(start + 1, len(given))]
             meta["input_token_logprobs"] = [
                 [None, given[start] if start < len(given) else 0, None],
                 *([v, i, None] for v, i in zip(values, given[start + 1 :], strict=True)),
             ]
             temperature = params["temperature"]
-            meta["output_top_logprobs"] = [_top(given[-1], 0.0, top, temperature)]
+            meta["output_top_logprobs"] = [self._top(given[-1], 0.0, top, temperature)]
         return {"output_ids": output, "meta_info": meta}
 
+    def _logprob(self, before: int, token: int, temperature: float = 1.0) -> float:
+        """A softmax over the vocabulary that depends on the token before."""
+        logits = [math.sin(1 + before * 3 + i) / temperature for i in range(self.columns)]
+        return logits[token] - math.log(sum(map(math.exp, logits)))
 
-def _logprob(before: int, token: int, temperature: float = 1.0) -> float:
-    """A softmax over the vocabulary that depends on the token before."""
-    logits = [math.sin(1 + before * 3 + i) / temperature for i in range(VOCABULARY)]
-    return logits[token] - math.log(sum(map(math.exp, logits)))
-
-
-def _top(before: int, shift: float, top: int, temperature: float = 1.0) -> list[list[Any]]:
-    rows = [[_logprob(before, i, temperature) + shift, i, None] for i in range(VOCABULARY)]
-    return sorted(rows, key=lambda row: -row[0])[:top]
+    def _top(
+        self, before: int, shift: float, top: int, temperature: float = 1.0
+    ) -> list[list[Any]]:
+        rows = [
+            [self._logprob(before, i, temperature) + shift, i, None] for i in range(self.columns)
+        ]
+        return sorted(rows, key=lambda row: -row[0])[:top]
