@@ -59,13 +59,15 @@ def choose_cuts(sampling: Sampling, joint: bool | None, *, is_served: bool) -> S
     return replace(sampling, joint=is_served if joint is None else joint)
 
 
-def noise_warnings(model: Model) -> list[str]:
-    """A remark where a model repeats itself so badly that intervals show it."""
-    if model.noise <= NOISE_WORTH_TELLING:
-        return []
-    return [
-        f"two scorings of one sequence differ by {model.noise:.2g} nats: intervals are wider for it"
-    ]
+def serving_warnings(model: Model) -> list[str]:
+    """What is odd about a model's SGLang servers, and noise that intervals will show."""
+    remarks = list(model.serving.get("remarks", ())) if model.serving else []
+    if model.noise > NOISE_WORTH_TELLING:
+        remarks.append(
+            f"two scorings of one sequence differ by {model.noise:.2g} nats: intervals are wider "
+            "for it"
+        )
+    return remarks
 
 
 def choose_stop_ids(

@@ -30,8 +30,8 @@ from unmask_server.catalog.settings import (
     check_sampling,
     choose_cuts,
     choose_stop_ids,
-    noise_warnings,
     question_entry,
+    serving_warnings,
 )
 from unmask_server.catalog.templates import context_template
 from unmask_server.catalog.tokenizer import ModelTokenizer
@@ -130,7 +130,7 @@ class Catalog:
                 f"{max_new_tokens} is not in 1 to {model.max_context - 1}, the model's context",
             )
         chosen = choose_prompting(prompting, tokenizer, "prompting")
-        warnings = [*_trial(chosen, tokenizer), *noise_warnings(model)]
+        warnings = [*_trial(chosen, tokenizer), *serving_warnings(model)]
         if not stops:
             warnings.append("no stop token: every generation runs to max_new_tokens and has failed")
         values = {
@@ -226,7 +226,7 @@ class Catalog:
             "prompting": prompting_data(chosen),
         }
         entry = Entry("tea-" + digest(values), name, values)
-        warnings = [*_trial(chosen, tokenizer), *noise_warnings(model)]
+        warnings = [*_trial(chosen, tokenizer), *serving_warnings(model)]
         return self.get_teacher(self._records.put(schema.teacher, entry)), warnings
 
     def get_teacher(self, name: str) -> Teacher:

@@ -63,6 +63,8 @@ class Serving:
     noise: float
     """Root mean square difference, in nats, between two scorings of one sequence: alone and in a
     batch, from the prefix cache and without, by one server and another; the worst of them."""
+    remarks: tuple[str, ...] = ()
+    """What else is odd about them, for whoever registers the model."""
 
     def to_json(self) -> dict[str, Any]:
         """For the database."""
@@ -71,7 +73,7 @@ class Serving:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Serving:
         """The inverse of `to_json`."""
-        return cls(**data)
+        return cls(**data | {"remarks": tuple(data.get("remarks", ()))})
 
 
 async def inspect(
