@@ -21,3 +21,10 @@ __all__ = [
     "postgresql_url",
     "sqlite_template",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests may be much slower on a busy machine."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(900))
