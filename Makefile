@@ -106,4 +106,4 @@ bench: $(READY) ## Measure speed, as ratios to ceilings of the same run.
 	$(BIN)/python -m bench
 
 clean: ## Remove what the targets above made.
-	rm -rf .unmask build dist $(VENV)
+	rm -rf .unmask build dist $(VENV) $(SGLANG_VENV)
