@@ -166,7 +166,7 @@ def test_many_histories_agree_with_a_plain_list(database: Engine) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=300,
+            max_examples=100,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
