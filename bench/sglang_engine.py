@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -42,6 +41,8 @@ from unmask_server.engines.sglang.payloads import (
 )
 from unmask_server.nodes.distributions import ScoreJob, Scorer
 from unmask_server.tree import DistributionStore, TreeStore
+
+from bench.figures import figure, show
 
 ROOT = Path(__file__).parents[1]
 PYTHON = Path(os.environ.get("SGLANG_VENV", ROOT / ".venv-sglang")) / "bin" / "python"
@@ -147,7 +148,7 @@ async def growth_tokens(model: Path, url: str, bare: Bare, n: int) -> dict[str, 
                 if repetition:  # the first one warms up
                     ours.append(growth.tokens_sampled / seconds)
                     theirs.append(straight)
-    return _figure("growth_tokens", "tokens/s", ours, theirs, goal=0.95)
+    return figure("growth_tokens", "tokens/s", ours, theirs, goal=0.95)
 
 
 async def _growth(app: App, policy: str, words: str, repetition: int) -> list[str]:
@@ -227,7 +228,7 @@ async def radix_reuse(engine: SglangEngine, bare: Bare, n: int) -> dict[str, Any
         await _sample(engine, requests)
         could = reusable([(*r.prompt, *r.forced) for r in requests])
         ratios.append((engine.rollouts.stats.cached_tokens - before) / could)
-    return _figure("radix_reuse", "of reusable input tokens", ratios, [1.0] * n, goal=0.95)
+    return figure("radix_reuse", "of reusable input tokens", ratios, [1.0] * n, goal=0.95)
 
 
 async def radix_gain(with_: SglangEngine, without: SglangEngine, n: int) -> dict[str, Any]:
@@ -239,7 +240,7 @@ async def radix_gain(with_: SglangEngine, without: SglangEngine, n: int) -> dict
         if repetition:
             fast.append(len(requests) / seconds[0])
             slow.append(len(requests) / seconds[1])
-    return _figure("radix_gain", "rollouts/s", fast, slow, goal=None)
+    return figure("radix_gain", "rollouts/s", fast, slow, goal=None)
 
 
 async def _sample(engine: SglangEngine, requests: Sequence[SampleRequest]) -> float:
@@ -288,25 +289,7 @@ async def teacher_scoring(model: Path, url: str, bare: Bare, n: int) -> dict[str
                 if repetition:
                     ours.append(middle - begun)
                     theirs.append(end - flushed)
-    return _figure("teacher_scoring", "s", ours, theirs, goal=1.1, direction="down")
-
-
-def _figure(
-    name: str,
-    unit: str,
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    *,
-    goal: float | None,
-    direction: str = "up",
-) -> dict[str, Any]:
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return {
-        "name": name, "value": round(statistics.median(ours), 3), "unit": unit,
-        "baseline": round(statistics.median(theirs), 3),
-        "ratio": round(statistics.median(ratios), 3), "goal": goal, "direction": direction,
-        "n": len(ratios), "low": round(min(ratios), 3), "high": round(max(ratios), 3),
-    }  # fmt: skip
+    return figure("teacher_scoring", "s", ours, theirs, goal=1.1, direction="down")
 
 
 async def measure(repetitions: int) -> AsyncIterator[dict[str, Any]]:
@@ -342,8 +325,8 @@ async def main() -> None:
     if not PYTHON.exists():
         print(json.dumps({"name": "sglang_engine", "skipped": "no SGLang: make sglang-cpu"}))
         return
-    async for figure in measure(options.repetitions):
-        print(json.dumps(figure), flush=True)
+    async for found in measure(options.repetitions):
+        show(found)
 
 
 if __name__ == "__main__":

@@ -156,14 +156,12 @@ def _candidates(
     ids = candidate_ids(
         student[sampling].likeliest, [views[0].likeliest for views in teachers], observed
     )
-    keep = ids == observed if observed is not None else np.zeros(len(ids), dtype=bool)
-    mine = np.max([view.at_most(ids) for view in student], axis=0)
-    keep |= mine >= NEGLIGIBLE
-    for views in teachers:
-        for view in views:
-            theirs = view.at_most(ids)
-            # What a teacher rules out makes a loss infinite, however unlikely it is.
-            keep |= (theirs >= NEGLIGIBLE) | ((theirs == 0.0) & (mine > 0.0))
+    keep = _matters(
+        [view.at_most(ids) for view in student],
+        [view.at_most(ids) for views in teachers for view in views],
+    )
+    if observed is not None:
+        keep |= ids == observed
     kept: NDArray[np.int32] = ids[keep]
     return kept
 
@@ -219,15 +217,25 @@ def _evidence_at(
     )
 
 
+def _matters(student: Sequence[FloatArray], teachers: Sequence[FloatArray]) -> NDArray[np.bool_]:
+    """Where probabilities are not `NEGLIGIBLE`, or a teacher's is zero and the student's is not.
+
+    What a teacher rules out makes a loss infinite, however unlikely it is.
+    """
+    mine = np.max(student, axis=0)
+    keep: NDArray[np.bool_] = mine >= NEGLIGIBLE
+    for theirs in teachers:
+        keep |= (theirs >= NEGLIGIBLE) | ((theirs == 0.0) & (mine > 0.0))
+    return keep
+
+
 def _worth_keeping(scored: Scores, n: FloatArray, observed: int | None) -> NDArray[np.bool_]:
     """Which of the candidates (and the tail) are not `NEGLIGIBLE`; shape (m + 1,)."""
-    keep = (scored.sampling >= NEGLIGIBLE) | (n > 0)
-    for p in scored.student.values():
-        keep |= p >= NEGLIGIBLE
-    for teacher in scored.teachers:
-        for temperature, t in teacher.items():
-            # What a teacher rules out makes a loss infinite, however unlikely it is.
-            keep |= (t >= NEGLIGIBLE) | ((t == 0.0) & (scored.student[temperature] > 0.0))
+    keep = _matters(
+        [scored.sampling, *scored.student.values()],
+        [t for teacher in scored.teachers for t in teacher.values()],
+    )
+    keep |= n > 0
     if observed is not None:
         keep[:-1] |= scored.ids == observed
     keep[-1] = True
