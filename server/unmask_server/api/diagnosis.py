@@ -22,11 +22,12 @@ from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Teacher
 from unmask_server.diagnosis import Algorithm, Form, Loss
 from unmask_server.growth.recorder import Recorder
+from unmask_server.nodes.backup import BackUp, positions_below
 from unmask_server.nodes.diagnose import Group, Scored, alignments, posterior
 from unmask_server.nodes.evidence import Evidence, EvidenceReader, evidence
 from unmask_server.nodes.resolve import NodeSet, Resolver
 from unmask_server.nodes.summarize import Summarizer
-from unmask_server.tree import TreeRef, TreeStore, TreeView
+from unmask_server.tree import NodeCounts, TreeRef, TreeStore, TreeView
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -65,6 +66,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         self._catalog = catalog
         self._resolver = resolver
         self._reader = reader
+        self._back_up = BackUp(reader)
         self._recorder = recorder
         self._trees = trees
         self._answers = answers
@@ -192,22 +194,23 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         scores = await self._reader.scores(
             nodes, teachers, temperatures=temperatures, top_k=options.top_k
         )
-        # The root is read with the rest, so that a group's mean is of the same version.
-        positions = nodes.positions
-        root_extra = _needs_group(algorithms) and 0 not in positions
-        view = await asyncio.to_thread(
-            self._trees.look_up,
-            tree.id,
-            nodes.tokens,
-            (0, *positions) if root_extra else positions,
-            nodes.verifier.key,
+        # All that enters is of one version: the root, for a group's mean, and what lies below.
+        below = positions_below(nodes)
+        needs_group = _needs_group(algorithms)
+        positions = sorted({*nodes.positions, *below, *((0,) if needs_group else ())})
+        whole = await asyncio.to_thread(
+            self._trees.look_up, tree.id, nodes.tokens, positions, nodes.verifier.key
         )
-        group = None
-        if _needs_group(algorithms):
-            group = _group(view, nodes)
-        if root_extra:
-            view = TreeView(view.version, view.nodes[1:])
-        return Read(nodes, teachers, tree, view, group, evidence(nodes, scores, view))
+        place = dict(zip(positions, whole.nodes, strict=True))
+        view = TreeView(whole.version, [place[t] for t in nodes.positions])
+        group = _group(place[0], nodes) if needs_group else None
+        found = await self._back_up.improve(
+            nodes,
+            evidence(nodes, scores, view),
+            TreeView(whole.version, [place[t] for t in below]),
+            options.top_k,
+        )
+        return Read(nodes, teachers, tree, view, group, found)
 
     def _alignments_of(
         self, read: Read, chunk: range, algorithms: Sequence[Algorithm], options: Options
@@ -281,9 +284,8 @@ def _needs_group(algorithms: Sequence[Algorithm]) -> bool:
     return any(a.loss in (Loss.GRPO, Loss.DR_GRPO) for a in algorithms)
 
 
-def _group(view: TreeView, nodes: NodeSet) -> Group | None:
+def _group(root: NodeCounts, nodes: NodeSet) -> Group | None:
     """The question's free rollouts; for a trajectory that is not one of them, with it."""
-    root = view.nodes[0]
     n, total = float(root.n), root.reward_sum
     trajectory = nodes.trajectory
     if trajectory is not None and trajectory.rollout_uid is None:

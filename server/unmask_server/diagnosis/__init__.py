@@ -42,11 +42,13 @@ from unmask_server.diagnosis.support import (
     effective_support,
     with_tail,
 )
+from unmask_server.diagnosis.value import VALUE_DRAWS, Value
 
 __all__ = [
     "FLAT_TOLERANCE",
     "MIN_COVERAGE",
     "TAIL_ID",
+    "VALUE_DRAWS",
     "Algorithm",
     "Alignment",
     "Counts",
@@ -67,6 +69,7 @@ __all__ = [
     "SuccessPosterior",
     "Support",
     "UnboundedLossError",
+    "Value",
     "align",
     "candidate_ids",
     "covered_mass",

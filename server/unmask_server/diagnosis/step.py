@@ -77,7 +77,8 @@ def noise_draws(posterior: NodePosterior) -> FloatArray:
     return np.random.default_rng((posterior.seed, 2)).standard_normal(shape)
 
 
-def _teacher_step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepInputs) -> Step:
+def certain_step(algorithm: Algorithm, inputs: StepInputs) -> Step:
+    """The step of a loss with a teacher, without what the engine's noise does to it."""
     if inputs.t is None:
         raise ValueError("this loss compares with a teacher: t is missing")
     p, t = inputs.p, _floor_tail(inputs.p, inputs.t)
@@ -89,13 +90,17 @@ def _teacher_step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepIn
         return Step(unbounded=int(np.abs(d).argmax()))
     response = float(noise_norm(algorithm, p, t, observed=inputs.observed))
     tolerance = 2.0 * (SCORING_NOISE + inputs.noise) * response
-    if float(np.linalg.norm(d)) <= tolerance + _SMALLEST_NORM:
-        return Step(d, is_noise=True)
-    if inputs.noise > 0.0:
-        errors = inputs.noise * noise_draws(posterior)
-        observed = None if inputs.observed is None else np.full(len(errors), inputs.observed)
-        d = d + noise_response(algorithm, p, t, errors, observed=observed)
-    return Step(d)
+    return Step(d, is_noise=float(np.linalg.norm(d)) <= tolerance + _SMALLEST_NORM)
+
+
+def _teacher_step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepInputs) -> Step:
+    found = certain_step(algorithm, inputs)
+    if found.draws is None or found.is_noise or inputs.noise <= 0.0 or inputs.t is None:
+        return found
+    t = _floor_tail(inputs.p, inputs.t)
+    errors = inputs.noise * noise_draws(posterior)
+    observed = None if inputs.observed is None else np.full(len(errors), inputs.observed)
+    return Step(found.draws + noise_response(algorithm, inputs.p, t, errors, observed=observed))
 
 
 def _floor_tail(p: FloatArray, t: FloatArray) -> FloatArray:

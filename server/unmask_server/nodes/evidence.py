@@ -53,7 +53,10 @@ class Evidence:
     observed: int | None
     scores: Scores
     counts: Counts
-    """Shape (m + 1,), tail last."""
+    """Shape (m + 1,), tail last: rollouts as they were counted."""
+    known: Counts
+    """What the posterior is made from: `counts`, except where more is known than was counted
+    (`backup`): then as many rollouts as that is worth."""
     truncated: FloatArray
     """Shape (m + 1,): rollouts cut off by their limit; not counted for the tail."""
 
@@ -208,11 +211,13 @@ def _evidence_at(
             reward_sum[j] = max(0.0, reward_sum[j] - own_reward)
             if j < m and nodes.trajectory is not None and nodes.trajectory.finish == FINISH_LENGTH:
                 truncated[j] -= 1
+    counted = Counts(n=n, reward_sum=reward_sum, exact=exact)
     return Evidence(
         position=position,
         observed=nodes.observed[index],
         scores=scored,
-        counts=Counts(n=n, reward_sum=reward_sum, exact=exact),
+        counts=counted,
+        known=counted,
         truncated=truncated,
     )
 

@@ -1,0 +1,106 @@
+"""What a precision will cost: the growth simulated on truths that the data leave possible.
+
+Each simulation takes chances of success drawn from the posterior for the truth and runs the planner
+against it. The spread of their costs is how well the cost is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unmask_server.diagnosis.allocation.beliefs import believe
+from unmask_server.diagnosis.allocation.objectives import Objective
+from unmask_server.diagnosis.allocation.problem import FloatArray, Problem
+from unmask_server.diagnosis.allocation.sensitivity import sensitivity
+from unmask_server.diagnosis.allocation.spend import Spending, spend
+
+PILOT = 8
+"""Rollouts that a node has before anything is planned from what they say."""
+LEAST_BATCH = 32
+"""A batch is a third of what there is, but at least so many rollouts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one simulated growth took."""
+
+    rollouts: float
+    tokens: float
+    reached: bool
+    """Whether the precision was reached within the limit."""
+
+
+def batch_size(counted: float) -> int:
+    """Rollouts in the next batch when so many count."""
+    return max(LEAST_BATCH, int(counted) // 3)
+
+
+def simulate(
+    problem: Problem, truth: FloatArray, objective: Objective, *, limit: float, seed: int
+) -> Cost:
+    """Run the planner against a truth.
+
+    Args:
+        problem: the nodes and what is known of them.
+        truth: success after each token, shape (C,); for a token with a child, the child's V.
+        objective: the precision that ends it.
+        limit: rollouts after which it is given up.
+        seed: equal arguments give equal costs.
+
+    """
+    rng = np.random.default_rng(seed)
+    rollouts, tokens = 0.0, 0.0
+    arrivals = _pilot(problem)
+    nothing = np.zeros(len(problem.p), dtype=np.int64)
+    given = Spending(nothing, arrivals)
+    while True:
+        rollouts += given.total
+        tokens += float(given.forced @ problem.tokens + given.free @ problem.tokens_free)
+        problem = sampled(problem, truth, given, rng)
+        beliefs = believe(problem)
+        open_ = sensitivity(problem, beliefs, objective)
+        if open_.done:
+            return Cost(rollouts, tokens, reached=True)
+        if rollouts >= limit:
+            return Cost(rollouts, tokens, reached=False)
+        size = batch_size(float(problem.n.sum()))
+        given = spend(problem, beliefs, open_, rollouts=size, seed=int(rng.integers(2**31)))
+        if not given.total:
+            return Cost(rollouts, tokens, reached=False)
+
+
+def sampled(
+    problem: Problem, truth: FloatArray, given: Spending, rng: np.random.Generator
+) -> Problem:
+    """The problem after rollouts whose outcomes follow `truth`."""
+    n, rewards = problem.n.copy(), problem.reward_sum.copy()
+    through = given.forced.copy()
+    parent = problem.parent
+    for node in range(problem.nodes):
+        cells = slice(problem.start[node], problem.start[node + 1])
+        cell = parent[node]
+        arriving = int(given.free[node]) + (int(through[cell]) if cell >= 0 else 0)
+        if arriving:
+            p = problem.p[cells]
+            through[cells] += rng.multinomial(arriving, p / p.sum())
+    live = ~problem.known
+    n[live] += through[live]
+    rewards[live] += rng.binomial(through, truth.clip(0.0, 1.0))[live]
+    return replace(problem, n=n, reward_sum=rewards)
+
+
+def _pilot(problem: Problem) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Free rollouts from each node so that every one has `PILOT`, those from above counted."""
+    have = problem.sums(np.where(problem.known, 0.0, problem.n))
+    coming = np.zeros(problem.nodes)
+    free = np.zeros(problem.nodes, dtype=np.int64)
+    for node in range(problem.nodes):
+        cell = problem.parent[node]
+        if cell >= 0:
+            above = problem.node[cell]
+            coming[node] = (coming[above] + free[above]) * problem.p[cell]
+        if problem.weight[node] > 0:
+            free[node] = max(0, int(np.ceil(PILOT - have[node] - coming[node] - 1e-9)))
+    return free

@@ -1,0 +1,200 @@
+"""How much each cell's uncertainty matters for what is asked: derivatives of the statistics.
+
+Delta method: Var[theta] is about the sum over cells of (d theta / d s)^2 Var[s]. For a node,
+g = P (s - P.s), so with q = d theta / d g: d theta / d s_j = P_j (q_j - P.q). Through a child's
+value V = sum_k P_k s_k derivatives go on to the child's cells by the chain rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from unmask_server.diagnosis.allocation.beliefs import Beliefs
+from unmask_server.diagnosis.allocation.objectives import Objective, Statistic
+from unmask_server.diagnosis.allocation.problem import BoolArray, FloatArray, Problem
+
+DRAWS = 64
+"""Draws of s over which a cosine's derivatives are averaged: it bends where g is hardly known."""
+Z90 = 1.6449
+"""Half of a 90% interval, in standard deviations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What the cells' variances add to the variances asked for."""
+
+    weight: FloatArray
+    """Shape (C,): sum over the open statistics of (d theta / d s)^2, over what is wanted of each;
+    0 where nothing depends on the cell, or where it is known from its child's."""
+    variance: FloatArray
+    """Variances as they are believed now. For statistics of nodes, shape (A, N); else one for each
+    teacher and algorithm, shape (A,), or for RANKING one for each pair that is not told apart."""
+    settled: BoolArray
+    """Shape like `variance`: precise enough, or certainly flat."""
+    flat: BoolArray
+    """Shape (N,): certainly flat."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to learn."""
+        return bool(self.settled.all())
+
+
+def sensitivity(problem: Problem, beliefs: Beliefs, objective: Objective) -> Sensitivity:
+    """Where uncertainty matters for `objective`."""
+    if objective.statistic.is_of_nodes:
+        return _of_nodes(problem, beliefs, objective)
+    return _of_sets(problem, beliefs, objective)
+
+
+def _of_nodes(problem: Problem, beliefs: Beliefs, objective: Objective) -> Sensitivity:
+    g, slopes2, seen = _drawn(problem, beliefs)
+    variance = np.maximum(np.minimum(problem.sums(slopes2 * beliefs.variance), 1.0), seen)
+    flat = _certainly_flat(g, problem, objective.flat_norm)
+    wanted = (objective.half_width / Z90) ** 2
+    settled = (variance <= wanted) | flat | ~problem.defined | (problem.weight <= 0)
+    open_slopes = np.where(problem.spread(settled), 0.0, slopes2).sum(axis=0) / wanted
+    # What the parents want to know of a node's value, they want of its cells.
+    asked = np.zeros(problem.nodes)
+    total = open_slopes.copy()
+    parent = problem.parent
+    for node in range(problem.nodes):
+        cell = parent[node]
+        if cell < 0 or not beliefs.inner[cell]:
+            continue
+        asked[node] = total[cell]
+        if asked[node] > 0.0:
+            cells = slice(problem.start[node], problem.start[node + 1])
+            total[cells] += asked[node] * problem.p[cells] ** 2
+    weight = np.where(beliefs.inner | problem.known, 0.0, total)
+    return Sensitivity(weight, variance, settled, flat)
+
+
+def _drawn(problem: Problem, beliefs: Beliefs) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Draws of g, shape (DRAWS, C); mean squares of d cos / d s, shape (A, C); and the variances
+    of the cosines drawn, shape (A, N)."""
+    rng = np.random.default_rng(0)
+    spread = np.sqrt(beliefs.variance)
+    s = beliefs.mean + spread * rng.standard_normal((DRAWS, len(spread)))
+    s = s.clip(0.0, 1.0)
+    p = problem.p
+    g = p * (s - problem.spread(problem.sums(p * s)))
+    norm2 = problem.sums(g * g)
+    # One norm for all draws: where a draw of g is by chance near zero its own would run away.
+    typical = np.sqrt(norm2.mean(axis=0).clip(1e-18))
+    unit = g / problem.spread(np.sqrt(norm2.clip(1e-18)))
+    slopes2, seen = np.zeros(problem.steps.shape), np.zeros(problem.defined.shape)
+    for a, step in enumerate(problem.steps):
+        d = step / problem.spread(np.sqrt(problem.sums(step * step).clip(1e-300)))
+        cosine = problem.sums(unit * d)
+        seen[a] = cosine.var(axis=0)
+        q = (d - problem.spread(cosine) * unit) / problem.spread(typical)
+        slope = p * (q - problem.spread(problem.sums(p * q)))
+        slopes2[a] = np.einsum("kc,kc->c", slope, slope) / DRAWS
+    slopes2[~problem.spread(problem.defined)] = 0.0
+    return g, slopes2, seen
+
+
+def _certainly_flat(g: FloatArray, problem: Problem, flat_norm: float) -> BoolArray:
+    norms = np.sqrt(problem.sums(g * g))
+    high = norms.mean(axis=0) + Z90 * norms.std(axis=0)
+    result: BoolArray = high < flat_norm
+    return result
+
+
+def _of_sets(problem: Problem, beliefs: Beliefs, objective: Objective) -> Sensitivity:
+    g, slopes2, _ = _drawn(problem, beliefs)
+    flat = _certainly_flat(g, problem, objective.flat_norm)
+    slopes, theta = _set_slopes(problem, beliefs, objective.statistic, flat, slopes2)
+    known = beliefs.inner | problem.known
+    total = np.where(known, 0.0, _through_children(problem, beliefs, slopes))
+    wanted = np.full(len(total), (objective.half_width / Z90) ** 2)
+    if objective.statistic is Statistic.RANKING:
+        total, lead = _differences(problem, total, theta)
+        variance = total**2 @ beliefs.variance
+        z = _z(objective.confidence, len(total))
+        # A lead is established, or known to be too small to matter.
+        wanted = np.maximum((lead / z) ** 2, (objective.half_width / Z90) ** 2)
+    else:
+        variance = total**2 @ beliefs.variance
+    settled = variance <= wanted
+    weight = np.where(settled, 0.0, 1.0 / wanted) @ total**2
+    return Sensitivity(weight, variance, settled, flat)
+
+
+def _differences(
+    problem: Problem, slopes: FloatArray, theta: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """The leader of each group less each of the others: slopes, shape (pairs, C), and leads."""
+    rows, leads = [np.zeros((0, slopes.shape[1]))], [np.zeros(0)]
+    for group in np.unique(problem.group):
+        members = np.flatnonzero(problem.group == group)
+        first = members[np.argmax(theta[members])]
+        others = members[members != first]
+        rows.append(slopes[first] - slopes[others])
+        leads.append(theta[first] - theta[others])
+    return np.concatenate(rows), np.concatenate(leads)
+
+
+def _z(confidence: float, pairs: int) -> float:
+    """Standard deviations of each lead so that all of them hold together (Bonferroni)."""
+    return NormalDist().inv_cdf(1.0 - (1.0 - confidence) / max(1, pairs))
+
+
+def _set_slopes(
+    problem: Problem,
+    beliefs: Beliefs,
+    statistic: Statistic,
+    flat: BoolArray,
+    slopes2: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """d theta / d s without children, shape (A, C), and theta, shape (A,)."""
+    p, weight = problem.p, problem.weight
+    g = p * (beliefs.mean - problem.spread(problem.sums(p * beliefs.mean)))
+    if statistic is Statistic.MEAN_COSINE:
+        counted = problem.defined & ~flat & (weight > 0)
+        share = np.where(counted, weight, 0.0)
+        share = share / np.maximum(share.sum(axis=1, keepdims=True), 1e-300)
+        # The sign is that of the derivative at the mean; its size the draws' mean square.
+        size = np.sqrt(slopes2)
+        return problem.spread(share) * size * _signs(problem, g), np.zeros(len(share))
+    d = problem.steps
+    d_norm2 = problem.sums(d * d) @ weight
+    unit = 1.0 / np.sqrt(d_norm2.clip(1e-300))
+    dp = p * (d - problem.spread(problem.sums(p * d)))
+    gain = problem.sums(g * d) @ weight
+    w = problem.spread(weight)
+    if statistic is not Statistic.POOLED_COSINE:
+        return unit[:, None] * w * dp, unit * gain
+    noise = problem.sums(p**2 * (1 - p) ** 2 * beliefs.variance)
+    g_norm2 = max(float((problem.sums(g * g) + noise) @ weight), 1e-18)
+    gp = p * (g - problem.spread(problem.sums(p * g)))
+    pull = (gain / g_norm2)[:, None] * gp
+    return w * (unit[:, None] * (dp - pull)) / np.sqrt(g_norm2), unit * gain / np.sqrt(g_norm2)
+
+
+def _signs(problem: Problem, g: FloatArray) -> FloatArray:
+    """Signs of d cos / d s at the mean, shape (A, C)."""
+    norm = problem.spread(np.sqrt(problem.sums(g * g).clip(1e-18)))
+    unit = g / norm
+    d = problem.steps
+    d = d / problem.spread(np.sqrt(problem.sums(d * d).clip(1e-300)))
+    q = d - problem.spread(problem.sums(unit * d)) * unit
+    result: FloatArray = np.sign(q - problem.spread(problem.sums(problem.p * q)))
+    return result
+
+
+def _through_children(problem: Problem, beliefs: Beliefs, slopes: FloatArray) -> FloatArray:
+    """Total derivatives: a child's cells carry what their parents' cell was asked, times P."""
+    total = slopes.copy()
+    parent = problem.parent
+    for node in range(problem.nodes):
+        cell = parent[node]
+        if cell < 0 or not beliefs.inner[cell]:
+            continue
+        cells = slice(problem.start[node], problem.start[node + 1])
+        total[:, cells] += total[:, cell, None] * problem.p[cells]
+    return total
