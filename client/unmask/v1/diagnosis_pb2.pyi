@@ -693,6 +693,7 @@ class Alignment(_message.Message):
     TEACHER_COVERED_MASS_FIELD_NUMBER: _builtins.int
     UNBOUNDED_TOKEN_FIELD_NUMBER: _builtins.int
     DIVERGENCE_FIELD_NUMBER: _builtins.int
+    PROBABILITY_BEST_FIELD_NUMBER: _builtins.int
     teacher_id: _builtins.str
     """The teacher; empty where the algorithm has none."""
     status: Global___AlignmentStatus.ValueType
@@ -712,6 +713,10 @@ class Alignment(_message.Message):
     divergence: _builtins.float
     """KL(P|T) at the loss's temperature over candidates and tail, in nats. Absent without a teacher or
     where it is infinite.
+    """
+    probability_best: _builtins.float
+    """Posterior probability that this teacher's cosine is the highest of those asked for under the same
+    algorithm that have one here. Absent where the cosine is.
     """
     @_builtins.property
     def algorithm(self) -> Global___Algorithm:
@@ -751,10 +756,11 @@ class Alignment(_message.Message):
         teacher_covered_mass: _builtins.float | None = ...,
         unbounded_token: _trajectory_pb2.Token | None = ...,
         divergence: _builtins.float | None = ...,
+        probability_best: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_descent_norm_squared", b"_descent_norm_squared", "_divergence", b"_divergence", "_ideal_norm_squared", b"_ideal_norm_squared", "_probability_positive", b"_probability_positive", "_teacher_covered_mass", b"_teacher_covered_mass", "advantage", b"advantage", "algorithm", b"algorithm", "cosine", b"cosine", "descent_norm_squared", b"descent_norm_squared", "divergence", b"divergence", "gain", b"gain", "ideal_norm_squared", b"ideal_norm_squared", "probability_positive", b"probability_positive", "teacher_covered_mass", b"teacher_covered_mass", "unbounded_token", b"unbounded_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_descent_norm_squared", b"_descent_norm_squared", "_divergence", b"_divergence", "_ideal_norm_squared", b"_ideal_norm_squared", "_probability_best", b"_probability_best", "_probability_positive", b"_probability_positive", "_teacher_covered_mass", b"_teacher_covered_mass", "advantage", b"advantage", "algorithm", b"algorithm", "cosine", b"cosine", "descent_norm_squared", b"descent_norm_squared", "divergence", b"divergence", "gain", b"gain", "ideal_norm_squared", b"ideal_norm_squared", "probability_best", b"probability_best", "probability_positive", b"probability_positive", "teacher_covered_mass", b"teacher_covered_mass", "unbounded_token", b"unbounded_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_descent_norm_squared", b"_descent_norm_squared", "_divergence", b"_divergence", "_ideal_norm_squared", b"_ideal_norm_squared", "_probability_positive", b"_probability_positive", "_teacher_covered_mass", b"_teacher_covered_mass", "advantage", b"advantage", "algorithm", b"algorithm", "cosine", b"cosine", "descent_norm_squared", b"descent_norm_squared", "divergence", b"divergence", "gain", b"gain", "ideal_norm_bound", b"ideal_norm_bound", "ideal_norm_squared", b"ideal_norm_squared", "probability_positive", b"probability_positive", "status", b"status", "teacher_covered_mass", b"teacher_covered_mass", "teacher_id", b"teacher_id", "unbounded_token", b"unbounded_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_descent_norm_squared", b"_descent_norm_squared", "_divergence", b"_divergence", "_ideal_norm_squared", b"_ideal_norm_squared", "_probability_best", b"_probability_best", "_probability_positive", b"_probability_positive", "_teacher_covered_mass", b"_teacher_covered_mass", "advantage", b"advantage", "algorithm", b"algorithm", "cosine", b"cosine", "descent_norm_squared", b"descent_norm_squared", "divergence", b"divergence", "gain", b"gain", "ideal_norm_bound", b"ideal_norm_bound", "ideal_norm_squared", b"ideal_norm_squared", "probability_best", b"probability_best", "probability_positive", b"probability_positive", "status", b"status", "teacher_covered_mass", b"teacher_covered_mass", "teacher_id", b"teacher_id", "unbounded_token", b"unbounded_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__descent_norm_squared: _TypeAlias = _typing.Literal["descent_norm_squared"]  # noqa: Y015
     _WhichOneofArgType__descent_norm_squared: _TypeAlias = _typing.Literal["_descent_norm_squared", b"_descent_norm_squared"]  # noqa: Y015
@@ -762,6 +768,8 @@ class Alignment(_message.Message):
     _WhichOneofArgType__divergence: _TypeAlias = _typing.Literal["_divergence", b"_divergence"]  # noqa: Y015
     _WhichOneofReturnType__ideal_norm_squared: _TypeAlias = _typing.Literal["ideal_norm_squared"]  # noqa: Y015
     _WhichOneofArgType__ideal_norm_squared: _TypeAlias = _typing.Literal["_ideal_norm_squared", b"_ideal_norm_squared"]  # noqa: Y015
+    _WhichOneofReturnType__probability_best: _TypeAlias = _typing.Literal["probability_best"]  # noqa: Y015
+    _WhichOneofArgType__probability_best: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best"]  # noqa: Y015
     _WhichOneofReturnType__probability_positive: _TypeAlias = _typing.Literal["probability_positive"]  # noqa: Y015
     _WhichOneofArgType__probability_positive: _TypeAlias = _typing.Literal["_probability_positive", b"_probability_positive"]  # noqa: Y015
     _WhichOneofReturnType__teacher_covered_mass: _TypeAlias = _typing.Literal["teacher_covered_mass"]  # noqa: Y015
@@ -772,6 +780,8 @@ class Alignment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__divergence) -> _WhichOneofReturnType__divergence | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ideal_norm_squared) -> _WhichOneofReturnType__ideal_norm_squared | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_best) -> _WhichOneofReturnType__probability_best | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_positive) -> _WhichOneofReturnType__probability_positive | None: ...
     @_typing.overload
@@ -988,6 +998,8 @@ class AlignmentSummary(_message.Message):
     GAIN_PER_UNIT_STEP_FIELD_NUMBER: _builtins.int
     MEAN_ADVANTAGE_FIELD_NUMBER: _builtins.int
     EFFECTIVE_SUPPORT_QUARTILES_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    PROBABILITY_BEST_FIELD_NUMBER: _builtins.int
     teacher_id: _builtins.str
     """The teacher; empty where the algorithm has none."""
     nodes: _builtins.int
@@ -1002,6 +1014,10 @@ class AlignmentSummary(_message.Message):
     """UNBOUNDED nodes."""
     no_data: _builtins.int
     """NO_DATA nodes."""
+    probability_best: _builtins.float
+    """Probability that this teacher's gain per unit step is the highest of those asked for under the
+    same algorithm. Absent with fewer than two.
+    """
     @_builtins.property
     def algorithm(self) -> Global___Algorithm:
         """The algorithm, with every default filled in."""
@@ -1030,6 +1046,12 @@ class AlignmentSummary(_message.Message):
         near +-1 whatever the teacher does.
         """
 
+    @_builtins.property
+    def kept(self) -> Global___KeptTokens:
+        """What is left if only tokens are kept whose alignment is more likely positive than not. Absent if
+        none was scored.
+        """
+
     def __init__(
         self,
         *,
@@ -1046,14 +1068,118 @@ class AlignmentSummary(_message.Message):
         gain_per_unit_step: Global___Interval | None = ...,
         mean_advantage: Global___Interval | None = ...,
         effective_support_quartiles: _abc.Iterable[_builtins.float] | None = ...,
+        kept: Global___KeptTokens | None = ...,
+        probability_best: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "gain_per_unit_step", b"gain_per_unit_step", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "pooled_cosine", b"pooled_cosine"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best", "algorithm", b"algorithm", "gain_per_unit_step", b"gain_per_unit_step", "kept", b"kept", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "pooled_cosine", b"pooled_cosine", "probability_best", b"probability_best"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "effective_support_quartiles", b"effective_support_quartiles", "flat", b"flat", "gain_per_unit_step", b"gain_per_unit_step", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "no_data", b"no_data", "no_signal", b"no_signal", "nodes", b"nodes", "pooled_cosine", b"pooled_cosine", "scored", b"scored", "teacher_id", b"teacher_id", "unbounded", b"unbounded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best", "algorithm", b"algorithm", "effective_support_quartiles", b"effective_support_quartiles", "flat", b"flat", "gain_per_unit_step", b"gain_per_unit_step", "kept", b"kept", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "no_data", b"no_data", "no_signal", b"no_signal", "nodes", b"nodes", "pooled_cosine", b"pooled_cosine", "probability_best", b"probability_best", "scored", b"scored", "teacher_id", b"teacher_id", "unbounded", b"unbounded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__probability_best: _TypeAlias = _typing.Literal["probability_best"]  # noqa: Y015
+    _WhichOneofArgType__probability_best: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_best) -> _WhichOneofReturnType__probability_best | None: ...
+
+Global___AlignmentSummary: _TypeAlias = AlignmentSummary  # noqa: Y015
+
+@_typing.final
+class KeptTokens(_message.Message):
+    """Tokens that were kept because their estimates looked good. The numbers that chose them flatter
+    them; these are what the posterior expects of them, which allows for that.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    MEAN_COSINE_FIELD_NUMBER: _builtins.int
+    GAIN_PER_UNIT_STEP_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """Share of the scored nodes that is kept, in [0, 1]."""
+    @_builtins.property
+    def mean_cosine(self) -> Global___Interval:
+        """Mean cosine of those kept. Absent if none is."""
+
+    @_builtins.property
+    def gain_per_unit_step(self) -> Global___Interval:
+        """Their gain per unit step, as in AlignmentSummary. Absent if none is."""
+
+    def __init__(
+        self,
+        *,
+        share: _builtins.float = ...,
+        mean_cosine: Global___Interval | None = ...,
+        gain_per_unit_step: Global___Interval | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gain_per_unit_step", b"gain_per_unit_step", "mean_cosine", b"mean_cosine"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gain_per_unit_step", b"gain_per_unit_step", "mean_cosine", b"mean_cosine", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AlignmentSummary: _TypeAlias = AlignmentSummary  # noqa: Y015
+Global___KeptTokens: _TypeAlias = KeptTokens  # noqa: Y015
+
+@_typing.final
+class TeacherComparison(_message.Message):
+    """One teacher less another under the same algorithm, over the same nodes and rollouts: the noise that
+    they share cancels.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_ID_FIELD_NUMBER: _builtins.int
+    OTHER_TEACHER_ID_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    MEAN_COSINE_FIELD_NUMBER: _builtins.int
+    POOLED_COSINE_FIELD_NUMBER: _builtins.int
+    GAIN_PER_UNIT_STEP_FIELD_NUMBER: _builtins.int
+    MEAN_ADVANTAGE_FIELD_NUMBER: _builtins.int
+    PROBABILITY_BETTER_FIELD_NUMBER: _builtins.int
+    teacher_id: _builtins.str
+    """The teacher."""
+    other_teacher_id: _builtins.str
+    """The one that is subtracted."""
+    probability_better: _builtins.float
+    """Probability that the gain per unit step is higher with the teacher than with the other."""
+    @_builtins.property
+    def algorithm(self) -> Global___Algorithm:
+        """The algorithm, with every default filled in."""
+
+    @_builtins.property
+    def mean_cosine(self) -> Global___Interval:
+        """Difference of mean cosines. Absent where one of them is."""
+
+    @_builtins.property
+    def pooled_cosine(self) -> Global___Interval:
+        """Difference of pooled cosines. Absent where one of them is."""
+
+    @_builtins.property
+    def gain_per_unit_step(self) -> Global___Interval:
+        """Difference of gains per unit step."""
+
+    @_builtins.property
+    def mean_advantage(self) -> Global___Interval:
+        """Difference of mean advantages."""
+
+    def __init__(
+        self,
+        *,
+        teacher_id: _builtins.str = ...,
+        other_teacher_id: _builtins.str = ...,
+        algorithm: Global___Algorithm | None = ...,
+        mean_cosine: Global___Interval | None = ...,
+        pooled_cosine: Global___Interval | None = ...,
+        gain_per_unit_step: Global___Interval | None = ...,
+        mean_advantage: Global___Interval | None = ...,
+        probability_better: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability_better", b"_probability_better", "algorithm", b"algorithm", "gain_per_unit_step", b"gain_per_unit_step", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "pooled_cosine", b"pooled_cosine", "probability_better", b"probability_better"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_better", b"_probability_better", "algorithm", b"algorithm", "gain_per_unit_step", b"gain_per_unit_step", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "other_teacher_id", b"other_teacher_id", "pooled_cosine", b"pooled_cosine", "probability_better", b"probability_better", "teacher_id", b"teacher_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__probability_better: _TypeAlias = _typing.Literal["probability_better"]  # noqa: Y015
+    _WhichOneofArgType__probability_better: _TypeAlias = _typing.Literal["_probability_better", b"_probability_better"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_better) -> _WhichOneofReturnType__probability_better | None: ...
+
+Global___TeacherComparison: _TypeAlias = TeacherComparison  # noqa: Y015
 
 @_typing.final
 class SummarizeAlignmentsResponse(_message.Message):
@@ -1062,18 +1188,24 @@ class SummarizeAlignmentsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SUMMARIES_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def summaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlignmentSummary]:
         """Teacher by teacher in the order asked, algorithm by algorithm; those without a teacher last."""
+
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___TeacherComparison]:
+        """Every pair of teachers, algorithm by algorithm."""
 
     def __init__(
         self,
         *,
         summaries: _abc.Iterable[Global___AlignmentSummary] | None = ...,
+        comparisons: _abc.Iterable[Global___TeacherComparison] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["summaries", b"summaries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparisons", b"comparisons", "summaries", b"summaries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,22 +28,78 @@ class _Allocation:
 class _AllocationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Allocation.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ALLOCATION_UNSPECIFIED: _Allocation.ValueType  # 0
-    """POLICY, which needs far fewer rollouts for the same certainty."""
+    """ADAPTIVE, which needs the fewest rollouts."""
     ALLOCATION_EQUAL: _Allocation.ValueType  # 1
     """The same number for every candidate, each forced: the paper's targeted rollouts."""
     ALLOCATION_POLICY: _Allocation.ValueType  # 2
     """Free rollouts from the node: candidates get theirs in proportion to their probability."""
+    ALLOCATION_ADAPTIVE: _Allocation.ValueType  # 3
+    """Each batch goes where it lowers the uncertainty of what is asked for most per token, over all
+    candidates and nodes at once, judged by what is known so far.
+    """
+    ALLOCATION_DEPTH_WINDOWS: _Allocation.ValueType  # 4
+    """The paper's: a trajectory's positions are parted into windows that double in length, and every
+    window gets the same number of rollouts, spread equally over the candidates of its nodes.
+    """
 
 class Allocation(_Allocation, metaclass=_AllocationEnumTypeWrapper):
     """How rollouts are spread over a node's candidates."""
 
 ALLOCATION_UNSPECIFIED: Allocation.ValueType  # 0
-"""POLICY, which needs far fewer rollouts for the same certainty."""
+"""ADAPTIVE, which needs the fewest rollouts."""
 ALLOCATION_EQUAL: Allocation.ValueType  # 1
 """The same number for every candidate, each forced: the paper's targeted rollouts."""
 ALLOCATION_POLICY: Allocation.ValueType  # 2
 """Free rollouts from the node: candidates get theirs in proportion to their probability."""
+ALLOCATION_ADAPTIVE: Allocation.ValueType  # 3
+"""Each batch goes where it lowers the uncertainty of what is asked for most per token, over all
+candidates and nodes at once, judged by what is known so far.
+"""
+ALLOCATION_DEPTH_WINDOWS: Allocation.ValueType  # 4
+"""The paper's: a trajectory's positions are parted into windows that double in length, and every
+window gets the same number of rollouts, spread equally over the candidates of its nodes.
+"""
 Global___Allocation: _TypeAlias = Allocation  # noqa: Y015
+
+class _Statistic:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StatisticEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Statistic.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STATISTIC_UNSPECIFIED: _Statistic.ValueType  # 0
+    """COSINE."""
+    STATISTIC_COSINE: _Statistic.ValueType  # 1
+    """The alignment at every node by itself. Without teachers: the direction of g."""
+    STATISTIC_MEAN_COSINE: _Statistic.ValueType  # 2
+    """Its mean over the nodes that are not flat."""
+    STATISTIC_POOLED_COSINE: _Statistic.ValueType  # 3
+    """sum g.d / sqrt(sum |g|^2 sum |d|^2) over all nodes."""
+    STATISTIC_GAIN_PER_UNIT_STEP: _Statistic.ValueType  # 4
+    """sum g.d / sqrt(sum |d|^2) over all nodes."""
+    STATISTIC_RANKING: _Statistic.ValueType  # 5
+    """Which teacher has the highest gain per unit step under each algorithm. Needs far fewer
+    rollouts than the numbers themselves: what the teachers share cancels.
+    """
+
+class Statistic(_Statistic, metaclass=_StatisticEnumTypeWrapper):
+    """Which numbers a growth makes precise. g is the ideal gradient, d the step of an algorithm."""
+
+STATISTIC_UNSPECIFIED: Statistic.ValueType  # 0
+"""COSINE."""
+STATISTIC_COSINE: Statistic.ValueType  # 1
+"""The alignment at every node by itself. Without teachers: the direction of g."""
+STATISTIC_MEAN_COSINE: Statistic.ValueType  # 2
+"""Its mean over the nodes that are not flat."""
+STATISTIC_POOLED_COSINE: Statistic.ValueType  # 3
+"""sum g.d / sqrt(sum |g|^2 sum |d|^2) over all nodes."""
+STATISTIC_GAIN_PER_UNIT_STEP: Statistic.ValueType  # 4
+"""sum g.d / sqrt(sum |d|^2) over all nodes."""
+STATISTIC_RANKING: Statistic.ValueType  # 5
+"""Which teacher has the highest gain per unit step under each algorithm. Needs far fewer
+rollouts than the numbers themselves: what the teachers share cancels.
+"""
+Global___Statistic: _TypeAlias = Statistic  # noqa: Y015
 
 class _GrowthState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -144,6 +200,55 @@ class QuestionTarget(_message.Message):
 Global___QuestionTarget: _TypeAlias = QuestionTarget  # noqa: Y015
 
 @_typing.final
+class Precision(_message.Message):
+    """When an adaptive growth has done enough. It is about the noise of the rollouts over the nodes of
+    the targets: that other questions would have given other numbers, no rollout can change.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATISTIC_FIELD_NUMBER: _builtins.int
+    HALF_WIDTH_FIELD_NUMBER: _builtins.int
+    FLAT_NORM_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    statistic: Global___Statistic.ValueType
+    """Which numbers."""
+    half_width: _builtins.float
+    """Half the width of their 90% intervals. Above 0. For RANKING: a lead whose interval is so narrow
+    no longer matters, established or not.
+    """
+    flat_norm: _builtins.float
+    """A node is settled without a cosine when |g| is below this with 95% certainty. In [0, 1]; absent:
+    0.05: a logit step of length one changes success by less than five hundredths there.
+    """
+    confidence: _builtins.float
+    """For RANKING: how sure it must be that the teacher named best is the best. In (0.5, 1); absent:
+    0.95.
+    """
+    def __init__(
+        self,
+        *,
+        statistic: Global___Statistic.ValueType = ...,
+        half_width: _builtins.float = ...,
+        flat_norm: _builtins.float | None = ...,
+        confidence: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_flat_norm", b"_flat_norm", "confidence", b"confidence", "flat_norm", b"flat_norm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_flat_norm", b"_flat_norm", "confidence", b"confidence", "flat_norm", b"flat_norm", "half_width", b"half_width", "statistic", b"statistic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
+    _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
+    _WhichOneofReturnType__flat_norm: _TypeAlias = _typing.Literal["flat_norm"]  # noqa: Y015
+    _WhichOneofArgType__flat_norm: _TypeAlias = _typing.Literal["_flat_norm", b"_flat_norm"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence) -> _WhichOneofReturnType__confidence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__flat_norm) -> _WhichOneofReturnType__flat_norm | None: ...
+
+Global___Precision: _TypeAlias = Precision  # noqa: Y015
+
+@_typing.final
 class Budget(_message.Message):
     """What may be spent on new rollouts. At least one of the two; the first one reached ends it."""
 
@@ -189,13 +294,16 @@ class StartGrowthRequest(_message.Message):
     ALLOCATION_FIELD_NUMBER: _builtins.int
     TEACHERS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    ALGORITHMS_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, at most 200 characters: the same id is the same growth for ever, so a
     retry spends nothing.
     """
     rollouts_per_node: _builtins.int
-    """Rollouts that each target's node should rest on. What is in the cache counts first, and only
-    what is missing is sampled. 0: the budget is spent, in equal parts, on top of what there is.
+    """Rollouts that each target's node should rest on; with ADAPTIVE on average over the nodes that
+    are not flat. What is in the cache counts first, and only what is missing is sampled. 0: the
+    budget is spent on top of what there is.
     """
     allocation: Global___Allocation.ValueType
     """How to spread them."""
@@ -209,11 +317,23 @@ class StartGrowthRequest(_message.Message):
 
     @_builtins.property
     def teachers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Teachers, by id or name, whose likeliest tokens are candidates too."""
+        """Teachers, by id or name: their alignments are what ADAPTIVE makes precise, and their likeliest
+        tokens are candidates too.
+        """
 
     @_builtins.property
     def options(self) -> _diagnosis_pb2.NodeOptions:
         """The options of the answers that matter."""
+
+    @_builtins.property
+    def algorithms(self) -> _containers.RepeatedCompositeFieldContainer[_diagnosis_pb2.Algorithm]:
+        """The algorithms whose alignments matter. Empty: REVERSE_KL, EXPECTED."""
+
+    @_builtins.property
+    def precision(self) -> Global___Precision:
+        """ADAPTIVE only: what to make precise, and when it is. Absent: COSINE, until the budget is spent or
+        rollouts_per_node reached.
+        """
 
     def __init__(
         self,
@@ -225,10 +345,12 @@ class StartGrowthRequest(_message.Message):
         allocation: Global___Allocation.ValueType = ...,
         teachers: _abc.Iterable[_builtins.str] | None = ...,
         options: _diagnosis_pb2.NodeOptions | None = ...,
+        algorithms: _abc.Iterable[_diagnosis_pb2.Algorithm] | None = ...,
+        precision: Global___Precision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "options", b"options", "precision", b"precision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "budget", b"budget", "options", b"options", "request_id", b"request_id", "rollouts_per_node", b"rollouts_per_node", "targets", b"targets", "teachers", b"teachers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "allocation", b"allocation", "budget", b"budget", "options", b"options", "precision", b"precision", "request_id", b"request_id", "rollouts_per_node", b"rollouts_per_node", "targets", b"targets", "teachers", b"teachers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -277,6 +399,9 @@ class Growth(_message.Message):
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    NODES_SETTLED_FIELD_NUMBER: _builtins.int
+    HALF_WIDTH_FIELD_NUMBER: _builtins.int
+    NEXT_HALVING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`gro-` and a hash."""
     request_id: _builtins.str
@@ -302,6 +427,14 @@ class Growth(_message.Message):
     """Nodes skipped: the student is so sure there that no teacher's push can matter."""
     seconds_left: _builtins.float
     """Rough time to its end, in seconds; absent if not known."""
+    nodes_settled: _builtins.int
+    """ADAPTIVE: nodes whose answers are precise enough or certainly flat, `nodes_flat` included. For
+    statistics of a set: all nodes or none.
+    """
+    half_width: _builtins.float
+    """ADAPTIVE: half the width of the 90% interval now. For COSINE, that at nine in ten of the nodes
+    that are not flat is at most this. Absent: not known yet.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was started."""
@@ -309,6 +442,12 @@ class Growth(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last moved."""
+
+    @_builtins.property
+    def next_halving(self) -> Global___Forecast:
+        """Once it has ended, ADAPTIVE: what it would cost to halve that once more. Absent: not known, or
+        all is flat.
+        """
 
     def __init__(
         self,
@@ -326,16 +465,180 @@ class Growth(_message.Message):
         seconds_left: _builtins.float | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        nodes_settled: _builtins.int = ...,
+        half_width: _builtins.float | None = ...,
+        next_halving: Global___Forecast | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left", "create_time", b"create_time", "seconds_left", b"seconds_left", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_half_width", b"_half_width", "_seconds_left", b"_seconds_left", "create_time", b"create_time", "half_width", b"half_width", "next_halving", b"next_halving", "seconds_left", b"seconds_left", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left", "create_time", b"create_time", "error", b"error", "id", b"id", "nodes", b"nodes", "nodes_flat", b"nodes_flat", "request_id", b"request_id", "rollouts_cached", b"rollouts_cached", "rollouts_planned", b"rollouts_planned", "rollouts_sampled", b"rollouts_sampled", "seconds_left", b"seconds_left", "state", b"state", "tokens_sampled", b"tokens_sampled", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_half_width", b"_half_width", "_seconds_left", b"_seconds_left", "create_time", b"create_time", "error", b"error", "half_width", b"half_width", "id", b"id", "next_halving", b"next_halving", "nodes", b"nodes", "nodes_flat", b"nodes_flat", "nodes_settled", b"nodes_settled", "request_id", b"request_id", "rollouts_cached", b"rollouts_cached", "rollouts_planned", b"rollouts_planned", "rollouts_sampled", b"rollouts_sampled", "seconds_left", b"seconds_left", "state", b"state", "tokens_sampled", b"tokens_sampled", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__half_width: _TypeAlias = _typing.Literal["half_width"]  # noqa: Y015
+    _WhichOneofArgType__half_width: _TypeAlias = _typing.Literal["_half_width", b"_half_width"]  # noqa: Y015
     _WhichOneofReturnType__seconds_left: _TypeAlias = _typing.Literal["seconds_left"]  # noqa: Y015
     _WhichOneofArgType__seconds_left: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__half_width) -> _WhichOneofReturnType__half_width | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_left) -> _WhichOneofReturnType__seconds_left | None: ...
 
 Global___Growth: _TypeAlias = Growth  # noqa: Y015
+
+@_typing.final
+class Forecast(_message.Message):
+    """What sampling will cost. Ranges hold four times in five."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollouts(self) -> Global___Range:
+        """Rollouts."""
+
+    @_builtins.property
+    def tokens(self) -> Global___Range:
+        """Sampled tokens."""
+
+    @_builtins.property
+    def seconds(self) -> Global___Range:
+        """Time on this server. Absent while it has not sampled this policy yet."""
+
+    def __init__(
+        self,
+        *,
+        rollouts: Global___Range | None = ...,
+        tokens: Global___Range | None = ...,
+        seconds: Global___Range | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollouts", b"rollouts", "seconds", b"seconds", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollouts", b"rollouts", "seconds", b"seconds", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forecast: _TypeAlias = Forecast  # noqa: Y015
+
+@_typing.final
+class Range(_message.Message):
+    """A guess."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIAN_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    median: _builtins.float
+    """As likely more as less."""
+    low: _builtins.float
+    """Less one time in ten."""
+    high: _builtins.float
+    """More one time in ten."""
+    def __init__(
+        self,
+        *,
+        median: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low", "median", b"median"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Range: _TypeAlias = Range  # noqa: Y015
+
+@_typing.final
+class PredictGrowthRequest(_message.Message):
+    """See GrowthService.PredictGrowth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    TEACHERS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    ALGORITHMS_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___GrowthTarget]:
+        """What to grow; at least one."""
+
+    @_builtins.property
+    def teachers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in StartGrowthRequest."""
+
+    @_builtins.property
+    def options(self) -> _diagnosis_pb2.NodeOptions:
+        """As in StartGrowthRequest."""
+
+    @_builtins.property
+    def algorithms(self) -> _containers.RepeatedCompositeFieldContainer[_diagnosis_pb2.Algorithm]:
+        """As in StartGrowthRequest."""
+
+    @_builtins.property
+    def precision(self) -> Global___Precision:
+        """The precision to be reached."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___GrowthTarget] | None = ...,
+        teachers: _abc.Iterable[_builtins.str] | None = ...,
+        options: _diagnosis_pb2.NodeOptions | None = ...,
+        algorithms: _abc.Iterable[_diagnosis_pb2.Algorithm] | None = ...,
+        precision: Global___Precision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "precision", b"precision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "options", b"options", "precision", b"precision", "targets", b"targets", "teachers", b"teachers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictGrowthRequest: _TypeAlias = PredictGrowthRequest  # noqa: Y015
+
+@_typing.final
+class PredictGrowthResponse(_message.Message):
+    """See GrowthService.PredictGrowth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORECAST_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    NODES_SETTLED_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_CACHED_FIELD_NUMBER: _builtins.int
+    MAY_BE_MORE_FIELD_NUMBER: _builtins.int
+    nodes: _builtins.int
+    """Nodes of the targets."""
+    nodes_settled: _builtins.int
+    """Those that are settled already."""
+    rollouts_cached: _builtins.int
+    """Rollouts that count at these nodes now; one that serves several counts once for each."""
+    may_be_more: _builtins.bool
+    """Whether some of the simulated growths gave up before the precision was reached: the cost may
+    then be higher than the range says.
+    """
+    @_builtins.property
+    def forecast(self) -> Global___Forecast:
+        """From now on: what is in the cache is already counted."""
+
+    def __init__(
+        self,
+        *,
+        forecast: Global___Forecast | None = ...,
+        nodes: _builtins.int = ...,
+        nodes_settled: _builtins.int = ...,
+        rollouts_cached: _builtins.int = ...,
+        may_be_more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "may_be_more", b"may_be_more", "nodes", b"nodes", "nodes_settled", b"nodes_settled", "rollouts_cached", b"rollouts_cached"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictGrowthResponse: _TypeAlias = PredictGrowthResponse  # noqa: Y015
 
 @_typing.final
 class GetGrowthRequest(_message.Message):

@@ -36,6 +36,11 @@ class GrowthServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.PredictGrowth = channel.unary_unary(
+                '/unmask.v1.GrowthService/PredictGrowth',
+                request_serializer=unmask_dot_v1_dot_growth__pb2.PredictGrowthRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_growth__pb2.PredictGrowthResponse.FromString,
+                _registered_method=True)
         self.StartGrowth = channel.unary_unary(
                 '/unmask.v1.GrowthService/StartGrowth',
                 request_serializer=unmask_dot_v1_dot_growth__pb2.StartGrowthRequest.SerializeToString,
@@ -67,6 +72,16 @@ class GrowthServiceServicer:
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
     stays whatever becomes of them.
     """
+
+    def PredictGrowth(self, request, context):
+        """What a wanted precision will cost, from what is known now. Samples nothing. The fewer rollouts
+        there are, the wider the range.
+
+        INVALID_ARGUMENT: as StartGrowth.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def StartGrowth(self, request, context):
         """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
@@ -109,6 +124,11 @@ class GrowthServiceServicer:
 
 def add_GrowthServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'PredictGrowth': grpc.unary_unary_rpc_method_handler(
+                    servicer.PredictGrowth,
+                    request_deserializer=unmask_dot_v1_dot_growth__pb2.PredictGrowthRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_growth__pb2.PredictGrowthResponse.SerializeToString,
+            ),
             'StartGrowth': grpc.unary_unary_rpc_method_handler(
                     servicer.StartGrowth,
                     request_deserializer=unmask_dot_v1_dot_growth__pb2.StartGrowthRequest.FromString,
@@ -146,6 +166,33 @@ class GrowthService:
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
     stays whatever becomes of them.
     """
+
+    @staticmethod
+    def PredictGrowth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.GrowthService/PredictGrowth',
+            unmask_dot_v1_dot_growth__pb2.PredictGrowthRequest.SerializeToString,
+            unmask_dot_v1_dot_growth__pb2.PredictGrowthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def StartGrowth(request,

@@ -35,6 +35,12 @@ class GrowthServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GrowthServiceAsyncStub: ...
+    PredictGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.PredictGrowthRequest, _growth_pb2.PredictGrowthResponse]
+    """What a wanted precision will cost, from what is known now. Samples nothing. The fewer rollouts
+    there are, the wider the range.
+
+    INVALID_ARGUMENT: as StartGrowth.
+    """
     StartGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.StartGrowthRequest, _growth_pb2.StartGrowthResponse]
     """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
 
@@ -57,6 +63,12 @@ class GrowthServiceAsyncStub(GrowthServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    PredictGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.PredictGrowthRequest, _growth_pb2.PredictGrowthResponse]  # type: ignore[assignment]
+    """What a wanted precision will cost, from what is known now. Samples nothing. The fewer rollouts
+    there are, the wider the range.
+
+    INVALID_ARGUMENT: as StartGrowth.
+    """
     StartGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.StartGrowthRequest, _growth_pb2.StartGrowthResponse]  # type: ignore[assignment]
     """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
 
@@ -76,6 +88,18 @@ class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
     stays whatever becomes of them.
     """
+
+    @_abc_1.abstractmethod
+    def PredictGrowth(
+        self,
+        request: _growth_pb2.PredictGrowthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_growth_pb2.PredictGrowthResponse, _abc.Awaitable[_growth_pb2.PredictGrowthResponse]]:
+        """What a wanted precision will cost, from what is known now. Samples nothing. The fewer rollouts
+        there are, the wider the range.
+
+        INVALID_ARGUMENT: as StartGrowth.
+        """
 
     @_abc_1.abstractmethod
     def StartGrowth(
