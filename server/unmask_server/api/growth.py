@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
 from unmask.v1 import growth_pb2 as pb
 from unmask.v1 import growth_pb2_grpc
 
+from unmask_server.api.algorithms import parse_algorithms
 from unmask_server.api.options import node_options, resolve_node
 from unmask_server.api.paging import decode_page, encode_page, page_size
+from unmask_server.api.precision import forecast_message, parse_precision
 from unmask_server.api.times import timestamp
 from unmask_server.catalog.errors import InvalidArgument
-from unmask_server.catalog.types import Policy, Question
+from unmask_server.catalog.types import Policy, Question, Teacher
 from unmask_server.config import Settings
 from unmask_server.growth.runner import GrowthRunner
 from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, State, Target
@@ -33,9 +36,11 @@ _STATES = {
     State.FAILED: pb.GROWTH_STATE_FAILED,
 }
 _ALLOCATIONS = {
-    pb.ALLOCATION_UNSPECIFIED: Allocation.POLICY,
+    pb.ALLOCATION_UNSPECIFIED: Allocation.ADAPTIVE,
+    pb.ALLOCATION_ADAPTIVE: Allocation.ADAPTIVE,
     pb.ALLOCATION_EQUAL: Allocation.EQUAL,
     pb.ALLOCATION_POLICY: Allocation.POLICY,
+    pb.ALLOCATION_DEPTH_WINDOWS: Allocation.DEPTH_WINDOWS,
 }
 
 
@@ -46,6 +51,20 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         self._runner = runner
         self._resolver = resolver
         self._settings = settings
+
+    async def PredictGrowth(
+        self, request: pb.PredictGrowthRequest, context: Context
+    ) -> pb.PredictGrowthResponse:
+        """What a precision would cost."""
+        spec = await asyncio.to_thread(self._predicted, request)
+        found = await self._runner.predict(spec, self._settings.max_rollouts)
+        return pb.PredictGrowthResponse(
+            forecast=forecast_message(found.forecast, found.tokens_per_second),
+            nodes=found.now.nodes,
+            nodes_settled=found.now.settled,
+            rollouts_cached=found.now.cached,
+            may_be_more=found.forecast.may_be_more,
+        )
 
     async def StartGrowth(
         self, request: pb.StartGrowthRequest, context: Context
@@ -96,41 +115,76 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             )
         if len(request.request_id) > MAX_REQUEST_ID:
             raise InvalidArgument("request_id", f"longer than {MAX_REQUEST_ID} characters")
-        if not request.targets:
-            raise InvalidArgument("targets", "give at least one target to grow")
-        if len(request.targets) > MAX_TARGETS:
-            raise InvalidArgument("targets", f"more than {MAX_TARGETS}; start several growths")
         if request.rollouts_per_node < 0:
             raise InvalidArgument("rollouts_per_node", "below 0; 0 means to spend the budget")
         if request.allocation not in _ALLOCATIONS:
             raise InvalidArgument(
                 "allocation", f"no allocation has the number {request.allocation}"
             )
-        options = node_options(request.options, "options")
         max_rollouts, max_tokens = self._budget(request.budget)
         if request.rollouts_per_node > self._settings.max_rollouts:
             raise InvalidArgument(
                 "rollouts_per_node", f"more than this server's limit, {self._settings.max_rollouts}"
             )
+        allocation = _ALLOCATIONS[request.allocation]
+        if request.HasField("precision") and allocation is not Allocation.ADAPTIVE:
+            raise InvalidArgument("precision", "only ADAPTIVE allocation works towards one")
+        spec = self._asked(request)
+        if spec.objective and not request.rollouts_per_node and any(t.free for t in spec.targets):
+            raise InvalidArgument(
+                "rollouts_per_node", "say how many for question targets: they have no alignment"
+            )
+        return replace(
+            spec,
+            allocation=allocation,
+            rollouts_per_node=request.rollouts_per_node,
+            max_rollouts=max_rollouts,
+            max_tokens=max_tokens,
+        )
+
+    def _predicted(self, request: pb.PredictGrowthRequest) -> GrowthSpec:
+        if not request.HasField("precision"):
+            raise InvalidArgument("precision", "say how precise the answers are to be")
+        spec = self._asked(request)
+        if any(target.free for target in spec.targets):
+            raise InvalidArgument("targets", "a question as a whole has no alignment")
+        return spec
+
+    def _asked(self, request: pb.StartGrowthRequest | pb.PredictGrowthRequest) -> GrowthSpec:
+        """What a growth is about, without what it may spend."""
+        if not request.targets:
+            raise InvalidArgument("targets", "give at least one target to grow")
+        if len(request.targets) > MAX_TARGETS:
+            raise InvalidArgument("targets", f"more than {MAX_TARGETS}; start several growths")
+        options = node_options(request.options, "options")
+        algorithms = parse_algorithms(request.algorithms, "algorithms")
         targets, policies, questions = self._targets(request.targets)
+        teachers: list[Teacher] = []
         for policy in policies:
             teachers = self._resolver.teachers(request.teachers, policy)
             for question in questions:
                 self._resolver.check_teachers(teachers, question, policy.max_new_tokens)
+        if request.algorithms and not teachers and any(a.needs_teacher for a in algorithms):
+            raise InvalidArgument("teachers", "an algorithm compares with a teacher; name one")
         verifier = (
             self._resolver.verifier_id(options.verifier, "options.verifier")
             if options.verifier
             else ""
         )
+        objective = None
+        if request.HasField("precision"):
+            objective = parse_precision(request.precision, len(teachers), "precision")
         return GrowthSpec(
             targets=tuple(targets),
-            allocation=_ALLOCATIONS[request.allocation],
+            allocation=Allocation.ADAPTIVE,
             verifier=verifier,
             teacher_ids=tuple(teacher.id for teacher in teachers),
             top_k=options.top_k,
-            rollouts_per_node=request.rollouts_per_node,
-            max_rollouts=max_rollouts,
-            max_tokens=max_tokens,
+            rollouts_per_node=0,
+            max_rollouts=None,
+            max_tokens=None,
+            algorithms=tuple(algorithms),
+            objective=objective,
         )
 
     def _budget(self, budget: pb.Budget) -> tuple[int | None, int | None]:
@@ -214,6 +268,11 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             seconds_left=self._runner.seconds_left(growth),
             create_time=timestamp(growth.created_at),
             update_time=timestamp(growth.updated_at),
+            nodes_settled=growth.nodes_settled,
+            half_width=growth.half_width,
+            next_halving=None
+            if growth.next_halving is None
+            else forecast_message(growth.next_halving, None),
         )
 
 

@@ -261,6 +261,11 @@ growth = Table(
     Column("rollouts_planned", BigInteger, nullable=False),
     Column("nodes", Integer, nullable=False, comment="that it grows"),
     Column("nodes_flat", Integer, nullable=False, comment="that it skips"),
+    Column(
+        "nodes_settled", Integer, nullable=False, server_default="0", comment="precise, or flat"
+    ),
+    Column("half_width", Float, comment="of the 90% interval of what it makes precise"),
+    Column("next_halving", JSON, comment="rollouts and tokens to halve it: low, median, high"),
     Column("attempt", Integer, nullable=False, comment="how many servers worked on it before"),
     Column("owner", String(80), comment="which server process is working on it"),
     Column("lease_expires_at", Float, comment="another server may take it over after that"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -32,11 +33,23 @@ class PlanNode:
     """Whether one rollout tells all (an end token, or no room for another one), shape (c,)."""
 
 
+Item = tuple[int, int, int | None]
+"""Where a rollout starts: path, index of the node on it, and the token forced there, if one is."""
+
+
 @dataclass(slots=True)
 class Plan:
-    """Rollouts wanted: by path, by node of the path, `(token or None for a free one, number)`."""
+    """Rollouts wanted."""
 
     items: list[tuple[int, int, int | None, int]] = field(default_factory=list)
+    """Each an `Item` and how many."""
+
+    def counts(self) -> Counter[Item]:
+        """How many by item."""
+        found: Counter[Item] = Counter()
+        for path, index, token, number in self.items:
+            found[path, index, token] += number
+        return found
 
     @property
     def total(self) -> int:
@@ -98,13 +111,41 @@ def plan_equal(paths: Iterable[Sequence[PlanNode]], goal: int) -> Plan:
     seen: set[Hashable] = set()
     for p, path in enumerate(paths):
         for i, node in enumerate(path):
-            if node.flat or node.key in seen or not len(node.candidates):
-                continue
+            if node.key not in seen:
+                plan.items.extend((p, i, token, n) for token, n in _lacking(node, goal))
             seen.add(node.key)
-            want = _wanted_each(node, goal) - node.candidate_valid
-            for token, number in zip(node.candidates.tolist(), want.tolist(), strict=True):
-                if number > 0:
-                    plan.items.append((p, i, token, number))
+    return plan
+
+
+def _lacking(node: PlanNode, goal: int) -> list[tuple[int, int]]:
+    """Rollouts that each candidate lacks so that the node has `goal`, spread equally."""
+    if node.flat or not len(node.candidates):
+        return []
+    want = _wanted_each(node, goal) - node.candidate_valid
+    pairs = zip(node.candidates.tolist(), want.tolist(), strict=True)
+    return [(token, number) for token, number in pairs if number > 0]
+
+
+def window_goals(path: Sequence[PlanNode], goal: int) -> list[int]:
+    """What each node of a path gets so that every window of positions gets `goal` in all.
+
+    Windows double in length: positions 0, 1-2, 3-6, 7-14, ... Within one, the nodes that are not
+    flat share equally; so rollouts grow with the logarithm of a generation's length.
+    """
+    window = [(i + 1).bit_length() for i in range(len(path))]
+    sharing = Counter(w for w, node in zip(window, path, strict=True) if not node.flat)
+    return [-(-goal // max(1, sharing[w])) for w in window]
+
+
+def plan_windows(paths: Iterable[Sequence[PlanNode]], goal: int) -> Plan:
+    """Forced rollouts so that each window of each path has `goal`, spread equally."""
+    plan = Plan()
+    seen: set[Hashable] = set()
+    for p, path in enumerate(paths):
+        for i, (node, share) in enumerate(zip(path, window_goals(path, goal), strict=True)):
+            if node.key not in seen:
+                plan.items.extend((p, i, token, n) for token, n in _lacking(node, share))
+            seen.add(node.key)
     return plan
 
 

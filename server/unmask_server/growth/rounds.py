@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from sqlalchemy import Connection
 
-from unmask_server.growth.plan import (
-    Plan,
-    PlanNode,
-    candidate_counts,
-    plan_equal,
-    plan_free,
-    plan_round,
-)
+from unmask_server.growth.adaptive import AdaptivePlanner
+from unmask_server.growth.plan import Item, Plan
+from unmask_server.growth.planners import Planner, RoundPlanner
 from unmask_server.growth.recorder import Finished, Recorder, rollout_uid
 from unmask_server.growth.sampler import Sampler, Wanted
-from unmask_server.growth.spec import Allocation, Growth, GrowthSpec
+from unmask_server.growth.spec import Allocation, Growth
 from unmask_server.growth.store import GrowthStore, LeaseLostError
 from unmask_server.growth.work import WorkPath, WorkReader
 from unmask_server.tree import AddResult
@@ -28,14 +24,12 @@ FLUSH_ROLLOUTS = 256
 """Finished rollouts are committed when there are so many, ..."""
 FLUSH_SECONDS = 0.5
 """... or when the oldest has waited so long: what a killed server loses at most."""
-REUSE_ROUNDS = 3
-"""After so many rounds the plan no longer counts on chance to fill deeper nodes."""
-ROUND_ROLLOUTS = 1024
-"""Without a goal, a round is about so many rollouts, in equal parts for all nodes, ..."""
-ROUND_PER_NODE = 16
-"""... but at least so many for each."""
+AHEAD_LIMIT = 20.0
+"""What the next halving would cost is simulated up to so many times what there is."""
 
-Sampled = tuple[WorkPath, Finished, int]
+Want = tuple[WorkPath, Wanted, Item]
+"""A rollout to sample, and where it belongs."""
+Sampled = tuple[WorkPath, Finished, int, Item]
 """A rollout, where it belongs, and how many tokens were sampled for it."""
 
 
@@ -58,6 +52,12 @@ class Rounds:
         self._recorder = recorder
         self._on_progress = on_progress
         self._serial = 0
+        self._pending: Counter[Item] = Counter()
+        self._moved = asyncio.Event()
+        self._half_width: float | None = None
+        self._flushed = time.monotonic()
+        self.planning = 0.0
+        """Seconds spent on deciding what to sample."""
         self.rate: float | None = None
         """Rollouts a second, lately; None if not known yet."""
         self.stored = 0
@@ -70,65 +70,126 @@ class Rounds:
             LeaseLostError: the growth was cancelled, or another server has taken it over.
 
         """
-        held, spec = self._held, self._held.spec
-        paths = await self._work.prepare(spec)
+        paths = await self._work.prepare(self._held.spec)
+        planner = await self._planner(paths)
         longest = max((path.nodes.policy.max_new_tokens for path in paths), default=1)
-        number = 0
-        while True:
-            state = await self._work.read(paths)
-            now = await asyncio.to_thread(self._store.get, held.id)
-            plan = _next_plan(spec, paths, state, number, now)
-            if now.rollouts_left is not None:
-                plan = plan.cut(now.rollouts_left)
-            planned = now.rollouts_sampled + plan.total
-            if spec.rollouts_per_node == 0 and spec.max_rollouts is not None:
-                planned = spec.max_rollouts
-            if now.tokens_left is not None:
-                # As many as fit, however long they get: all of them are waited for, because those
-                # that finish first are the short ones and would speak for all.
-                plan = plan.cut(max(1, now.tokens_left // longest)) if now.tokens_left else Plan()
-            distinct = {node.key: node for row in state for node in row}
-            untouched = number == 0 and now.rollouts_sampled == 0
-            await asyncio.to_thread(
-                self._store.note_plan,
-                held,
-                cached=_cached(spec, paths, state) if untouched else None,
-                planned=planned,
-                nodes=len(distinct),
-                flat=sum(node.flat for node in distinct.values()),
-            )
-            self._on_progress()
-            if not plan.total:
-                return
-            await self._sample(paths, plan)
-            number += 1
+        self._pending.clear()
+        running: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                plan = await self._plan(planner, longest)
+                if not plan.total:
+                    if not running:
+                        break
+                    await _any(running)
+                else:
+                    # Under way from here on, though the task has yet to start.
+                    waiting = plan.counts()
+                    self._pending.update(waiting)
+                    running.add(asyncio.create_task(self._sample(paths, plan, waiting)))
+                    await self._until(running, plan.total // 2 if planner.overlaps else 0)
+                running = _still(running)
+        finally:
+            # Also when cancelled, or when the engine failed: what was sampled is stored.
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        if isinstance(planner, AdaptivePlanner):
+            await self._look_ahead(planner)
 
-    async def _sample(self, paths: Sequence[WorkPath], plan: Plan) -> None:
-        """Sample a plan and store it as it comes in."""
-        for items in self._wanted(paths, plan):
-            policy = items[0][0].nodes.policy
-            buffer: list[Sampled] = []
-            flushed = time.monotonic()
-            samples = self._sampler.sample(policy, [want for _, want in items])
+    async def _planner(self, paths: Sequence[WorkPath]) -> Planner:
+        spec = self._held.spec
+        if spec.allocation is not Allocation.ADAPTIVE:
+            return RoundPlanner(spec, paths, self._work)
+        return AdaptivePlanner(spec, paths, self._work, await self._work.lengths(paths))
+
+    async def _plan(self, planner: Planner, longest: int) -> Plan:
+        """What to sample next within the budget, noted in the growth's row."""
+        held, pending = self._held, self._pending
+        begun = time.monotonic()
+        # Read before the counts: what is stored in between counts twice at worst, never not at all.
+        under_way = pending.copy()
+        now = await asyncio.to_thread(self._store.get, held.id)
+        found = await planner.next(now, under_way)
+        plan, waiting = found.plan, pending.total()
+        if now.rollouts_left is not None:
+            plan = plan.cut(max(0, now.rollouts_left - waiting))
+        if now.tokens_left is not None:
+            # As many as fit, however long they get: all of them are waited for, because those
+            # that finish first are the short ones and would speak for all.
+            room = now.tokens_left - waiting * longest
+            least = 1 if now.tokens_left and not waiting else 0
+            plan = plan.cut(max(least, room // longest))
+        planned = now.rollouts_sampled + waiting + plan.total
+        spec = held.spec
+        if spec.rollouts_per_node == 0 and spec.objective is None and spec.max_rollouts is not None:
+            planned = spec.max_rollouts
+        untouched = now.rollouts_sampled == 0 and not waiting
+        await asyncio.to_thread(
+            self._store.note_plan,
+            held,
+            cached=found.cached if untouched else None,
+            planned=planned,
+            nodes=found.nodes,
+            flat=found.flat,
+            settled=found.settled,
+            half_width=found.half_width,
+        )
+        self._half_width = found.half_width
+        self.planning += time.monotonic() - begun
+        self._on_progress()
+        return plan
+
+    async def _until(self, running: set[asyncio.Task[None]], mark: int) -> None:
+        """Wait until at most `mark` rollouts are under way, or a batch has ended."""
+        while self._pending.total() > mark and not any(task.done() for task in running):
+            self._moved.clear()
+            wake = asyncio.ensure_future(self._moved.wait())
             try:
-                async with aclosing(samples):
-                    async for index, finished, tokens in samples:
-                        buffer.append((items[index][0], finished, tokens))
-                        waited = time.monotonic() - flushed
-                        if waited >= FLUSH_SECONDS or len(buffer) >= FLUSH_ROLLOUTS:
-                            full, buffer = buffer, []
-                            await self._flush(full)
-                            flushed = time.monotonic()
-                            pace = len(full) / max(waited, 1e-3)
-                            self.rate = pace if self.rate is None else (3 * self.rate + pace) / 4
+                await asyncio.wait({wake, *running}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                # Also when cancelled, or when the engine failed: what was sampled was paid for.
-                if buffer:
-                    await self._flush(buffer)
+                wake.cancel()
 
-    def _wanted(self, paths: Sequence[WorkPath], plan: Plan) -> list[list[tuple[WorkPath, Wanted]]]:
+    async def _look_ahead(self, planner: AdaptivePlanner) -> None:
+        """Say what the next halving of the interval would cost."""
+        if not self._half_width:
+            return
+        now = await asyncio.to_thread(self._store.get, self._held.id)
+        limit = AHEAD_LIMIT * max(1000, now.rollouts_sampled + now.rollouts_cached)
+        ahead = await planner.next_halving(self._half_width, limit)
+        await asyncio.to_thread(self._store.note_next_halving, self._held, ahead)
+
+    async def _sample(self, paths: Sequence[WorkPath], plan: Plan, waiting: Counter[Item]) -> None:
+        """Sample a plan and store it as it comes in; `waiting` is what is not stored yet."""
+        try:
+            for items in self._wanted(paths, plan):
+                await self._sample_policy(items, waiting)
+        finally:
+            self._pending.subtract(waiting)
+            self._tidy()
+
+    async def _sample_policy(self, items: Sequence[Want], waiting: Counter[Item]) -> None:
+        policy = items[0][0].nodes.policy
+        buffer: list[Sampled] = []
+        flushed = time.monotonic()
+        samples = self._sampler.sample(policy, [want for _, want, _ in items])
+        try:
+            async with aclosing(samples):
+                async for index, finished, tokens in samples:
+                    buffer.append((items[index][0], finished, tokens, items[index][2]))
+                    waited = time.monotonic() - flushed
+                    if waited >= FLUSH_SECONDS or len(buffer) >= FLUSH_ROLLOUTS:
+                        full, buffer = buffer, []
+                        await self._flush(full, waiting)
+                        flushed = time.monotonic()
+        finally:
+            # Also when cancelled, or when the engine failed: what was sampled was paid for.
+            if buffer:
+                await self._flush(buffer, waiting)
+
+    def _wanted(self, paths: Sequence[WorkPath], plan: Plan) -> list[list[Want]]:
         """The rollouts of a plan, by policy."""
-        by_policy: dict[str, list[tuple[WorkPath, Wanted]]] = {}
+        by_policy: dict[str, list[Want]] = {}
         for p, i, token, count in plan.items:
             path = paths[p]
             forced = path.nodes.tokens[: path.nodes.positions[i]]
@@ -138,17 +199,29 @@ class Rounds:
                 uid = rollout_uid("growth", self._held.id, self._held.attempt, self._serial)
                 self._serial += 1
                 want = Wanted(uid, path.nodes.prompt, forced)
-                by_policy.setdefault(path.nodes.policy.id, []).append((path, want))
+                by_policy.setdefault(path.nodes.policy.id, []).append((path, want, (p, i, token)))
         return list(by_policy.values())
 
-    async def _flush(self, buffer: Sequence[Sampled]) -> None:
+    async def _flush(self, buffer: Sequence[Sampled], waiting: Counter[Item]) -> None:
         task = asyncio.create_task(asyncio.to_thread(self._store_all, buffer))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             await task
             raise
+        pace = len(buffer) / max(time.monotonic() - self._flushed, 1e-3)
+        self.rate = pace if self.rate is None else (3 * self.rate + pace) / 4
+        self._flushed = time.monotonic()
+        stored = Counter(item for *_, item in buffer)
+        waiting.subtract(stored)
+        self._pending.subtract(stored)
+        self._tidy()
         self._on_progress()
+
+    def _tidy(self) -> None:
+        for item in [item for item, number in self._pending.items() if number <= 0]:
+            del self._pending[item]
+        self._moved.set()
 
     def _store_all(self, buffer: Sequence[Sampled]) -> None:
         by_tree: dict[int, list[Sampled]] = {}
@@ -165,13 +238,13 @@ class Rounds:
 
     def _store_batch(self, items: Sequence[Sampled]) -> None:
         path = items[0][0]
-        tokens = {finished.uid: tokens for _, finished, tokens in items}
+        tokens = {finished.uid: tokens for _, finished, tokens, _ in items}
 
         def charge(connection: Connection, result: AddResult, _: object) -> None:
             new = [tokens[uid] for uid in result.inserted]
             self._store.charge(connection, self._held, len(new), sum(new))
 
-        finished = [f for _, f, _ in items]
+        finished = [f for _, f, _, _ in items]
         nodes, tree, growth_id = path.nodes, path.tree, self._held.id
         record = self._recorder.record
         try:
@@ -183,57 +256,13 @@ class Rounds:
         self.stored += len(finished)
 
 
-def _next_plan(
-    spec: GrowthSpec,
-    paths: Sequence[WorkPath],
-    state: Sequence[Sequence[PlanNode]],
-    number: int,
-    now: Growth,
-) -> Plan:
-    """What to sample in round `number`; empty when there is nothing left to do."""
-    goal = spec.rollouts_per_node
-    plan = Plan()
-    for forced in (False, True):
-        # Paths are planned apart by kind, but keep their places.
-        mine = [
-            row if _is_forced(spec, path) == forced else []
-            for path, row in zip(paths, state, strict=True)
-        ]
-        if goal == 0:
-            part = plan_round(mine, _each(state, now), forced=forced)
-        elif forced:
-            part = plan_equal(mine, goal)
-        else:
-            part = plan_free(mine, goal, reuse=number < REUSE_ROUNDS)
-        plan.items.extend(part.items)
-    return plan
+async def _any(tasks: set[asyncio.Task[None]]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _is_forced(spec: GrowthSpec, path: WorkPath) -> bool:
-    return spec.allocation is Allocation.EQUAL and not path.free
-
-
-def _each(state: Sequence[Sequence[PlanNode]], now: Growth) -> int:
-    """Rollouts for each node in a round of a growth without a goal."""
-    nodes = max(1, len({node.key for row in state for node in row if not node.flat}))
-    each = max(ROUND_PER_NODE, ROUND_ROLLOUTS // nodes)
-    left = now.rollouts_left
-    return each if left is None else min(each, -(-left // nodes))
-
-
-def _cached(
-    spec: GrowthSpec, paths: Sequence[WorkPath], state: Sequence[Sequence[PlanNode]]
-) -> int:
-    """Rollouts that the nodes have already, as far as the goal wants them, over all nodes."""
-    total = 0
-    seen = set()
-    for path, row in zip(paths, state, strict=True):
-        for node in row:
-            if node.flat or node.key in seen:
-                continue
-            seen.add(node.key)
-            if _is_forced(spec, path):
-                total += candidate_counts(node, spec.rollouts_per_node)
-            else:
-                total += min(node.valid, spec.rollouts_per_node or node.valid)
-    return total
+def _still(tasks: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    """Those that are not done; raises what one of the others raised."""
+    for task in tasks:
+        if task.done():
+            task.result()
+    return {task for task in tasks if not task.done()}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
 
 from unmask_server.database.connect import is_transient
+from unmask_server.diagnosis.allocation import Forecast
 from unmask_server.engines.base import EngineError
+from unmask_server.growth.adaptive import AdaptivePlanner
+from unmask_server.growth.planners import Next
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.rounds import FLUSH_SECONDS, Rounds
 from unmask_server.growth.sampler import Sampler
@@ -24,6 +28,15 @@ TRIES = 6
 """A growth is given up when it failed so often in a row, storing nothing in between."""
 FIRST_PAUSE_SECONDS = 1.0
 """Before the second try; doubled before each further one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What an adaptive growth would cost, and where its nodes are now."""
+
+    forecast: Forecast
+    now: Next
+    tokens_per_second: float | None
 
 
 class GrowthRunner:
@@ -65,6 +78,18 @@ class GrowthRunner:
             # A client that gives up now must not leave a growth that is held and not worked on.
             await _to_the_end(self._take(growth.id))
         return growth
+
+    async def predict(self, spec: GrowthSpec, limit: int) -> Prediction:
+        """What an adaptive growth would cost from here; nothing is sampled."""
+        paths = await self._work.prepare(spec)
+        planner = AdaptivePlanner(spec, paths, self._work, await self._work.lengths(paths))
+        forecast, now = await planner.forecast(float(limit))
+        return Prediction(forecast, now, self.tokens_per_second({p.nodes.policy.id for p in paths}))
+
+    def tokens_per_second(self, policies: Iterable[str]) -> float | None:
+        """The slowest pace at which this server sampled these; None if one of them it did not."""
+        paces = [self._sampler.tokens_per_second(policy) for policy in policies]
+        return min((pace for pace in paces if pace), default=None) if all(paces) else None
 
     async def get(self, growth_id: str) -> Growth:
         """One growth, as committed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -22,6 +24,35 @@ class Wanted:
     forced: tuple[int, ...]
 
 
+class _Pace:
+    """Tokens of a policy, and the time in which any were being sampled."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._seconds = 0.0
+        self._calls = 0
+        self._since = 0.0
+
+    def begin(self) -> None:
+        if self._calls == 0:
+            self._since = time.monotonic()
+        self._calls += 1
+
+    def add(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def end(self) -> None:
+        self._calls -= 1
+        if self._calls == 0:
+            self._seconds += time.monotonic() - self._since
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        running = time.monotonic() - self._since if self._calls else 0.0
+        seconds = self._seconds + running
+        return self._tokens / seconds if self._tokens and seconds > 0.0 else None
+
+
 class Sampler:
     """Samples rollouts of a policy."""
 
@@ -32,6 +63,11 @@ class Sampler:
         """Rollouts sampled since the start."""
         self.tokens = 0
         """Tokens sampled since the start."""
+        self._paces: defaultdict[str, _Pace] = defaultdict(_Pace)
+
+    def tokens_per_second(self, policy_id: str) -> float | None:
+        """Tokens of a policy sampled a second while it was; None if it was not yet."""
+        return self._paces[policy_id].tokens_per_second
 
     async def sample(
         self, policy: Policy, wanted: Sequence[Wanted]
@@ -54,21 +90,27 @@ class Sampler:
         with self._engines.hold(policy.model):
             engine = await self._engines.get(policy.model, self._catalog.usable_vocab(policy.model))
             samples = engine.sample(requests, policy.sampling, frozenset(policy.stop_ids))
-            async with aclosing(samples):
-                async for sample in samples:
-                    want = wanted[indices[sample.index]]
-                    self.rollouts += 1
-                    self.tokens += len(sample.tokens)
-                    yield (
-                        indices[sample.index],
-                        Finished(
-                            want.uid,
-                            want.forced + sample.tokens,
-                            len(want.forced),
-                            FINISH_CODES[sample.finish],
-                        ),
-                        len(sample.tokens),
-                    )
+            pace = self._paces[policy.id]
+            pace.begin()
+            try:
+                async with aclosing(samples):
+                    async for sample in samples:
+                        want = wanted[indices[sample.index]]
+                        self.rollouts += 1
+                        self.tokens += len(sample.tokens)
+                        pace.add(len(sample.tokens))
+                        yield (
+                            indices[sample.index],
+                            Finished(
+                                want.uid,
+                                want.forced + sample.tokens,
+                                len(want.forced),
+                                FINISH_CODES[sample.finish],
+                            ),
+                            len(sample.tokens),
+                        )
+            finally:
+                pace.end()
 
 
 def _ended(policy: Policy, forced: tuple[int, ...]) -> int | None:

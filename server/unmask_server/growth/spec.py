@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from unmask_server.diagnosis import Algorithm, Form, Loss
+from unmask_server.diagnosis.allocation import Forecast, Objective, Range, Statistic
+
 
 class Allocation(enum.Enum):
-    """How rollouts are spread over a node's candidates."""
+    """How rollouts are spread over nodes and their candidates."""
 
+    ADAPTIVE = "adaptive"
+    """Where they lower the uncertainty of what is asked for most per token."""
     EQUAL = "equal"
     """The same number for each candidate, forced: the paper's targeted rollouts."""
     POLICY = "policy"
     """Free rollouts from the node: in proportion to the policy's probabilities."""
+    DEPTH_WINDOWS = "depth_windows"
+    """As EQUAL, with the same number for each window of positions, windows doubling in length."""
 
 
 class State(enum.Enum):
@@ -60,23 +68,40 @@ class GrowthSpec:
     """What each node should rest on, cached rollouts included; 0: spend the budget."""
     max_rollouts: int | None
     max_tokens: int | None
+    algorithms: tuple[Algorithm, ...] = ()
+    """Of the alignments that ADAPTIVE makes precise."""
+    objective: Objective | None = None
+    """When ADAPTIVE has done enough; None: when the budget is spent or the goal reached."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is its inverse."""
         data = asdict(self)
         data["allocation"] = self.allocation.value
+        for algorithm, plain in zip(self.algorithms, data["algorithms"], strict=True):
+            plain.update(loss=algorithm.loss.value, form=algorithm.form.value)
+        if self.objective is not None:
+            data["objective"]["statistic"] = self.objective.statistic.value
         return data
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> GrowthSpec:
         """The spec that `to_json` made plain."""
         targets = tuple(Target(**{**t, "prefix": tuple(t["prefix"])}) for t in data["targets"])
+        algorithms = tuple(
+            Algorithm(**{**plain, "loss": Loss(plain["loss"]), "form": Form(plain["form"])})
+            for plain in data.get("algorithms", ())
+        )
+        objective = data.get("objective")
+        if objective is not None:
+            objective = Objective(**{**objective, "statistic": Statistic(objective["statistic"])})
         return GrowthSpec(
             **{
                 **data,
                 "targets": targets,
                 "allocation": Allocation(data["allocation"]),
                 "teacher_ids": tuple(data["teacher_ids"]),
+                "algorithms": algorithms,
+                "objective": objective,
             }
         )
 
@@ -101,6 +126,11 @@ class Growth:
     lease_expires_at: float | None
     created_at: float
     updated_at: float
+    nodes_settled: int = 0
+    half_width: float | None = None
+    """Of the 90% interval of what ADAPTIVE makes precise, now."""
+    next_halving: Forecast | None = None
+    """What halving it would cost; known when the growth has ended."""
 
     @property
     def rollouts_left(self) -> int | None:
@@ -113,3 +143,8 @@ class Growth:
         """What the budget still allows; None if it does not limit tokens."""
         limit = self.spec.max_tokens
         return None if limit is None else max(0, limit - self.tokens_sampled)
+
+
+def forecast_of(data: Mapping[str, Any]) -> Forecast:
+    """The forecast that `dataclasses.asdict` made plain."""
+    return Forecast(Range(**data["rollouts"]), Range(**data["tokens"]), data["may_be_more"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
@@ -12,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from unmask_server.catalog.errors import AlreadyExists, NotFound
 from unmask_server.database.connect import query, transact
 from unmask_server.database.schema import growth
-from unmask_server.growth.spec import Growth, GrowthSpec, State
+from unmask_server.diagnosis.allocation import Forecast
+from unmask_server.growth.spec import Growth, GrowthSpec, State, forecast_of
 
 LEASE_SECONDS = 30.0
 """A growth whose server has not been heard of for so long is taken over."""
@@ -157,17 +159,32 @@ class GrowthStore:
         transact(self._engine, lambda connection: connection.execute(statement))
 
     def note_plan(
-        self, held: Growth, *, cached: int | None, planned: int, nodes: int, flat: int
+        self,
+        held: Growth,
+        *,
+        cached: int | None,
+        planned: int,
+        nodes: int,
+        flat: int,
+        settled: int,
+        half_width: float | None,
     ) -> None:
-        """Record what the growth means to do; `cached` only the first time."""
+        """Record what the growth means to do, and how far it is; `cached` only the first time."""
         values: dict[str, object] = {
             "rollouts_planned": planned,
             "nodes": nodes,
             "nodes_flat": flat,
+            "nodes_settled": settled,
+            "half_width": half_width,
             "updated_at": time.time(),
         }
         if cached is not None:
             values["rollouts_cached"] = cached
+        transact(self._engine, lambda connection: _update_held(connection, held, values))
+
+    def note_next_halving(self, held: Growth, ahead: Forecast) -> None:
+        """Record what halving the interval would cost."""
+        values = {"next_halving": asdict(ahead)}
         transact(self._engine, lambda connection: _update_held(connection, held, values))
 
     def charge(self, connection: Connection, held: Growth, rollouts: int, tokens: int) -> None:
@@ -229,4 +246,6 @@ def _growth(row: Row[tuple[object, ...]]) -> Growth:
     data["spec"] = GrowthSpec.from_json(data["spec"])
     data["state"] = State(data["state"])
     data["error"] = data["error"] or ""
+    if data["next_halving"] is not None:
+        data["next_halving"] = forecast_of(data["next_halving"])
     return Growth(**data)

@@ -1,4 +1,4 @@
-"""A growth's nodes: from targets to what the plan needs to know."""
+"""A growth's nodes: from targets to what a plan needs to know."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask_server.diagnosis import FLAT_TOLERANCE, flat_bound
+from unmask_server.diagnosis import flat_bound
 from unmask_server.growth.plan import PlanNode, forced_candidates
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.spec import Allocation, GrowthSpec, Target
 from unmask_server.nodes.evidence import EvidenceReader, Scores
 from unmask_server.nodes.resolve import NodeSet, Resolver
-from unmask_server.tree import TreeRef, TreeStore, TreeView
+from unmask_server.tree import NodeCounts, TreeRef, TreeStore, TreeView
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class WorkNode:
 
     reach: float
     """Chance that a free rollout from here reaches the next node of the path."""
-    flat: bool
+    bound: float
+    """|g| is at most this."""
     candidates: NDArray[np.int32]
     exact: NDArray[np.bool_]
 
@@ -35,9 +36,14 @@ class WorkPath:
 
     nodes: NodeSet
     tree: TreeRef
+    scores: tuple[Scores, ...]
     work: tuple[WorkNode, ...]
     free: bool
-    """Whether rollouts are free whatever the allocation."""
+    """Whether rollouts are free whatever the allocation, and no node is skipped."""
+
+    def key(self, index: int) -> tuple[int, tuple[int, ...]]:
+        """Equal for the same node reached through two targets."""
+        return self.tree.id, self.nodes.tokens[: self.nodes.positions[index]]
 
 
 class WorkReader:
@@ -54,25 +60,23 @@ class WorkReader:
     async def prepare(self, spec: GrowthSpec) -> list[WorkPath]:
         """Resolve the targets and score their nodes (once for ever)."""
         paths = []
+        temperatures = tuple(dict.fromkeys((1.0, *(a.temperature for a in spec.algorithms))))
         for target in spec.targets:
             nodes = await asyncio.to_thread(self._resolve, target, spec)
             tree = await asyncio.to_thread(
                 self._recorder.tree, nodes.policy, nodes.question, nodes.verifier
             )
-            forced = spec.allocation is Allocation.EQUAL and not target.free
+            compared = spec.allocation is not Allocation.POLICY and not target.free
             teachers = (
                 await asyncio.to_thread(self._resolver.teachers, spec.teacher_ids, nodes.policy)
-                if forced
+                if compared
                 else []
             )
             scores = await self._reader.scores(
-                nodes, teachers, temperatures=(1.0,), top_k=spec.top_k
+                nodes, teachers, temperatures=temperatures, top_k=spec.top_k
             )
-            work = tuple(
-                _work_node(nodes, i, scored, spec, skip_flat=not target.free)
-                for i, scored in enumerate(scores)
-            )
-            paths.append(WorkPath(nodes, tree, work, target.free))
+            work = tuple(_work_node(nodes, i, scored, spec) for i, scored in enumerate(scores))
+            paths.append(WorkPath(nodes, tree, tuple(scores), work, target.free))
         return paths
 
     def _resolve(self, target: Target, spec: GrowthSpec) -> NodeSet:
@@ -93,19 +97,21 @@ class WorkReader:
             field="targets",
         )
 
-    async def read(self, paths: Sequence[WorkPath]) -> list[list[PlanNode]]:
-        """The paths as the plan sees them, by what the tree holds now."""
-        return [await asyncio.to_thread(self._read_path, path) for path in paths]
+    async def read(self, paths: Sequence[WorkPath]) -> list[TreeView]:
+        """What the tree holds now at the paths' nodes."""
+        return await asyncio.to_thread(lambda: [self._read(path) for path in paths])
 
-    def _read_path(self, path: WorkPath) -> list[PlanNode]:
+    def _read(self, path: WorkPath) -> TreeView:
         nodes = path.nodes
-        view = self._trees.look_up(path.tree.id, nodes.tokens, nodes.positions, nodes.verifier.key)
-        return [_plan_node(path, i, view) for i in range(len(nodes.positions))]
+        return self._trees.look_up(path.tree.id, nodes.tokens, nodes.positions, nodes.verifier.key)
+
+    async def lengths(self, paths: Sequence[WorkPath]) -> dict[int, list[int]]:
+        """How many tokens generations have, by tree: some that are known."""
+        trees = {path.tree.id for path in paths}
+        return await asyncio.to_thread(lambda: {tree: self._trees.lengths(tree) for tree in trees})
 
 
-def _work_node(
-    nodes: NodeSet, index: int, scored: Scores, spec: GrowthSpec, *, skip_flat: bool
-) -> WorkNode:
+def _work_node(nodes: NodeSet, index: int, scored: Scores, spec: GrowthSpec) -> WorkNode:
     position = nodes.positions[index]
     candidates = forced_candidates(
         scored.ids,
@@ -121,17 +127,28 @@ def _work_node(
     if following:
         own = np.flatnonzero(scored.ids == nodes.tokens[position])
         reach = float(scored.sampling[own[0]]) if len(own) else 0.0
-    bound = flat_bound(scored.sampling)
     return WorkNode(
         reach=reach,
-        flat=skip_flat and bound < FLAT_TOLERANCE,
+        bound=flat_bound(scored.sampling),
         candidates=candidates,
         exact=np.isin(candidates, stops) | last,
     )
 
 
-def _plan_node(path: WorkPath, index: int, view: TreeView) -> PlanNode:
-    nodes, work, counts = path.nodes, path.work[index], view.nodes[index]
+def plan_nodes(path: WorkPath, view: TreeView, *, flat_below: float) -> list[PlanNode]:
+    """The nodes of a path as the simple plans see them.
+
+    Args:
+        path: whose.
+        view: its counts.
+        flat_below: a node whose |g| is certainly below this is skipped.
+
+    """
+    return [_plan_node(path, i, counts, flat_below) for i, counts in enumerate(view.nodes)]
+
+
+def _plan_node(path: WorkPath, index: int, counts: NodeCounts, flat_below: float) -> PlanNode:
+    nodes, work = path.nodes, path.work[index]
     position = nodes.positions[index]
     valid = dict(zip(counts.children.tokens.tolist(), counts.children.n.tolist(), strict=True))
     own = 0
@@ -142,10 +159,10 @@ def _plan_node(path: WorkPath, index: int, view: TreeView) -> PlanNode:
         if token in valid and token not in nodes.policy.stop_ids:
             valid[token] -= 1
     return PlanNode(
-        key=(path.tree.id, nodes.tokens[:position]),
+        key=path.key(index),
         valid=counts.n - own,
         reach=work.reach,
-        flat=work.flat,
+        flat=not path.free and work.bound < flat_below,
         candidates=work.candidates,
         candidate_valid=np.array(
             [valid.get(token, 0) for token in work.candidates.tolist()], dtype=np.int64

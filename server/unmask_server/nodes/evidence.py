@@ -57,6 +57,8 @@ class Evidence:
     known: Counts
     """What the posterior is made from: `counts`, except where more is known than was counted
     (`backup`): then as many rollouts as that is worth."""
+    ends: NDArray[np.bool_]
+    """Shape (m + 1,): tokens after which nothing is sampled, graded or not."""
     truncated: FloatArray
     """Shape (m + 1,): rollouts cut off by their limit; not counted for the tail."""
 
@@ -203,7 +205,8 @@ def _evidence_at(
         scored = _narrowed(scored, keep)
         n, reward_sum, truncated = n[keep], reward_sum[keep], truncated[keep]
         m = len(scored.ids)
-    exact = _exact(nodes.policy, scored, position) & (n > 0)
+    ends = _ends(nodes.policy, scored, position)
+    exact = ends & (n > 0)
     if own_reward is not None:
         j = Support(scored.ids).index(nodes.tokens[position])
         if not exact[j]:
@@ -218,6 +221,7 @@ def _evidence_at(
         scores=scored,
         counts=counted,
         known=counted,
+        ends=ends,
         truncated=truncated,
     )
 
@@ -267,7 +271,7 @@ def _narrowed(scored: Scores, keep: NDArray[np.bool_]) -> Scores:
     )
 
 
-def _exact(policy: Policy, scored: Scores, position: int) -> NDArray[np.bool_]:
+def _ends(policy: Policy, scored: Scores, position: int) -> NDArray[np.bool_]:
     """Candidates after which nothing is sampled: an end token, or the last one that has room.
 
     Their outcome is known once it was graded, however few rollouts there are.

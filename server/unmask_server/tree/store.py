@@ -17,11 +17,11 @@ from sqlalchemy.exc import IntegrityError
 
 from unmask_server.database.connect import query, transact
 from unmask_server.database.rows import AnyRow
-from unmask_server.database.schema import distribution, node, tree
+from unmask_server.database.schema import distribution, node, rollout, tree
 from unmask_server.tree import insert as inserting
 from unmask_server.tree import lookup, regrade, rollouts
 from unmask_server.tree.fingerprint import seed_fingerprint
-from unmask_server.tree.ids import first_id
+from unmask_server.tree.ids import first_id, id_range
 from unmask_server.tree.tokens import pack
 from unmask_server.tree.types import (
     AddResult,
@@ -165,6 +165,17 @@ class TreeStore:
             self._engine,
             lambda c: lookup.look_up(c, tree_id, seed, tokens, positions, verifier_key),
         )
+
+    def lengths(self, tree_id: int, limit: int = 1000) -> list[int]:
+        """Generated tokens of the newest rollouts of a tree, `limit` at most."""
+        first, beyond = id_range(tree_id)
+        wanted = (
+            select(rollout.c.depth)
+            .where(rollout.c.id >= first, rollout.c.id < beyond)
+            .order_by(rollout.c.id.desc())
+            .limit(limit)
+        )
+        return query(self._engine, lambda connection: list(connection.execute(wanted).scalars()))
 
     def iter_rollouts(self, tree_id: int, after_id: int, limit: int) -> list[StoredRollout]:
         """Read the next `limit` rollouts with ids above `after_id` (0 for the first ones).

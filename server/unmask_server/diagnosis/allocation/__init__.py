@@ -2,19 +2,36 @@
 
 from unmask_server.diagnosis.allocation.beliefs import Beliefs, believe
 from unmask_server.diagnosis.allocation.objectives import FLAT_NORM, Objective, Statistic
+from unmask_server.diagnosis.allocation.predict import (
+    PILOT,
+    Cost,
+    Forecast,
+    Range,
+    batch_size,
+    forecast,
+)
 from unmask_server.diagnosis.allocation.problem import Problem
-from unmask_server.diagnosis.allocation.sensitivity import Sensitivity, sensitivity
+from unmask_server.diagnosis.allocation.sensitivity import Z90, Sensitivity, sensitivity
+from unmask_server.diagnosis.allocation.served import half_widths
 from unmask_server.diagnosis.allocation.spend import Spending, spend
 
 __all__ = [
     "FLAT_NORM",
+    "PILOT",
+    "Z90",
     "Beliefs",
+    "Cost",
+    "Forecast",
     "Objective",
     "Problem",
+    "Range",
     "Sensitivity",
     "Spending",
     "Statistic",
+    "batch_size",
     "believe",
+    "forecast",
+    "half_widths",
     "sensitivity",
     "spend",
 ]

@@ -6,6 +6,7 @@ against it. The spread of their costs is how well the cost is known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from unmask_server.diagnosis.allocation.beliefs import believe
 from unmask_server.diagnosis.allocation.objectives import Objective
 from unmask_server.diagnosis.allocation.problem import FloatArray, Problem
 from unmask_server.diagnosis.allocation.sensitivity import sensitivity
+from unmask_server.diagnosis.allocation.served import truths
 from unmask_server.diagnosis.allocation.spend import Spending, spend
 
 PILOT = 8
@@ -30,6 +32,53 @@ class Cost:
     tokens: float
     reached: bool
     """Whether the precision was reached within the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A guess: less than `low` one time in ten, more than `high` one time in ten."""
+
+    low: float
+    median: float
+    high: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Range:
+        """Of simulated values."""
+        low, median, high = np.quantile(values, (0.1, 0.5, 0.9)).tolist()
+        return Range(low, median, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a precision will cost."""
+
+    rollouts: Range
+    tokens: Range
+    may_be_more: bool
+    """Whether a simulated growth gave up."""
+
+
+def forecast(problem: Problem, objective: Objective, *, limit: float, most: int = 16) -> Forecast:
+    """The cost of a precision from what is known.
+
+    Args:
+        problem: the nodes and what is known of them.
+        objective: the precision.
+        limit: rollouts after which a simulated growth is given up.
+        most: simulated growths; fewer for many nodes.
+
+    """
+    count = max(3, min(most, 4000 // problem.nodes))
+    costs = [
+        simulate(problem, truth, objective, limit=limit, seed=k)
+        for k, truth in enumerate(truths(problem, count))
+    ]
+    return Forecast(
+        Range.of([cost.rollouts for cost in costs]),
+        Range.of([cost.tokens for cost in costs]),
+        may_be_more=not all(cost.reached for cost in costs),
+    )
 
 
 def batch_size(counted: float) -> int:

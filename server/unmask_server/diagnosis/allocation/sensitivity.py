@@ -43,20 +43,39 @@ class Sensitivity:
         return bool(self.settled.all())
 
 
-def sensitivity(problem: Problem, beliefs: Beliefs, objective: Objective) -> Sensitivity:
-    """Where uncertainty matters for `objective`."""
+def sensitivity(
+    problem: Problem,
+    beliefs: Beliefs,
+    objective: Objective,
+    tightened: FloatArray | float = 1.0,
+) -> Sensitivity:
+    """Where uncertainty matters for `objective`.
+
+    Args:
+        problem: the nodes. Without steps, COSINE is about the direction of g itself; the other
+            statistics need at least one.
+        beliefs: of it.
+        objective: what is asked.
+        tightened: for statistics of nodes: by how much less variance than the objective says is to
+            be reached, in (0, 1], shape (A, N) or a number.
+
+    """
     if objective.statistic.is_of_nodes:
-        return _of_nodes(problem, beliefs, objective)
+        return _of_nodes(problem, beliefs, objective, tightened)
     return _of_sets(problem, beliefs, objective)
 
 
-def _of_nodes(problem: Problem, beliefs: Beliefs, objective: Objective) -> Sensitivity:
+def _of_nodes(
+    problem: Problem, beliefs: Beliefs, objective: Objective, tightened: FloatArray | float
+) -> Sensitivity:
     g, slopes2, seen = _drawn(problem, beliefs)
     variance = np.maximum(np.minimum(problem.sums(slopes2 * beliefs.variance), 1.0), seen)
     flat = _certainly_flat(g, problem, objective.flat_norm)
-    wanted = (objective.half_width / Z90) ** 2
-    settled = (variance <= wanted) | flat | ~problem.defined | (problem.weight <= 0)
-    open_slopes = np.where(problem.spread(settled), 0.0, slopes2).sum(axis=0) / wanted
+    wanted = np.broadcast_to((objective.half_width / Z90) ** 2 * tightened, variance.shape)
+    defined = problem.defined if len(problem.steps) else np.ones(variance.shape, dtype=bool)
+    settled = (variance <= wanted) | flat | ~defined | (problem.weight <= 0)
+    share = np.where(settled, 0.0, 1.0 / wanted)
+    open_slopes = (problem.spread(share) * slopes2).sum(axis=0)
     # What the parents want to know of a node's value, they want of its cells.
     asked = np.zeros(problem.nodes)
     total = open_slopes.copy()
@@ -86,6 +105,9 @@ def _drawn(problem: Problem, beliefs: Beliefs) -> tuple[FloatArray, FloatArray, 
     # One norm for all draws: where a draw of g is by chance near zero its own would run away.
     typical = np.sqrt(norm2.mean(axis=0).clip(1e-18))
     unit = g / problem.spread(np.sqrt(norm2.clip(1e-18)))
+    if not len(problem.steps):
+        slopes2, seen = _direction(problem, unit, typical)
+        return g, slopes2, seen
     slopes2, seen = np.zeros(problem.steps.shape), np.zeros(problem.defined.shape)
     for a, step in enumerate(problem.steps):
         d = step / problem.spread(np.sqrt(problem.sums(step * step).clip(1e-300)))
@@ -96,6 +118,21 @@ def _drawn(problem: Problem, beliefs: Beliefs) -> tuple[FloatArray, FloatArray, 
         slopes2[a] = np.einsum("kc,kc->c", slope, slope) / DRAWS
     slopes2[~problem.spread(problem.defined)] = 0.0
     return g, slopes2, seen
+
+
+def _direction(
+    problem: Problem, unit: FloatArray, typical: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Without a step to compare g with: how far g itself turns, as if it were a cosine.
+
+    Mean squares of |d g / d s_j| / |g|, shape (1, C), and the variances of the draws' direction
+    about their mean, shape (1, N).
+    """
+    p = problem.p
+    moved = p**2 * (1.0 - 2.0 * p + problem.spread(problem.sums(p * p)))
+    about = unit - unit.mean(axis=0)
+    turned = problem.sums(np.einsum("kc,kc->c", about, about) / len(unit))
+    return (moved / problem.spread(typical) ** 2)[None], turned[None]
 
 
 def _certainly_flat(g: FloatArray, problem: Problem, flat_norm: float) -> BoolArray:

@@ -1,0 +1,62 @@
+"""Precisions in requests, and forecasts in answers."""
+
+from __future__ import annotations
+
+import math
+
+from unmask.v1 import growth_pb2 as pb
+
+from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.diagnosis.allocation import FLAT_NORM, Forecast, Objective, Range, Statistic
+
+MIN_HALF_WIDTH = 1e-3
+"""Less would take a million rollouts a node."""
+_CONFIDENCE = 0.95
+_STATISTICS = {
+    pb.STATISTIC_UNSPECIFIED: Statistic.COSINE,
+    pb.STATISTIC_COSINE: Statistic.COSINE,
+    pb.STATISTIC_MEAN_COSINE: Statistic.MEAN_COSINE,
+    pb.STATISTIC_POOLED_COSINE: Statistic.POOLED_COSINE,
+    pb.STATISTIC_GAIN_PER_UNIT_STEP: Statistic.GAIN_PER_UNIT_STEP,
+    pb.STATISTIC_RANKING: Statistic.RANKING,
+}
+
+
+def parse_precision(wanted: pb.Precision, teachers: int, field: str) -> Objective:
+    """The objective that a request with so many teachers asks for."""
+    statistic = _STATISTICS.get(wanted.statistic)
+    if statistic is None:
+        raise InvalidArgument(f"{field}.statistic", f"none has the number {wanted.statistic}")
+    if not (math.isfinite(wanted.half_width) and wanted.half_width >= MIN_HALF_WIDTH):
+        raise InvalidArgument(
+            f"{field}.half_width", f"{wanted.half_width} is not at least {MIN_HALF_WIDTH}"
+        )
+    least = {Statistic.COSINE: 0, Statistic.RANKING: 2}.get(statistic, 1)
+    if teachers < least:
+        raise InvalidArgument(
+            "teachers", f"{statistic.name} is about teachers; name at least {least}"
+        )
+    flat_norm = wanted.flat_norm if wanted.HasField("flat_norm") else FLAT_NORM
+    if not 0.0 <= flat_norm <= 1.0:
+        raise InvalidArgument(f"{field}.flat_norm", f"{flat_norm} is not in [0, 1]")
+    confidence = wanted.confidence if wanted.HasField("confidence") else _CONFIDENCE
+    if not 0.5 < confidence < 1.0:
+        raise InvalidArgument(f"{field}.confidence", f"{confidence} is not in (0.5, 1)")
+    return Objective(statistic, wanted.half_width, flat_norm, confidence)
+
+
+def forecast_message(found: Forecast, tokens_per_second: float | None) -> pb.Forecast:
+    """A forecast; its seconds where a pace is known."""
+    seconds = None
+    if tokens_per_second:
+        pace, tokens = tokens_per_second, found.tokens
+        seconds = Range(tokens.low / pace, tokens.median / pace, tokens.high / pace)
+    return pb.Forecast(
+        rollouts=_range(found.rollouts),
+        tokens=_range(found.tokens),
+        seconds=None if seconds is None else _range(seconds),
+    )
+
+
+def _range(found: Range) -> pb.Range:
+    return pb.Range(median=found.median, low=found.low, high=found.high)

@@ -1,0 +1,219 @@
+"""ADAPTIVE: each batch where it lowers the requested uncertainty most per token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask_server.diagnosis.allocation import (
+    PILOT,
+    Z90,
+    Beliefs,
+    Forecast,
+    Objective,
+    Sensitivity,
+    Statistic,
+    batch_size,
+    believe,
+    forecast,
+    half_widths,
+    sensitivity,
+    spend,
+)
+from unmask_server.growth.plan import Item, Plan, PlanNode, plan_free, plan_round
+from unmask_server.growth.planners import REUSE_ROUNDS, ROUND_ROLLOUTS, Next
+from unmask_server.growth.problem import Laid, Layout
+from unmask_server.growth.spec import Growth, GrowthSpec
+from unmask_server.growth.work import WorkPath, WorkReader, plan_nodes
+from unmask_server.tree import TreeView
+
+WITHOUT_END = Objective(Statistic.COSINE, 1e-3)
+"""What is made precise where nothing was asked for: the budget or the goal ends it."""
+CHECKS = 4
+"""So often the posteriors that are served are asked whether the plan's beliefs say enough."""
+SLACK = 1.05
+"""A half width is good enough if it is at most so many times the one asked for."""
+
+
+class AdaptivePlanner:
+    """Plans ahead: rollouts under way count as what is expected of them."""
+
+    overlaps = True
+
+    def __init__(
+        self,
+        spec: GrowthSpec,
+        paths: Sequence[WorkPath],
+        work: WorkReader,
+        lengths: Mapping[int, Sequence[int]],
+    ) -> None:
+        self._spec = spec
+        self._paths = paths
+        self._work = work
+        self._layout = Layout(spec, paths, lengths)
+        self._objective = spec.objective or WITHOUT_END
+        self._tightened: NDArray[np.float64] | float = 1.0
+        self._checks = 0
+        self._batches = 0
+
+    async def next(self, now: Growth, pending: Counter[Item]) -> Next:
+        """See `Planner`."""
+        views = await self._work.read(self._paths)
+        return await asyncio.to_thread(self._next, views, now, pending.copy())
+
+    async def forecast(self, limit: float) -> tuple[Forecast, Next]:
+        """What the objective will cost from here, and how far it is reached."""
+        views = await self._work.read(self._paths)
+
+        def look() -> tuple[Forecast, Next]:
+            laid = self._layout.lay(views, Counter())
+            beliefs = believe(laid.problem)
+            found = sensitivity(laid.problem, beliefs, self._objective)
+            done = self._report(laid, found, Plan())
+            return forecast(laid.problem, self._objective, limit=limit), done
+
+        return await asyncio.to_thread(look)
+
+    async def next_halving(self, half_width: float, limit: float) -> Forecast:
+        """What half of `half_width` would cost from here."""
+        views = await self._work.read(self._paths)
+        objective = replace(self._objective, half_width=half_width / 2.0)
+
+        def look() -> Forecast:
+            laid = self._layout.lay(views, Counter())
+            return forecast(laid.problem, objective, limit=limit, most=5)
+
+        return await asyncio.to_thread(look)
+
+    def _next(self, views: Sequence[TreeView], now: Growth, pending: Counter[Item]) -> Next:
+        laid = self._layout.lay(views, pending)
+        beliefs = believe(laid.problem)
+        found = sensitivity(laid.problem, beliefs, self._objective, self._tightened)
+        if self._spec.objective is not None and found.done and not pending:
+            found = self._checked(laid, beliefs, found)
+        plan = self._plan(laid, beliefs, found, views, pending)
+        return self._report(laid, found, plan)
+
+    def _plan(
+        self,
+        laid: Laid,
+        beliefs: Beliefs,
+        found: Sensitivity,
+        views: Sequence[TreeView],
+        pending: Counter[Item],
+    ) -> Plan:
+        plan = Plan([(*item, 1) for item in laid.ungraded])
+        plan.items.extend(self._free(views, pending).items)
+        if found.done:
+            return plan
+        pilot = self._pilot(views, pending)
+        plan.items.extend(pilot.items)
+        if pilot.total or not laid.problem.nodes:
+            return plan
+        size = batch_size(float(laid.problem.n.sum()))
+        if self._spec.rollouts_per_node:
+            open_ = max(1, laid.problem.nodes - int(self._flat(laid).sum()))
+            lacking = self._spec.rollouts_per_node * open_ - self._counted(laid)
+            size = min(size, int(lacking))
+        if size > 0:
+            given = spend(laid.problem, beliefs, found, rollouts=size, seed=self._batches)
+            plan.items.extend(laid.plan(given).items)
+            self._batches += 1
+        return plan
+
+    def _pilot(self, views: Sequence[TreeView], pending: Counter[Item]) -> Plan:
+        """Free rollouts for nodes that have hardly any; they serve all nodes on their way."""
+        goal = min(PILOT, self._spec.rollouts_per_node or PILOT)
+        rows = [
+            [] if path.free else plan_nodes(path, view, flat_below=self._objective.flat_norm)
+            for path, view in zip(self._paths, views, strict=True)
+        ]
+        return plan_free(_with(rows, pending), goal, reuse=self._batches < REUSE_ROUNDS)
+
+    def _free(self, views: Sequence[TreeView], pending: Counter[Item]) -> Plan:
+        """Of questions as a whole."""
+        rows = [
+            plan_nodes(path, view, flat_below=0.0) if path.free else []
+            for path, view in zip(self._paths, views, strict=True)
+        ]
+        if not any(rows):
+            return Plan()
+        if self._spec.rollouts_per_node:
+            return plan_free(_with(rows, pending), self._spec.rollouts_per_node, reuse=False)
+        each = -(-ROUND_ROLLOUTS // sum(map(bool, rows)))
+        busy = any(self._paths[p].free for p, _, _ in pending)
+        return Plan() if busy else plan_round(rows, each, forced=False)
+
+    def _checked(self, laid: Laid, beliefs: Beliefs, found: Sensitivity) -> Sensitivity:
+        """Ask the posteriors that are served, and be stricter where they are less sure."""
+        objective = self._objective
+        if not objective.statistic.is_of_nodes or self._checks >= CHECKS:
+            return found
+        self._checks += 1
+        wanted = ~found.flat & (laid.problem.weight > 0) & np.ones_like(found.settled)
+        if len(laid.problem.steps):
+            wanted &= laid.problem.defined
+        widths = half_widths(laid.problem, wanted)
+        over = widths > SLACK * objective.half_width
+        if not over.any():
+            return found
+        # Relative to what is believed there now, which is at most what was to be reached.
+        ratio = np.where(over, objective.half_width / np.maximum(widths, 1e-9), 1.0)
+        reached = (np.sqrt(found.variance) * Z90 / objective.half_width).clip(0.05, 1.0)
+        self._tightened = np.where(over, (ratio * reached) ** 2, self._tightened).clip(1e-3, 1.0)
+        return sensitivity(laid.problem, beliefs, objective, self._tightened)
+
+    def _report(self, laid: Laid, found: Sensitivity, plan: Plan) -> Next:
+        problem = laid.problem
+        if self._objective.statistic.is_of_nodes:
+            settled = int(found.settled.all(axis=0).sum())
+            mine = ~found.flat & (problem.weight > 0)
+            if len(problem.steps):
+                mine = problem.defined.any(axis=0) & mine
+            widths = Z90 * np.sqrt(found.variance.max(axis=0, initial=0.0))[mine]
+            half_width = float(np.quantile(widths, 0.9)) if len(widths) else None
+        else:
+            settled = problem.nodes if found.done else int(self._flat(laid).sum())
+            half_width = Z90 * float(np.sqrt(found.variance.max(initial=0.0)))
+        free = sum(path.free for path in self._paths)
+        return Next(
+            plan,
+            nodes=problem.nodes + free,
+            flat=int(self._flat(laid).sum()),
+            cached=int(self._counted(laid)),
+            settled=settled,
+            half_width=half_width,
+        )
+
+    def _flat(self, laid: Laid) -> NDArray[np.bool_]:
+        """Nodes that are flat whatever the data say."""
+        below = self._objective.flat_norm
+        bounds = [self._paths[p].work[i].bound for p, i in laid.places]
+        return np.array(bounds, dtype=np.float64) < below
+
+    def _counted(self, laid: Laid) -> float:
+        """Rollouts that count at the nodes that are not flat, over all of them."""
+        counts = laid.problem.sums(laid.problem.n)
+        return float(counts[~self._flat(laid)].sum())
+
+
+def _with(rows: Sequence[Sequence[PlanNode]], pending: Counter[Item]) -> list[list[PlanNode]]:
+    """The rows with free rollouts under way as if they were there."""
+    coming: Counter[object] = Counter()
+    for (p, i, token), number in pending.items():
+        if token is None and i < len(rows[p]):
+            coming[rows[p][i].key] += number
+    found = []
+    for row in rows:
+        carried, here = 0.0, []
+        for node in row:
+            arriving = max(carried, float(coming[node.key]))
+            here.append(replace(node, valid=node.valid + int(arriving)))
+            carried = arriving * node.reach
+        found.append(here)
+    return found
