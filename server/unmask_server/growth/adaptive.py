@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis.allocation import (
+    LEAST_BATCH,
     PILOT,
     Z90,
     Beliefs,
@@ -113,9 +114,9 @@ class AdaptivePlanner:
             return plan
         pilot = self._pilot(views, pending)
         plan.items.extend(pilot.items)
-        if pilot.total or not laid.problem.nodes:
+        if pilot.total >= LEAST_BATCH or not laid.problem.nodes:
             return plan
-        size = batch_size(float(laid.problem.n.sum()))
+        size = batch_size(laid.problem, beliefs, found)
         if self._spec.rollouts_per_node:
             open_ = max(1, laid.problem.nodes - int(self._flat(laid).sum()))
             lacking = self._spec.rollouts_per_node * open_ - self._counted(laid)

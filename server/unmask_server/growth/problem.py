@@ -17,9 +17,10 @@ from unmask_server.growth.plan import Item, Plan
 from unmask_server.growth.spec import GrowthSpec
 from unmask_server.growth.work import WorkPath
 from unmask_server.nodes.evidence import Evidence, Scores, evidence
-from unmask_server.tree import TreeView
+from unmask_server.tree import NodeCounts, TreeView
 
 FloatArray = NDArray[np.float64]
+Seen = tuple[int, float, bytes, bytes]
 Steps = tuple[FloatArray, NDArray[np.bool_]]
 """Descent steps over a node's cells, shape (A, cells), and which of them say anything, (A,)."""
 
@@ -69,6 +70,7 @@ class Layout:
         self._actions += [(None, a) for a in informative if not a.needs_teacher]
         self._group = np.array([informative.index(a) for _, a in self._actions], dtype=np.int64)
         self._steps: dict[tuple[int, int], tuple[bytes, Steps]] = {}
+        self._kept: dict[int, tuple[list[Seen], list[Evidence]]] = {}
 
     def lay(self, views: Sequence[TreeView], pending: Counter[Item]) -> Laid:
         """The problem as the views and the rollouts under way have it."""
@@ -77,7 +79,7 @@ class Layout:
             if path.free:
                 continue
             above: int | None = None
-            for i, at in enumerate(evidence(path.nodes, path.scores, view)):
+            for i, at in enumerate(self._evidence(p, path, view)):
                 follows = i > 0 and path.nodes.positions[i - 1] == at.position - 1
                 place = nodes.find(path.key(i))
                 if place is None:
@@ -89,6 +91,26 @@ class Layout:
                     nodes.link(above, path.nodes.tokens[at.position - 1], place)
                 above = place
         return nodes.laid(self._group, _by_place(self._paths, pending))
+
+    def _evidence(self, p: int, path: WorkPath, view: TreeView) -> list[Evidence]:
+        """Evidence at the nodes of a path; that of nodes where nothing happened is kept."""
+        seen = [_seen(counts) for counts in view.nodes]
+        kept = self._kept.get(p)
+        if kept is None:
+            found = evidence(path.nodes, path.scores, view)
+        else:
+            found = list(kept[1])
+            moved = [i for i, mark in enumerate(seen) if mark != kept[0][i]]
+            for i in moved:
+                nodes = replace(
+                    path.nodes,
+                    positions=(path.nodes.positions[i],),
+                    observed=(path.nodes.observed[i],),
+                )
+                one = TreeView(view.version, [view.nodes[i]])
+                found[i] = evidence(nodes, [path.scores[i]], one)[0]
+        self._kept[p] = seen, found
+        return found
 
     def _costs(self, path: WorkPath, at: Evidence) -> FloatArray:
         depth = np.full(len(at.known.n), at.position + 1)
@@ -181,6 +203,12 @@ class _Nodes:
             live = np.where(known, 0.0, forced)
             problem = replace(problem, n=n + live, reward_sum=rewards + live * expected)
         return Laid(problem, self.places, names, ungraded)
+
+
+def _seen(counts: NodeCounts) -> Seen:
+    """Equal if nothing has happened at a node."""
+    children = counts.children
+    return counts.n, counts.reward_sum, children.n.tobytes(), children.reward_sum.tobytes()
 
 
 def _has_direction(algorithm: Algorithm) -> bool:

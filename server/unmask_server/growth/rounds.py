@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
+import structlog
 from sqlalchemy import Connection
 
 from unmask_server.growth.adaptive import AdaptivePlanner
@@ -19,6 +20,8 @@ from unmask_server.growth.spec import Allocation, Growth
 from unmask_server.growth.store import GrowthStore, LeaseLostError
 from unmask_server.growth.work import WorkPath, WorkReader
 from unmask_server.tree import AddResult
+
+log = structlog.get_logger(__name__)
 
 FLUSH_ROLLOUTS = 256
 """Finished rollouts are committed when there are so many, ..."""
@@ -57,7 +60,9 @@ class Rounds:
         self._half_width: float | None = None
         self._flushed = time.monotonic()
         self.planning = 0.0
-        """Seconds spent on deciding what to sample."""
+        """Seconds spent on deciding what to sample, ..."""
+        self.idle = 0.0
+        """... and those of them in which nothing was being sampled."""
         self.rate: float | None = None
         """Rollouts a second, lately; None if not known yet."""
         self.stored = 0
@@ -71,6 +76,7 @@ class Rounds:
 
         """
         paths = await self._work.prepare(self._held.spec)
+        begun = time.monotonic()
         planner = await self._planner(paths)
         longest = max((path.nodes.policy.max_new_tokens for path in paths), default=1)
         self._pending.clear()
@@ -94,6 +100,11 @@ class Rounds:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+        took = time.monotonic() - begun
+        log.info(
+            "growth sampled", growth=self._held.id, rollouts=self.stored,
+            seconds=round(took, 2), planning=round(self.planning, 2), idle=round(self.idle, 2),
+        )  # fmt: skip
         if isinstance(planner, AdaptivePlanner):
             await self._look_ahead(planner)
 
@@ -137,6 +148,8 @@ class Rounds:
         )
         self._half_width = found.half_width
         self.planning += time.monotonic() - begun
+        if not self._pending:
+            self.idle += time.monotonic() - begun
         self._on_progress()
         return plan
 

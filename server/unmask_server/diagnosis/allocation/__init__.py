@@ -1,8 +1,10 @@
 """What to sample next: pure mathematics over the nodes of a growth."""
 
 from unmask_server.diagnosis.allocation.beliefs import Beliefs, believe
+from unmask_server.diagnosis.allocation.draws import Z90
 from unmask_server.diagnosis.allocation.objectives import FLAT_NORM, Objective, Statistic
 from unmask_server.diagnosis.allocation.predict import (
+    LEAST_BATCH,
     PILOT,
     Cost,
     Forecast,
@@ -11,12 +13,13 @@ from unmask_server.diagnosis.allocation.predict import (
     forecast,
 )
 from unmask_server.diagnosis.allocation.problem import Problem
-from unmask_server.diagnosis.allocation.sensitivity import Z90, Sensitivity, sensitivity
+from unmask_server.diagnosis.allocation.sensitivity import Sensitivity, sensitivity
 from unmask_server.diagnosis.allocation.served import half_widths
 from unmask_server.diagnosis.allocation.spend import Spending, spend
 
 __all__ = [
     "FLAT_NORM",
+    "LEAST_BATCH",
     "PILOT",
     "Z90",
     "Beliefs",

@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unmask_server.diagnosis.allocation.beliefs import believe
+from unmask_server.diagnosis.allocation.beliefs import Beliefs, believe
 from unmask_server.diagnosis.allocation.objectives import Objective
-from unmask_server.diagnosis.allocation.problem import FloatArray, Problem
-from unmask_server.diagnosis.allocation.sensitivity import sensitivity
+from unmask_server.diagnosis.allocation.problem import FloatArray, IntArray, Problem
+from unmask_server.diagnosis.allocation.sensitivity import Sensitivity, sensitivity
 from unmask_server.diagnosis.allocation.served import truths
-from unmask_server.diagnosis.allocation.spend import Spending, spend
+from unmask_server.diagnosis.allocation.spend import Spending, needed, spend
 
 PILOT = 8
 """Rollouts that a node has before anything is planned from what they say."""
-LEAST_BATCH = 32
-"""A batch is a third of what there is, but at least so many rollouts."""
+LEAST_BATCH = 64
+"""Rollouts in a batch, at least: fewer would not keep an engine busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,11 @@ def forecast(problem: Problem, objective: Objective, *, limit: float, most: int 
     )
 
 
-def batch_size(counted: float) -> int:
-    """Rollouts in the next batch when so many count."""
-    return max(LEAST_BATCH, int(counted) // 3)
+def batch_size(problem: Problem, beliefs: Beliefs, open_: Sensitivity) -> int:
+    """Rollouts in the next batch: what should be needed, within a tenth and half of what counts."""
+    counted = float(problem.n.sum())
+    wanted = min(needed(problem, beliefs, open_), counted / 2.0)
+    return int(max(LEAST_BATCH, wanted, counted / 10.0))
 
 
 def simulate(
@@ -101,7 +103,7 @@ def simulate(
     """
     rng = np.random.default_rng(seed)
     rollouts, tokens = 0.0, 0.0
-    arrivals = _pilot(problem)
+    arrivals = pilot(problem, objective.flat_norm)
     nothing = np.zeros(len(problem.p), dtype=np.int64)
     given = Spending(nothing, arrivals)
     while True:
@@ -114,7 +116,7 @@ def simulate(
             return Cost(rollouts, tokens, reached=True)
         if rollouts >= limit:
             return Cost(rollouts, tokens, reached=False)
-        size = batch_size(float(problem.n.sum()))
+        size = batch_size(problem, beliefs, open_)
         given = spend(problem, beliefs, open_, rollouts=size, seed=int(rng.integers(2**31)))
         if not given.total:
             return Cost(rollouts, tokens, reached=False)
@@ -126,12 +128,12 @@ def sampled(
     """The problem after rollouts whose outcomes follow `truth`."""
     n, rewards = problem.n.copy(), problem.reward_sum.copy()
     through = given.forced.copy()
-    parent = problem.parent
-    for node in range(problem.nodes):
-        cells = slice(problem.start[node], problem.start[node + 1])
+    parent = problem.parent.tolist()
+    for node, free in enumerate(given.free.tolist()):
         cell = parent[node]
-        arriving = int(given.free[node]) + (int(through[cell]) if cell >= 0 else 0)
+        arriving = free + (int(through[cell]) if cell >= 0 else 0)
         if arriving:
+            cells = slice(problem.start[node], problem.start[node + 1])
             p = problem.p[cells]
             through[cells] += rng.multinomial(arriving, p / p.sum())
     live = ~problem.known
@@ -140,7 +142,7 @@ def sampled(
     return replace(problem, n=n, reward_sum=rewards)
 
 
-def _pilot(problem: Problem) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def pilot(problem: Problem, flat_norm: float) -> IntArray:
     """Free rollouts from each node so that every one has `PILOT`, those from above counted."""
     have = problem.sums(np.where(problem.known, 0.0, problem.n))
     coming = np.zeros(problem.nodes)
@@ -150,6 +152,6 @@ def _pilot(problem: Problem) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
         if cell >= 0:
             above = problem.node[cell]
             coming[node] = (coming[above] + free[above]) * problem.p[cell]
-        if problem.weight[node] > 0:
+        if problem.weight[node] > 0 and problem.bound[node] >= flat_norm:
             free[node] = max(0, int(np.ceil(PILOT - have[node] - coming[node] - 1e-9)))
     return free

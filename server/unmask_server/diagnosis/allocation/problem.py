@@ -87,6 +87,13 @@ class Problem:
         return found
 
     @cached_property
+    def bound(self) -> FloatArray:
+        """Shape (N,): |g| is at most this, sqrt(2) (1 - max P)."""
+        largest = np.maximum.reduceat(self.p, self.start[:-1])
+        bound: FloatArray = np.sqrt(2.0) * (1.0 - largest).clip(0.0)
+        return bound
+
+    @cached_property
     def tokens_free(self) -> FloatArray:
         """Shape (N,): tokens that a free rollout from the node samples."""
         return self.sums(self.p * (self.tokens + 1.0))

@@ -13,13 +13,12 @@ from statistics import NormalDist
 import numpy as np
 
 from unmask_server.diagnosis.allocation.beliefs import Beliefs
+from unmask_server.diagnosis.allocation.draws import Z90, draw
 from unmask_server.diagnosis.allocation.objectives import Objective, Statistic
 from unmask_server.diagnosis.allocation.problem import BoolArray, FloatArray, Problem
 
-DRAWS = 64
-"""Draws of s over which a cosine's derivatives are averaged: it bends where g is hardly known."""
-Z90 = 1.6449
-"""Half of a 90% interval, in standard deviations."""
+MOST_BEND = 100.0
+"""What is drawn may be so many times the variance that slopes explain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,84 +67,32 @@ def sensitivity(
 def _of_nodes(
     problem: Problem, beliefs: Beliefs, objective: Objective, tightened: FloatArray | float
 ) -> Sensitivity:
-    g, slopes2, seen = _drawn(problem, beliefs)
-    variance = np.maximum(np.minimum(problem.sums(slopes2 * beliefs.variance), 1.0), seen)
-    flat = _certainly_flat(g, problem, objective.flat_norm)
+    drawn = draw(problem, beliefs, objective.flat_norm)
+    straight = problem.sums(drawn.slopes2 * beliefs.variance)
+    variance = np.maximum(np.minimum(straight, 1.0), drawn.variance)
+    # Where the sign is open a cosine jumps from -1 to 1, and its slopes say too little.
+    bends = (variance / straight.clip(1e-12)).clip(1.0, MOST_BEND)
+    slopes2 = drawn.slopes2 * problem.spread(bends)
     wanted = np.broadcast_to((objective.half_width / Z90) ** 2 * tightened, variance.shape)
     defined = problem.defined if len(problem.steps) else np.ones(variance.shape, dtype=bool)
-    settled = (variance <= wanted) | flat | ~defined | (problem.weight <= 0)
+    settled = (variance <= wanted) | drawn.flat | ~defined | (problem.weight <= 0)
     share = np.where(settled, 0.0, 1.0 / wanted)
-    open_slopes = (problem.spread(share) * slopes2).sum(axis=0)
+    total = (problem.spread(share) * slopes2).sum(axis=0)
     # What the parents want to know of a node's value, they want of its cells.
-    asked = np.zeros(problem.nodes)
-    total = open_slopes.copy()
-    parent = problem.parent
+    parent = problem.parent.tolist()
     for node in range(problem.nodes):
         cell = parent[node]
-        if cell < 0 or not beliefs.inner[cell]:
-            continue
-        asked[node] = total[cell]
-        if asked[node] > 0.0:
+        if cell >= 0 and beliefs.inner[cell] and total[cell] > 0.0:
             cells = slice(problem.start[node], problem.start[node + 1])
-            total[cells] += asked[node] * problem.p[cells] ** 2
+            total[cells] += total[cell] * problem.p[cells] ** 2
     weight = np.where(beliefs.inner | problem.known, 0.0, total)
-    return Sensitivity(weight, variance, settled, flat)
-
-
-def _drawn(problem: Problem, beliefs: Beliefs) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Draws of g, shape (DRAWS, C); mean squares of d cos / d s, shape (A, C); and the variances
-    of the cosines drawn, shape (A, N)."""
-    rng = np.random.default_rng(0)
-    spread = np.sqrt(beliefs.variance)
-    s = beliefs.mean + spread * rng.standard_normal((DRAWS, len(spread)))
-    s = s.clip(0.0, 1.0)
-    p = problem.p
-    g = p * (s - problem.spread(problem.sums(p * s)))
-    norm2 = problem.sums(g * g)
-    # One norm for all draws: where a draw of g is by chance near zero its own would run away.
-    typical = np.sqrt(norm2.mean(axis=0).clip(1e-18))
-    unit = g / problem.spread(np.sqrt(norm2.clip(1e-18)))
-    if not len(problem.steps):
-        slopes2, seen = _direction(problem, unit, typical)
-        return g, slopes2, seen
-    slopes2, seen = np.zeros(problem.steps.shape), np.zeros(problem.defined.shape)
-    for a, step in enumerate(problem.steps):
-        d = step / problem.spread(np.sqrt(problem.sums(step * step).clip(1e-300)))
-        cosine = problem.sums(unit * d)
-        seen[a] = cosine.var(axis=0)
-        q = (d - problem.spread(cosine) * unit) / problem.spread(typical)
-        slope = p * (q - problem.spread(problem.sums(p * q)))
-        slopes2[a] = np.einsum("kc,kc->c", slope, slope) / DRAWS
-    slopes2[~problem.spread(problem.defined)] = 0.0
-    return g, slopes2, seen
-
-
-def _direction(
-    problem: Problem, unit: FloatArray, typical: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Without a step to compare g with: how far g itself turns, as if it were a cosine.
-
-    Mean squares of |d g / d s_j| / |g|, shape (1, C), and the variances of the draws' direction
-    about their mean, shape (1, N).
-    """
-    p = problem.p
-    moved = p**2 * (1.0 - 2.0 * p + problem.spread(problem.sums(p * p)))
-    about = unit - unit.mean(axis=0)
-    turned = problem.sums(np.einsum("kc,kc->c", about, about) / len(unit))
-    return (moved / problem.spread(typical) ** 2)[None], turned[None]
-
-
-def _certainly_flat(g: FloatArray, problem: Problem, flat_norm: float) -> BoolArray:
-    norms = np.sqrt(problem.sums(g * g))
-    high = norms.mean(axis=0) + Z90 * norms.std(axis=0)
-    result: BoolArray = high < flat_norm
-    return result
+    return Sensitivity(weight, variance, settled, drawn.flat)
 
 
 def _of_sets(problem: Problem, beliefs: Beliefs, objective: Objective) -> Sensitivity:
-    g, slopes2, _ = _drawn(problem, beliefs)
-    flat = _certainly_flat(g, problem, objective.flat_norm)
-    slopes, theta = _set_slopes(problem, beliefs, objective.statistic, flat, slopes2)
+    drawn = draw(problem, beliefs, objective.flat_norm)
+    flat = drawn.flat
+    slopes, theta = _set_slopes(problem, beliefs, objective.statistic, flat, drawn.slopes2)
     known = beliefs.inner | problem.known
     total = np.where(known, 0.0, _through_children(problem, beliefs, slopes))
     wanted = np.full(len(total), (objective.half_width / Z90) ** 2)

@@ -59,6 +59,29 @@ def spend(
     return Spending(both[: len(forced)], both[len(forced) :])
 
 
+def needed(problem: Problem, beliefs: Beliefs, sensitivity: Sensitivity) -> float:
+    """Rollouts after which what is open should be precise enough, if beliefs are right."""
+    worth = sensitivity.weight * beliefs.noise
+    live = worth > 0.0
+    open_ = float((~sensitivity.settled).sum())
+    if not live.any() or not open_:
+        return 0.0
+    worth, strength = worth[live], beliefs.strength[live]
+    tries = np.where(problem.forceable, 1.0, 1.0 / problem.p.clip(1e-12))[live]
+    root = np.sqrt(worth / (problem.tokens[live] * tries))
+    # The variances, each over what is wanted of it, add up to `open_` when all are reached. They
+    # fall with the level, of which the logarithm is halved in on.
+    low, high = -30.0, 30.0
+    for _ in range(50):
+        middle = (low + high) / 2.0
+        level = np.exp(middle) * root
+        if float((worth / np.maximum(strength, level)).sum()) > open_:
+            low = middle
+        else:
+            high = middle
+    return float((tries * (np.exp(high) * root - strength).clip(0.0)).sum())
+
+
 def _fractions(
     problem: Problem, beliefs: Beliefs, sensitivity: Sensitivity, rollouts: float
 ) -> FloatArray:

@@ -1,0 +1,117 @@
+"""What the nodes' cosines may be, by draws from the beliefs, and how they turn with each s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask_server.diagnosis.allocation.beliefs import Beliefs
+from unmask_server.diagnosis.allocation.problem import BoolArray, FloatArray, Problem
+
+DRAWS = 64
+"""Enough to know a variance to a fifth; derivatives are averaged over them, because a cosine bends
+where g is hardly known."""
+Z90 = 1.6449
+"""Half of a 90% interval, in standard deviations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Of every node; zero where it is flat by its bound."""
+
+    slopes2: FloatArray
+    """Shape (A, C), or (1, C) without steps: mean squares of d cos / d s."""
+    variance: FloatArray
+    """Shape (A, N), or (1, N): of the cosines drawn."""
+    flat: BoolArray
+    """Shape (N,): |g| is certainly small."""
+
+
+def draw(problem: Problem, beliefs: Beliefs, flat_norm: float) -> Drawn:
+    """Draws at the nodes that are not flat by their bound.
+
+    Args:
+        problem: the nodes; without steps the direction of g itself stands for a cosine.
+        beliefs: of them.
+        flat_norm: a node is flat when |g| is below this with 95% certainty.
+
+    """
+    actions = max(1, len(problem.steps))
+    slopes2 = np.zeros((actions, len(problem.p)))
+    variance = np.zeros((actions, problem.nodes))
+    flat = problem.bound < flat_norm
+    live = np.flatnonzero(~flat)
+    if not len(live):
+        return Drawn(slopes2, variance, flat)
+    part = _Part.of(problem, ~flat)
+    mean, spread = beliefs.mean[part.cells], np.sqrt(beliefs.variance[part.cells])
+    s = (mean + spread * _normals(len(mean))).clip(0.0, 1.0)
+    p = part.p
+    g = p * (s - part.spread(part.sums(p * s)))
+    norm2 = part.sums(g * g)
+    norms = np.sqrt(norm2)
+    flat[live] = norms.mean(axis=0) + Z90 * norms.std(axis=0) < flat_norm
+    # One norm for all draws: where a draw of g is by chance near zero its own would run away.
+    typical = np.sqrt(norm2.mean(axis=0).clip(1e-18))
+    unit = g / part.spread(norms.clip(1e-9))
+    if not len(problem.steps):
+        slopes2[0, part.cells], variance[0, live] = _direction(part, unit, typical)
+        return Drawn(slopes2, variance, flat)
+    for a, step in enumerate(problem.steps[:, part.cells]):
+        d = step / part.spread(np.sqrt(part.sums(step * step).clip(1e-300)))
+        cosine = part.sums(unit * d)
+        q = (d - part.spread(cosine) * unit) / part.spread(typical)
+        slope = p * (q - part.spread(part.sums(p * q)))
+        mine = problem.defined[a, live]
+        squares = np.einsum("kc,kc->c", slope, slope) / DRAWS
+        slopes2[a, part.cells] = np.where(part.spread(mine), squares, 0.0)
+        variance[a, live] = np.where(mine, cosine.var(axis=0), 0.0)
+    return Drawn(slopes2, variance, flat)
+
+
+@lru_cache(maxsize=2)
+def _normals(size: int) -> FloatArray:
+    """Shape (DRAWS, size); the same for the same size."""
+    return np.random.default_rng(0).standard_normal((DRAWS, size))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The cells of some of a problem's nodes."""
+
+    cells: np.ndarray[tuple[int, ...], np.dtype[np.intp]]
+    start: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+    node: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+    p: FloatArray
+
+    @staticmethod
+    def of(problem: Problem, chosen: BoolArray) -> _Part:
+        cells = np.flatnonzero(chosen[problem.node])
+        sizes = np.diff(problem.start)[chosen]
+        start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        return _Part(cells, start, np.repeat(np.arange(len(sizes)), sizes), problem.p[cells])
+
+    def sums(self, values: FloatArray) -> FloatArray:
+        result: FloatArray = np.add.reduceat(values, self.start, axis=-1)
+        return result
+
+    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        result: NDArray[Any] = values[..., self.node]
+        return result
+
+
+def _direction(part: _Part, unit: FloatArray, typical: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """How far g itself turns, as if it were a cosine.
+
+    Mean squares of |d g / d s_j| / |g|, over cells, and the variances of the draws' direction about
+    their mean, over nodes.
+    """
+    p = part.p
+    moved = p**2 * (1.0 - 2.0 * p + part.spread(part.sums(p * p)))
+    about = unit - unit.mean(axis=0)
+    turned = part.sums(np.einsum("kc,kc->c", about, about) / len(unit))
+    return moved / part.spread(typical) ** 2, turned
