@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
@@ -12,10 +12,9 @@ import grpc.aio
 from unmask import channel as channels
 from unmask.calls import Paged, Streamed, Unary, as_method
 from unmask.errors import from_rpc_error
-from unmask.growth import AsyncGrowthHandle
+from unmask.growth import GROW, AsyncGrowthHandle
 from unmask.requests import cache, catalog, diagnosis, growth, trajectory
-from unmask.requests.growth import AllocationName
-from unmask.requests.refs import Ref, Target
+from unmask.v1 import growth_pb2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -140,6 +139,15 @@ def _streamed(
     return as_method(build, AsyncBaseClient.stream)
 
 
+def _started(
+    build: Callable[P, Unary[growth_pb2.Growth]],
+) -> Callable[Concatenate[AsyncClient, P], Awaitable[AsyncGrowthHandle]]:
+    async def start(client: AsyncClient, call: Unary[growth_pb2.Growth]) -> AsyncGrowthHandle:
+        return AsyncGrowthHandle(client, await client.call(call))
+
+    return as_method(build, start, "grow", GROW)
+
+
 class AsyncClient(AsyncBaseClient):
     """`Client` for asyncio: the same methods, to be awaited or iterated with `async for`.
 
@@ -171,6 +179,7 @@ class AsyncClient(AsyncBaseClient):
     trajectory_alignments = _streamed(diagnosis.trajectory_alignments)
     summarize = _unary(diagnosis.summarize)
 
+    predict_growth = _unary(growth.predict_growth)
     start_growth = _unary(growth.start_growth)
     get_growth = _unary(growth.get_growth)
     list_growths = _paged(growth.list_growths)
@@ -179,33 +188,4 @@ class AsyncClient(AsyncBaseClient):
 
     statistics = _unary(cache.statistics)
     regrade = _unary(cache.regrade)
-
-    async def grow(
-        self,
-        targets: Target | Iterable[Target],
-        *,
-        rollouts: int | None = None,
-        tokens: int | None = None,
-        rollouts_per_node: int = 0,
-        allocation: AllocationName = "policy",
-        teachers: Ref | Iterable[Ref] = (),
-        request_id: str | None = None,
-        verifier: Ref = "",
-        top_k: int = 0,
-    ) -> AsyncGrowthHandle:
-        """Start a growth and get a handle on it; the arguments are those of `start_growth`.
-
-        await (await client.grow(trajectory, rollouts=1000)).wait()
-        """
-        started = await self.start_growth(
-            targets,
-            rollouts=rollouts,
-            tokens=tokens,
-            rollouts_per_node=rollouts_per_node,
-            allocation=allocation,
-            teachers=teachers,
-            request_id=request_id,
-            verifier=verifier,
-            top_k=top_k,
-        )
-        return AsyncGrowthHandle(self, started)
+    grow = _started(growth.start_growth)

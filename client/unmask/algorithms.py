@@ -63,8 +63,12 @@ def parse_algorithm(text: AlgorithmLike) -> pb.Algorithm:
     return algorithm
 
 
-def parse_algorithms(algorithms: Iterable[AlgorithmLike]) -> list[pb.Algorithm]:
-    """`parse_algorithm` for each; a single text is a list of one."""
+def parse_algorithms(
+    algorithms: AlgorithmLike | Iterable[AlgorithmLike],
+) -> list[pb.Algorithm]:
+    """`parse_algorithm` for each; a single one is a list of one, a text may hold several."""
+    if isinstance(algorithms, pb.Algorithm):
+        return [algorithms]
     if isinstance(algorithms, str):
         algorithms = algorithms.split(",")
     return [parse_algorithm(algorithm) for algorithm in algorithms]

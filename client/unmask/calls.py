@@ -64,13 +64,22 @@ def itself(response: T) -> T:
     return response
 
 
-def as_method(build: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run(self, build(...))` as a method with the name, signature and documentation of `build`."""
+def as_method(
+    build: Callable[..., Any], run: Callable[..., Any], name: str = "", summary: str = ""
+) -> Callable[..., Any]:
+    """`run(self, build(...))` as a method with the name, signature and documentation of `build`.
+
+    `name` and `summary`, the first line of the documentation, may be others.
+    """
 
     @functools.wraps(build)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return run(self, build(*args, **kwargs))
 
+    if name:
+        method.__name__ = method.__qualname__ = name
+    if summary and build.__doc__:
+        method.__doc__ = summary + build.__doc__[build.__doc__.index("\n") :]
     signature = inspect.signature(build)
     self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     method.__signature__ = signature.replace(  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
@@ -12,10 +12,9 @@ import grpc
 from unmask import channel as channels
 from unmask.calls import Paged, Streamed, Unary, as_method
 from unmask.errors import from_rpc_error
-from unmask.growth import GrowthHandle
+from unmask.growth import GROW, GrowthHandle
 from unmask.requests import cache, catalog, diagnosis, growth, trajectory
-from unmask.requests.growth import AllocationName
-from unmask.requests.refs import Ref, Target
+from unmask.v1 import growth_pb2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -157,6 +156,15 @@ def _streamed(build: Callable[P, Streamed[T]]) -> Callable[Concatenate[BaseClien
     return as_method(build, BaseClient.stream)
 
 
+def _started(
+    build: Callable[P, Unary[growth_pb2.Growth]],
+) -> Callable[Concatenate[Client, P], GrowthHandle]:
+    def start(client: Client, call: Unary[growth_pb2.Growth]) -> GrowthHandle:
+        return GrowthHandle(client, client.call(call))
+
+    return as_method(build, start, "grow", GROW)
+
+
 class Client(BaseClient):
     """A connection to an Unmask server; a context manager; safe to use from several threads.
 
@@ -192,6 +200,7 @@ class Client(BaseClient):
     trajectory_alignments = _streamed(diagnosis.trajectory_alignments)
     summarize = _unary(diagnosis.summarize)
 
+    predict_growth = _unary(growth.predict_growth)
     start_growth = _unary(growth.start_growth)
     get_growth = _unary(growth.get_growth)
     list_growths = _paged(growth.list_growths)
@@ -200,33 +209,4 @@ class Client(BaseClient):
 
     statistics = _unary(cache.statistics)
     regrade = _unary(cache.regrade)
-
-    def grow(
-        self,
-        targets: Target | Iterable[Target],
-        *,
-        rollouts: int | None = None,
-        tokens: int | None = None,
-        rollouts_per_node: int = 0,
-        allocation: AllocationName = "policy",
-        teachers: Ref | Iterable[Ref] = (),
-        request_id: str | None = None,
-        verifier: Ref = "",
-        top_k: int = 0,
-    ) -> GrowthHandle:
-        """Start a growth and get a handle on it; the arguments are those of `start_growth`.
-
-        client.grow(trajectory, rollouts=1000).wait()
-        """
-        started = self.start_growth(
-            targets,
-            rollouts=rollouts,
-            tokens=tokens,
-            rollouts_per_node=rollouts_per_node,
-            allocation=allocation,
-            teachers=teachers,
-            request_id=request_id,
-            verifier=verifier,
-            top_k=top_k,
-        )
-        return GrowthHandle(self, started)
+    grow = _started(growth.start_growth)

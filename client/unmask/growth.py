@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from unmask.aio import AsyncClient
     from unmask.client import Client
 
+GROW = "Start a growth, or find the one of that request_id, and get a handle on it."
+"""What `grow` does; the rest of its documentation is that of `start_growth`."""
+
 _LOST_STREAMS = 5
 """Streams that may break one after the other without any progress before watching gives up. Opening
 each is retried with growing pauses (see `channel`), so a server has time to restart."""

@@ -28,7 +28,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "get_teacher": ("t",), "register_questions": ([],), "get_question": ("q",),
     "register_verifier": ("boxed",), "sample_trajectories": ("p", ["q"]),
     "get_trajectory": ("trj-1",), "trajectory_alignments": ("trj-1",), "summarize": ("trj-1",),
-    "start_growth": ("trj-1",), "get_growth": ("gro-1",), "watch_growth": ("gro-1",),
+    "start_growth": ("trj-1",), "predict_growth": ("trj-1",), "get_growth": ("gro-1",),
+    "watch_growth": ("gro-1",),
     "cancel_growth": ("gro-1",), "regrade": ("p", "q", "v"),
 }  # fmt: skip
 KEYWORDS: dict[str, dict[str, Any]] = {
@@ -37,6 +38,7 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "get_node": {"trajectory": "trj-1", "position": 0},
     "ideal_gradient": {"trajectory": "trj-1", "position": 0},
     "alignment": {"trajectory": "trj-1", "position": 0},
+    "predict_growth": {"half_width": 0.1},
 }
 
 
@@ -213,11 +215,14 @@ def test_growth_targets_may_be_trajectories_nodes_and_questions(
         "trajectory", "trajectory", "node", "question",
     ]  # fmt: skip
     assert mine.request_id == "mine"
-    assert mine.allocation == growth_pb2.ALLOCATION_POLICY
+    assert mine.allocation == growth_pb2.ALLOCATION_ADAPTIVE
+    assert not mine.HasField("precision")
     assert not mine.budget.HasField("tokens")
     assert other.allocation == growth_pb2.ALLOCATION_EQUAL
     assert len({mine.request_id, other.request_id, third.request_id}) == 3
-    with pytest.raises(ValueError, match="allocation: 'even' is none of equal, policy"):
+    with pytest.raises(
+        ValueError, match="allocation: 'even' is none of adaptive, policy, equal, depth_windows"
+    ):
         client.grow("trj-1", tokens=5, allocation="even")  # type: ignore[arg-type]
 
 

@@ -20,7 +20,8 @@ def plan(**changes: Any) -> study.Plan:
     defaults: dict[str, Any] = {
         "questions": Path("q.jsonl"), "student": "s", "teachers": (("big", "b"),),
         "contexts": ("answer",), "losses": ("reverse_kl",), "samples": 2, "rollouts_per_node": 8,
-        "max_rollouts": None, "allocation": "policy", "temperature": 1.0, "prompt_template": "",
+        "max_rollouts": None, "half_width": None, "statistic": "cosine", "allocation": "adaptive",
+        "temperature": 1.0, "prompt_template": "",
         "stop_texts": (), "max_questions": None, "max_new_tokens": 0, "seed": 0, "verifier": "",
         "top_k": 0,
     }  # fmt: skip

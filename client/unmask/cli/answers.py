@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unmask.cli.comparisons import summary_view
 from unmask.cli.connect import connected, say, stdout
 from unmask.cli.numbers import count, median
 from unmask.cli.options import Losses, Plain, Position, Teachers, TopK, TrajectoryId, Verifier
@@ -16,7 +17,6 @@ from unmask.cli.tables import (
     gradient_table,
     key_values,
     node_table,
-    summary_table,
     token_table,
 )
 from unmask.cli.trajectories import heading
@@ -51,7 +51,7 @@ def align(
     prefix_tokens: PrefixTokens = None,
     observed: Observed = None,
     teacher: Teachers = None,
-    loss: Losses = None,
+    algorithm: Losses = None,
     verifier: Verifier = "",
     top_k: TopK = 0,
     latest: Latest = False,
@@ -60,7 +60,7 @@ def align(
     answer = client.alignment(
         **_node(trajectory, position, policy, question, prefix, prefix_tokens, observed),
         teachers=teacher or (),
-        algorithms=loss or (),
+        algorithms=algorithm or (),
         verifier=verifier,
         top_k=top_k,
         latest=latest,
@@ -121,7 +121,7 @@ def view(
     client: Client,
     trajectory: TrajectoryId,
     teacher: Teachers = None,
-    loss: Losses = None,
+    algorithm: Losses = None,
     table: Annotated[
         bool, typer.Option("--table", help="Also every token's numbers, a table for each teacher.")
     ] = False,
@@ -135,7 +135,7 @@ def view(
     answers = client.trajectory_alignments(
         trajectory,
         teachers=teacher or (),
-        algorithms=loss or (),
+        algorithms=algorithm or (),
         verifier=verifier,
         top_k=top_k,
         latest=latest,
@@ -161,7 +161,7 @@ def summary(
     policy: Annotated[str, typer.Option(help="Instead: all generations of this student.")] = "",
     question: Annotated[str, typer.Option(help="With --policy: only of this question.")] = "",
     teacher: Teachers = None,
-    loss: Losses = None,
+    algorithm: Losses = None,
     verifier: Verifier = "",
     top_k: TopK = 0,
     latest: Latest = False,
@@ -173,15 +173,15 @@ def summary(
             policy=policy, question=question))]  # fmt: skip
     if not wanted:
         raise ValueError("TRAJECTORY: give at least one, or --policy with generations")
-    summaries = client.summarize(
+    found = client.summarize(
         wanted,
         teachers=teacher or (),
-        algorithms=loss or (),
+        algorithms=algorithm or (),
         verifier=verifier,
         top_k=top_k,
         latest=latest,
     )
-    stdout().print(summary_table(summaries, teacher_names(client, teacher or [])))
+    stdout().print(summary_view(found, teacher_names(client, teacher or [])))
     say(f"{len(wanted)} generations; intervals hold 90%")
 
 

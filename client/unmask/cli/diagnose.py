@@ -14,10 +14,21 @@ from unmask.cli import report as reports
 from unmask.cli import study
 from unmask.cli.catalog import SERVED, StopTexts, Template, read, unescape
 from unmask.cli.connect import connected, model_argument, stderr, stdout
-from unmask.cli.growth import Allocation, cost_of, progress_bar
-from unmask.cli.options import Losses, Plain, TopK, Verifier
+from unmask.cli.growth import cost_of, progress_bar
+from unmask.cli.options import (
+    Allocation,
+    HalfWidth,
+    Losses,
+    Plain,
+    Statistic,
+    TopK,
+    Verifier,
+)
 from unmask.client import Client
 from unmask.v1 import growth_pb2
+
+DEFAULT_PER_NODE = 32
+"""Rollouts a node, where nothing says how sure the answers are to be."""
 
 
 def _diagnose(
@@ -45,15 +56,27 @@ def _diagnose(
             "May be given several times."
         ),
     ] = None,
-    loss: Losses = None,
+    algorithm: Losses = None,
     samples: Annotated[int, typer.Option(help="Generations for each question.", min=1)] = 4,
+    half_width: HalfWidth = None,
+    statistic: Statistic = "cosine",
     rollouts_per_node: Annotated[
-        int, typer.Option(help="What each token's answer rests on.", min=1)
-    ] = 32,
-    max_rollouts: Annotated[
-        int | None, typer.Option(help="Spend no more than this in all.", min=1)
+        int | None,
+        typer.Option(
+            help="What a token's answer rests on, on average over those that are not flat; 32, or "
+            "with --half-width no such goal.",
+            min=1,
+        ),
     ] = None,
-    allocation: Allocation = "policy",
+    max_rollouts: Annotated[
+        int | None,
+        typer.Option(
+            help="Spend no more than this in all; by default 32 for each token, or what "
+            "--rollouts-per-node says, or with --half-width alone 256.",
+            min=1,
+        ),
+    ] = None,
+    allocation: Allocation = "adaptive",
     temperature: Annotated[float, typer.Option(help="The student's, when it samples.")] = 1.0,
     prompt_template: Template = None,
     stop_text: StopTexts = None,
@@ -80,10 +103,12 @@ def _diagnose(
         student=model_argument(student),
         teachers=tuple(_teacher(text) for text in teacher or ()),
         contexts=tuple(context or ()),
-        losses=tuple(loss or ("reverse_kl",)),
+        losses=tuple(algorithm or ("reverse_kl",)),
         samples=samples,
-        rollouts_per_node=rollouts_per_node,
+        rollouts_per_node=_goal(rollouts_per_node, half_width),
         max_rollouts=max_rollouts,
+        half_width=half_width,
+        statistic=statistic,
         allocation=allocation,
         temperature=temperature,
         prompt_template=read(prompt_template),
@@ -129,7 +154,7 @@ def _run(client: Client, plan: study.Plan) -> reports.Report:
         last = handle.wait(update)
     cost = cost_of(first, last, time.monotonic() - started)
     with console.status("scoring teachers"):
-        summaries = client.summarize(
+        summary = client.summarize(
             trajectories,
             teachers=list(subjects.labels),
             algorithms=plan.losses,
@@ -145,7 +170,7 @@ def _run(client: Client, plan: study.Plan) -> reports.Report:
         growth=last,
         cost=cost,
         seconds=time.monotonic() - begun,
-        summaries=summaries,
+        summary=summary,
         examples=examples,
     )
 
@@ -155,3 +180,10 @@ def _teacher(text: str) -> tuple[str, str]:
     if not (name and equals and model):
         raise ValueError(f"--teacher: {text!r} is not NAME=DIR")
     return name, model_argument(model)
+
+
+def _goal(rollouts_per_node: int | None, half_width: float | None) -> int:
+    """Rollouts a node; 0 if the wanted precision alone says when there are enough."""
+    if rollouts_per_node is not None:
+        return rollouts_per_node
+    return DEFAULT_PER_NODE if half_width is None else 0

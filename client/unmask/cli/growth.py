@@ -1,4 +1,4 @@
-"""`unmask grow`, and the progress of anything that grows."""
+"""`unmask grow` and `unmask predict`, and the progress of anything that grows."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from unmask.cli.connect import connected, stderr, stdout
+from unmask.cli.forecasts import next_halving, show_prediction
 from unmask.cli.numbers import count, seconds
-from unmask.cli.options import Position, Teachers, TopK, Verifier
+from unmask.cli.options import (
+    Allocation,
+    Confidence,
+    FlatNorm,
+    HalfWidth,
+    Losses,
+    Position,
+    Statistic,
+    Teachers,
+    TopK,
+    Verifier,
+)
 from unmask.cli.tables import key_values
 from unmask.client import Client
 from unmask.requests.refs import Target, node, question_target
 from unmask.v1 import growth_pb2 as pb
 
 _STATES = {number: name.removeprefix("GROWTH_STATE_") for name, number in pb.GrowthState.items()}
-
-Allocation = Annotated[
-    Literal["policy", "equal"],
-    typer.Option(
-        help="policy: free rollouts from each node. equal: the same number forced through every "
-        "candidate, the paper's way, at several times the price."
-    ),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +64,22 @@ def grow(
     tokens: Annotated[int | None, typer.Option(help="How many tokens may be.", min=1)] = None,
     rollouts_per_node: Annotated[
         int,
-        typer.Option(help="How many each node should rest on; 0: spend the budget.", min=0),
+        typer.Option(help="Stop when each node rests on so many; 0: no such goal.", min=0),
     ] = 0,
-    allocation: Allocation = "policy",
+    half_width: HalfWidth = None,
+    statistic: Statistic = "cosine",
+    flat_norm: FlatNorm = None,
+    confidence: Confidence = None,
+    allocation: Allocation = "adaptive",
     teacher: Teachers = None,
+    algorithm: Losses = None,
     request_id: Annotated[
         str | None, typer.Option(help="The same id is the same growth for ever.")
     ] = None,
     verifier: Verifier = "",
     top_k: TopK = 0,
 ) -> None:
-    """Sample rollouts, so that estimates become surer."""
+    """Sample rollouts, so that answers become surer; `unmask predict` says at what price."""
     handle = client.grow(
         _targets(trajectory or [], position, policy, question or []),
         rollouts=rollouts,
@@ -78,6 +87,11 @@ def grow(
         rollouts_per_node=rollouts_per_node,
         allocation=allocation,
         teachers=teacher or (),
+        algorithms=algorithm or (),
+        half_width=half_width,
+        statistic=statistic,
+        flat_norm=flat_norm,
+        confidence=confidence,
         request_id=request_id,
         verifier=verifier,
         top_k=top_k,
@@ -92,11 +106,79 @@ def grow(
             [
                 ("growth", growth.id),
                 ("state", _STATES[growth.state].lower()),
-                ("nodes", f"{count(growth.nodes)}, {count(growth.nodes_flat)} of them flat"),
+                ("nodes", nodes(growth)),
+                *precision_rows(growth),
                 *cost_rows(cost),
             ]
         )
     )
+
+
+@connected
+def predict(
+    client: Client,
+    trajectory: Annotated[list[str], typer.Argument(help="Generations, by id.")],
+    half_width: Annotated[
+        float,
+        typer.Option(
+            help="How sure the answers are to be: 90% intervals reach at most this far to either "
+            "side of them.",
+            min=0.001,
+        ),
+    ],
+    position: Position = None,
+    statistic: Statistic = "cosine",
+    flat_norm: FlatNorm = None,
+    confidence: Confidence = None,
+    teacher: Teachers = None,
+    algorithm: Losses = None,
+    verifier: Verifier = "",
+    top_k: TopK = 0,
+) -> None:
+    """What would it cost to be so sure? Samples nothing."""
+    console = stdout()
+    with stderr().status("simulating"):
+        found = client.predict_growth(
+            _targets(trajectory, position, None, []),
+            half_width=half_width,
+            statistic=statistic,
+            teachers=teacher or (),
+            algorithms=algorithm or (),
+            flat_norm=flat_norm,
+            confidence=confidence,
+            verifier=verifier,
+            top_k=top_k,
+        )
+    show_prediction(console, found, _wanted(statistic, half_width, confidence, bool(teacher)))
+
+
+def _wanted(statistic: str, half_width: float, confidence: float | None, teachers: bool) -> str:
+    if statistic == "ranking":
+        return (
+            f"the best teacher, {confidence or 0.95:.0%}, or that no lead is more than "
+            f"{half_width:g}"
+        )
+    of = statistic.replace("_", " ")
+    if statistic == "cosine":
+        of = "every token's cosine" if teachers else "every token's ideal gradient"
+    return f"{of} to ±{half_width:g}"
+
+
+def nodes(growth: pb.Growth) -> str:
+    """How many there are, and how many need nothing more."""
+    text = f"{count(growth.nodes)}, {count(growth.nodes_flat)} of them flat"
+    if growth.HasField("half_width"):
+        text += f" beforehand; {count(growth.nodes_settled)} settled (sure enough, or flat)"
+    return text
+
+
+def precision_rows(growth: pb.Growth) -> list[tuple[str, str]]:
+    """How sure the answers are now, and at what price they would be twice as sure."""
+    if not growth.HasField("half_width"):
+        return []
+    rows = [("sure to", f"±{growth.half_width:.2g}, half the width of the 90% intervals")]
+    ahead = next_halving(growth)
+    return [*rows, ("next", ahead)] if ahead else rows
 
 
 def cost_of(first: pb.Growth, last: pb.Growth, waited: float) -> Cost:
@@ -145,11 +227,13 @@ def progress_bar(console: Console, title: str) -> Iterator[Callable[[pb.Growth],
             before[:] = before or [growth.rollouts_sampled]
             took = max(time.monotonic() - started, 1e-3)
             rate = (growth.rollouts_sampled - before[0]) / took
-            rest = [
-                f"{count(rate)}/s",
-                f"{count(growth.tokens_sampled)} tokens",
-                f"{count(growth.rollouts_cached)} cached",
-            ]
+            rest = [f"{count(rate)}/s"]
+            if growth.HasField("half_width"):
+                rest.append(f"{count(growth.nodes_settled)} of {count(growth.nodes)} settled")
+                rest.append(f"±{growth.half_width:.2f}")
+            else:
+                rest.append(f"{count(growth.tokens_sampled)} tokens")
+                rest.append(f"{count(growth.rollouts_cached)} cached")
             if growth.HasField("seconds_left"):
                 rest.append(f"{seconds(growth.seconds_left)} left")
             bar.update(

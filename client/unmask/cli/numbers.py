@@ -27,6 +27,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def rough(value: float) -> str:
+    """A guess: two figures that count."""
+    return count(float(f"{value:.2g}"))
+
+
 def seconds(value: float) -> str:
     """12 s, 3:05, 2:10:00."""
     if value < 60:

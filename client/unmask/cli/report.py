@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.text import Text
 
 import unmask
-from unmask.cli.growth import Cost, cost_rows
+from unmask.cli.comparisons import summary_view
+from unmask.cli.growth import Cost, cost_rows, nodes, precision_rows
 from unmask.cli.numbers import count, seconds, share
 from unmask.cli.scores import by_push, push_of
 from unmask.cli.study import Example, Plan, Subjects
-from unmask.cli.tables import key_values, summary_table
+from unmask.cli.tables import key_values
 from unmask.cli.trajectories import heading_text, is_correct
 from unmask.cli.view import token_view
 from unmask.v1 import diagnosis_pb2, growth_pb2, trajectory_pb2
@@ -41,7 +42,7 @@ class Report:
     cost: Cost
     seconds: float
     """Of the whole run."""
-    summaries: list[diagnosis_pb2.AlignmentSummary]
+    summary: diagnosis_pb2.SummarizeAlignmentsResponse
     examples: list[Example]
 
 
@@ -52,9 +53,9 @@ def show(console: Console, report: Report, *, plain: bool = False) -> None:
     for remark in report.subjects.remarks:
         console.print(Text(f"note: {remark}", style="dim"))
     _heading(console, "Where the teachers push")
-    console.print(summary_table(report.summaries, report.subjects.labels))
+    console.print(summary_view(report.summary, report.subjects.labels))
     console.print()
-    for line in (*map(_sentence_of(report), report.summaries), *_cautions(report)):
+    for line in (*map(_sentence_of(report), report.summary.summaries), *_cautions(report)):
         console.print(Text(line))
     if report.examples:
         console.print()
@@ -86,6 +87,7 @@ def show(console: Console, report: Report, *, plain: bool = False) -> None:
                     "from the cache",
                 ),
                 *cost_rows(report.cost),
+                *precision_rows(report.growth),
                 ("in all", seconds(report.seconds)),
             ]
         )
@@ -130,8 +132,9 @@ def write_json(file: Path, report: Report) -> None:
         "seconds": report.seconds,
         "summaries": [
             {"label": str(push_of(summary, report.subjects.labels)), **_dict(summary)}
-            for summary in report.summaries
+            for summary in report.summary.summaries
         ],
+        "comparisons": [_dict(comparison) for comparison in report.summary.comparisons],
         "examples": [
             {
                 "trajectory": example.trajectory.id,
@@ -157,13 +160,18 @@ def _asked(report: Report) -> list[tuple[str, str]]:
         ("teachers", ", ".join(report.subjects.labels.values()) or "none"),
         ("questions", f"{count(len(report.subjects.questions))} from {plan.questions}"),
         ("generations", f"{count(len(trajectories))}: {outcome}"),
-        (
-            "rollouts",
-            f"{count(plan.rollouts_per_node)} a node, spread by {plan.allocation}; "
-            f"{count(report.growth.nodes)} distinct nodes, {count(report.growth.nodes_flat)} flat"
-            " beforehand",
-        ),
+        ("rollouts", _spread(plan)),
+        ("nodes", nodes(report.growth)),
     ]
+
+
+def _spread(plan: Plan) -> str:
+    goals = []
+    if plan.rollouts_per_node:
+        goals.append(f"{count(plan.rollouts_per_node)} a node")
+    if plan.half_width is not None:
+        goals.append(f"until each {plan.statistic} is known to ±{plan.half_width:g}")
+    return f"{' or '.join(goals)}, spread by {plan.allocation}"
 
 
 def _sentence_of(report: Report) -> Callable[[diagnosis_pb2.AlignmentSummary], str]:
@@ -179,7 +187,7 @@ def _cautions(report: Report) -> Sequence[str]:
             f"• The student {always} succeeded in these generations, so there is little to learn "
             "about what success depends on."
         )
-    quartiles = [q for s in report.summaries[:1] for q in s.effective_support_quartiles]
+    quartiles = [q for s in report.summary.summaries[:1] for q in s.effective_support_quartiles]
     if len(quartiles) == 3 and quartiles[1] < _FEW_IN_PLAY:
         said.append(
             f"• At half of the nodes the student has the choice of no more than {quartiles[1]:.1f} "

@@ -12,17 +12,22 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from unmask.cli.trajectories import is_correct
 from unmask.client import Client
 from unmask.errors import AlreadyExistsError
 from unmask.growth import GrowthHandle
 from unmask.requests import growth as growth_requests
+from unmask.requests.growth import AllocationName, StatisticName
 from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 
 MAX_TRAJECTORIES = 1000
 """What one summary may cover."""
+
+_MOST_PER_NODE = 256
+"""Rollouts for each token that a wanted precision may take at most, if nothing else is said, ..."""
+_MOST = 1_000_000
+"""... and in all."""
 
 _AT_ONCE = 128
 """Generations asked for in one call, so that there is progress to show."""
@@ -47,8 +52,11 @@ class Plan:
     samples: int
     """Generations for each question."""
     rollouts_per_node: int
+    """0: what `half_width` takes."""
     max_rollouts: int | None
-    allocation: Literal["policy", "equal"]
+    half_width: float | None
+    statistic: StatisticName
+    allocation: AllocationName
     temperature: float
     prompt_template: str
     stop_texts: tuple[str, ...]
@@ -136,13 +144,17 @@ def start_growth(
 
     One that was given up or cancelled is not found: the next one takes its place.
     """
-    most = plan.rollouts_per_node * sum(trajectory.length for trajectory in trajectories)
+    tokens = sum(trajectory.length for trajectory in trajectories)
+    most = plan.rollouts_per_node * tokens or min(_MOST, _MOST_PER_NODE * tokens)
     build = growth_requests.start_growth(
         trajectories,
         rollouts=most if plan.max_rollouts is None else plan.max_rollouts,
         rollouts_per_node=plan.rollouts_per_node,
         allocation=plan.allocation,
         teachers=list(subjects.labels),
+        algorithms=plan.losses,
+        half_width=plan.half_width,
+        statistic=plan.statistic,
         request_id="",
         verifier=plan.verifier,
         top_k=plan.top_k,

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from unmask.cli.layout import visible
 from unmask.cli.numbers import NOTHING, bounds, count, median, share, signed
-from unmask.cli.scores import STATUS_NAMES, Push, TokenScore, Verdict, push_of, verdict
+from unmask.cli.scores import STATUS_NAMES, SURE, Push, TokenScore, Verdict, push_of, verdict
 from unmask.v1 import diagnosis_pb2 as pb
 
 _STYLES = {Verdict.HELPS: "green", Verdict.HURTS: "red"}
@@ -73,8 +73,12 @@ def push_cell(push: Push) -> Text:
 
 
 def alignment_table(alignments: Iterable[pb.Alignment], names: Mapping[str, str]) -> Table:
-    """One node: a row for each teacher and algorithm."""
+    """One node: a row for each teacher and algorithm; P(best) where there are several teachers."""
+    alignments = list(alignments)
+    ranked = any(alignment.HasField("probability_best") for alignment in alignments)
     made = table("teacher", "status", ">cosine", ">P(>0)", ">gain g·d", ">advantage")
+    if ranked:
+        made.add_column("P(best)", justify="right")
     for alignment in alignments:
         scored = alignment.HasField("cosine")
         status = STATUS_NAMES.get(alignment.status, str(alignment.status))
@@ -87,6 +91,7 @@ def alignment_table(alignments: Iterable[pb.Alignment], names: Mapping[str, str]
             f"{alignment.probability_positive:.2f}" if scored else NOTHING,
             interval_cell(given(alignment, "gain"), 3),
             interval_cell(given(alignment, "advantage"), 3),
+            *([_best(alignment)] if ranked else []),
         )
     return made
 
@@ -189,8 +194,12 @@ def summary_table(summaries: Iterable[pb.AlignmentSummary], names: Mapping[str, 
         ):
             if number:
                 nodes.append(f"\n{share(number, summary.nodes)} {name}", "dim")
+        teacher = push_cell(push_of(summary, names))
+        if summary.HasField("probability_best"):
+            sure = summary.probability_best >= SURE
+            teacher.append(f"\nP(best) {summary.probability_best:.2f}", "green" if sure else "")
         made.add_row(
-            push_cell(push_of(summary, names)),
+            teacher,
             nodes,
             interval_cell(given(summary, "mean_cosine")),
             interval_cell(given(summary, "pooled_cosine")),
@@ -217,6 +226,11 @@ def gradient_table(response: pb.GetIdealGradientResponse, limit: int) -> Table:
 def quoted(text: str) -> str:
     """A token's text so that its spaces can be seen."""
     return f"‘{visible(text)}’" if text else visible(text)
+
+
+def _best(alignment: pb.Alignment) -> str:
+    known = alignment.HasField("probability_best")
+    return f"{alignment.probability_best:.2f}" if known else NOTHING
 
 
 def _success(candidate: pb.Candidate) -> str:

@@ -135,7 +135,7 @@ def alignment(
         ),
         options=options(verifier, top_k, min_coverage, latest),
         teachers=refs(teachers),
-        algorithms=_algorithms(algorithms),
+        algorithms=parse_algorithms(algorithms),
     )
     return Unary(path(_SERVICE, "GetAlignment"), request, pb.GetAlignmentResponse, itself)
 
@@ -168,7 +168,7 @@ def trajectory_alignments(
         trajectory=ref(trajectory),
         options=options(verifier, top_k, min_coverage, latest),
         teachers=refs(teachers),
-        algorithms=_algorithms(algorithms),
+        algorithms=parse_algorithms(algorithms),
         positions=positions,
     )
     return Streamed(
@@ -188,8 +188,8 @@ def summarize(
     top_k: int = 0,
     min_coverage: float | None = None,
     latest: bool = False,
-) -> Unary[list[pb.AlignmentSummary]]:
-    """One statement for each teacher and algorithm over a set of trajectories of one policy.
+) -> Unary[pb.SummarizeAlignmentsResponse]:
+    """Statements over a set of trajectories of one policy: each teacher's, and which is better.
 
     Args:
         trajectories: 1 to 1000 of them.
@@ -200,20 +200,21 @@ def summarize(
         min_coverage: as for `alignment`.
         latest: as for `alignment`.
 
+    Returns:
+        `summaries`, one for each teacher and algorithm, with `probability_best` and `kept`, what is
+        left if only tokens are kept whose push more likely helps; `comparisons`, every pair of
+        teachers under each algorithm, over the same nodes and rollouts.
+
     """
     request = pb.SummarizeAlignmentsRequest(
         trajectories=refs(trajectories),
         options=options(verifier, top_k, min_coverage, latest),
         teachers=refs(teachers),
-        algorithms=_algorithms(algorithms),
+        algorithms=parse_algorithms(algorithms),
     )
     return Unary(
         path(_SERVICE, "SummarizeAlignments"),
         request,
         pb.SummarizeAlignmentsResponse,
-        lambda r: list(r.summaries),
+        itself,
     )
-
-
-def _algorithms(given: AlgorithmLike | Iterable[AlgorithmLike]) -> list[pb.Algorithm]:
-    return parse_algorithms([given] if isinstance(given, pb.Algorithm) else given)

@@ -7,18 +7,31 @@ from typing import Literal
 
 from google.protobuf.message import Message
 
-from unmask.calls import Paged, Streamed, Unary, path
+from unmask.algorithms import AlgorithmLike, parse_algorithms
+from unmask.calls import Paged, Streamed, Unary, itself, path
 from unmask.requests.refs import Ref, Target, options, ref, refs, target
 from unmask.v1 import growth_pb2 as pb
 
 _SERVICE = "GrowthService"
 
-AllocationName = Literal["equal", "policy"]
+AllocationName = Literal["adaptive", "policy", "equal", "depth_windows"]
 ALLOCATIONS: dict[str, pb.Allocation.ValueType] = {
-    "equal": pb.ALLOCATION_EQUAL,
+    "adaptive": pb.ALLOCATION_ADAPTIVE,
     "policy": pb.ALLOCATION_POLICY,
+    "equal": pb.ALLOCATION_EQUAL,
+    "depth_windows": pb.ALLOCATION_DEPTH_WINDOWS,
 }
 """Names of the allocations."""
+
+StatisticName = Literal["cosine", "mean_cosine", "pooled_cosine", "gain_per_unit_step", "ranking"]
+STATISTICS: dict[str, pb.Statistic.ValueType] = {
+    "cosine": pb.STATISTIC_COSINE,
+    "mean_cosine": pb.STATISTIC_MEAN_COSINE,
+    "pooled_cosine": pb.STATISTIC_POOLED_COSINE,
+    "gain_per_unit_step": pb.STATISTIC_GAIN_PER_UNIT_STEP,
+    "ranking": pb.STATISTIC_RANKING,
+}
+"""Names of what a growth can make precise."""
 
 ENDED = frozenset((pb.GROWTH_STATE_SUCCEEDED, pb.GROWTH_STATE_CANCELLED, pb.GROWTH_STATE_FAILED))
 """States that a growth does not leave."""
@@ -30,34 +43,62 @@ def start_growth(
     rollouts: int | None = None,
     tokens: int | None = None,
     rollouts_per_node: int = 0,
-    allocation: AllocationName = "policy",
+    allocation: AllocationName = "adaptive",
     teachers: Ref | Iterable[Ref] = (),
+    algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
+    half_width: float | None = None,
+    statistic: StatisticName = "cosine",
+    flat_norm: float | None = None,
+    confidence: float | None = None,
     request_id: str | None = None,
     verifier: Ref = "",
     top_k: int = 0,
 ) -> Unary[pb.Growth]:
     """Start a growth, or find the one of that request_id.
 
+    It ends when the budget is spent or, before that, when every node rests on `rollouts_per_node`
+    or the answers are as precise as `half_width` says.
+
     Args:
         targets: trajectories, nodes (`unmask.node`) or questions (`unmask.question_target`).
-        rollouts: how many may be sampled; at least one of `rollouts` and
-        tokens: how many tokens may be sampled.
-        rollouts_per_node: how many each node should rest on, the cache's counted first; 0: the
-            budget is spent on top of what there is.
-        allocation: `policy`, free rollouts from the node, or `equal`, the same number forced
+        rollouts: how many may be sampled, at least 1; at least one of `rollouts` and
+        tokens: how many tokens may be sampled, at least 1.
+        rollouts_per_node: how many each node should rest on, the cache's counted first; with
+            `adaptive` on average over the nodes that are not flat. 0: no such goal.
+        allocation: `adaptive`: each batch goes where it lowers the uncertainty of the answers most
+            per token. `policy`: free rollouts from every node. `equal`: the same number forced
             through every candidate (the paper's targeted rollouts, about ten times as costly).
-        teachers: their likeliest tokens are candidates too.
+            `depth_windows`: as `equal`, with the same number for every window of positions, windows
+            that double in length.
+        teachers: their alignments are what `adaptive` makes precise, and their likeliest tokens are
+            candidates too.
+        algorithms: whose alignments matter; messages or texts, see `unmask.parse_algorithm`.
+            Empty: `reverse_kl`.
+        half_width: for `adaptive`: stop when the 90% intervals reach this far to either side, at
+            least 0.001. In units of the statistic: a cosine lies in [-1, 1]; a gain per unit step
+            is a change of the chance of success for a step of length one.
+        statistic: what is to be so precise: `cosine`, the alignment at every node by itself;
+            `mean_cosine`, its mean over the nodes that are not flat; `pooled_cosine`, that of all
+            nodes' steps as one; `gain_per_unit_step`, likewise; `ranking`, only which teacher's
+            gain per unit step is the highest: much cheaper, for what the teachers share cancels.
+        flat_norm: a node is settled without a cosine when the length of its ideal gradient is below
+            this with 95% certainty; in [0, 1]. None: 0.05, where a logit step of length one changes
+            the chance of success by less than 0.05.
+        confidence: for `ranking`: how sure to be of the best teacher, in (0.5, 1). None: 0.95.
+            `half_width` is then the interval of a lead too narrow to matter, established or not.
         request_id: the same one is the same growth for ever, so that a retry spends nothing. None:
             a new one.
         verifier: grades the rollouts; empty: the questions' own.
-        top_k: how many of the likeliest tokens are candidates; 0: 20.
+        top_k: how many of the likeliest tokens are candidates, 1 to 1000; 0: 20.
 
     Raises:
-        ValueError: no such allocation.
+        ValueError: no such allocation, statistic or algorithm; a statistic, flat_norm or confidence
+            without a half_width.
 
     """
     if allocation not in ALLOCATIONS:
         raise ValueError(f"allocation: {allocation!r} is none of {', '.join(ALLOCATIONS)}")
+    precision = _precision(half_width, statistic, flat_norm, confidence)
     if request_id is None:
         import uuid  # here, because it makes importing the client 4 ms slower
 
@@ -70,8 +111,44 @@ def start_growth(
         allocation=ALLOCATIONS[allocation],
         teachers=refs(teachers),
         options=options(verifier, top_k),
+        algorithms=parse_algorithms(algorithms),
+        precision=precision,
     )
     return Unary(path(_SERVICE, "StartGrowth"), request, pb.StartGrowthResponse, lambda r: r.growth)
+
+
+def predict_growth(
+    targets: Target | Iterable[Target],
+    *,
+    half_width: float,
+    statistic: StatisticName = "cosine",
+    teachers: Ref | Iterable[Ref] = (),
+    algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
+    flat_norm: float | None = None,
+    confidence: float | None = None,
+    verifier: Ref = "",
+    top_k: int = 0,
+) -> Unary[pb.PredictGrowthResponse]:
+    """What an adaptive growth to a wanted precision will cost from now on. Samples nothing.
+
+    The arguments are those of `start_growth`; targets are trajectories and nodes. The less is
+    known there, the wider the ranges.
+
+    Returns:
+        `forecast`, with ranges of `rollouts`, `tokens` and, where the server knows its pace,
+        `seconds`: less than `low` one time in ten, more than `high` one time in ten; `nodes`,
+        `nodes_settled`, those that need nothing more; `rollouts_cached`, what counts there
+        already; `may_be_more`, whether some simulated growths gave up.
+
+    """
+    request = pb.PredictGrowthRequest(
+        targets=_targets(targets),
+        teachers=refs(teachers),
+        options=options(verifier, top_k),
+        algorithms=parse_algorithms(algorithms),
+        precision=_precision(half_width, statistic, flat_norm, confidence),
+    )
+    return Unary(path(_SERVICE, "PredictGrowth"), request, pb.PredictGrowthResponse, itself)
 
 
 def get_growth(growth: Ref) -> Unary[pb.Growth]:
@@ -108,3 +185,23 @@ def _targets(given: Target | Iterable[Target]) -> list[pb.GrowthTarget]:
     if isinstance(given, str | Message):
         return [target(given)]
     return [target(one) for one in given]
+
+
+def _precision(
+    half_width: float | None,
+    statistic: StatisticName,
+    flat_norm: float | None,
+    confidence: float | None,
+) -> pb.Precision | None:
+    if statistic not in STATISTICS:
+        raise ValueError(f"statistic: {statistic!r} is none of {', '.join(STATISTICS)}")
+    if half_width is None:
+        if statistic != "cosine" or flat_norm is not None or confidence is not None:
+            raise ValueError(f"half_width: say how precise to make the {statistic}, as in 0.1")
+        return None
+    return pb.Precision(
+        statistic=STATISTICS[statistic],
+        half_width=half_width,
+        flat_norm=flat_norm,
+        confidence=confidence,
+    )
