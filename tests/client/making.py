@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unmask.v1 import diagnosis_pb2 as pb
+from unmask.v1 import growth_pb2
 
 STATUSES = {
     ".": pb.ALIGNMENT_STATUS_FLAT,
@@ -60,3 +61,36 @@ def answers(
         )
         for position, scores in enumerate(zip(*pushes, strict=True))
     ]
+
+
+def around(median: float) -> growth_pb2.Range:
+    """A range from half to twice the median."""
+    return growth_pb2.Range(median=median, low=median / 2, high=median * 2)
+
+
+def summary(
+    gains: dict[str, float], *, best: str, losses: Sequence[pb.Loss.ValueType]
+) -> pb.SummarizeAlignmentsResponse:
+    """What is said of teachers with these gains per unit step, the same under every loss."""
+    response = pb.SummarizeAlignmentsResponse()
+    for loss in losses:
+        algorithm = pb.Algorithm(loss=loss, form=pb.FORM_EXPECTED, temperature=1.0)
+        for teacher, gain in gains.items():
+            kept = pb.KeptTokens(
+                share=0.71, mean_cosine=interval(0.6), gain_per_unit_step=interval(gain + 0.1)
+            )
+            response.summaries.add(
+                teacher_id=teacher, algorithm=algorithm, nodes=100, scored=90, flat=10,
+                mean_cosine=interval(0.4), pooled_cosine=interval(0.3),
+                gain_per_unit_step=interval(gain), mean_advantage=interval(0.02), kept=kept,
+                probability_best=0.97 if teacher == best else 0.01,
+            )  # fmt: skip
+        teachers = list(gains)
+        for i, one in enumerate(teachers):
+            for other in teachers[i + 1 :]:
+                response.comparisons.add(
+                    teacher_id=one, other_teacher_id=other, algorithm=algorithm,
+                    gain_per_unit_step=interval(gains[one] - gains[other]),
+                    probability_better=0.99 if gains[one] > gains[other] else 0.01,
+                )  # fmt: skip
+    return response

@@ -226,6 +226,63 @@ def test_growth_targets_may_be_trajectories_nodes_and_questions(
         client.grow("trj-1", tokens=5, allocation="even")  # type: ignore[arg-type]
 
 
+def test_a_precision_is_sent_if_a_half_width_is_given(
+    server: ScriptedServer, client: unmask.Client
+) -> None:
+    server.answer("StartGrowth", growth_pb2.StartGrowthResponse())
+    predicted = growth_pb2.PredictGrowthResponse(nodes=3, nodes_settled=1)
+    server.answer("PredictGrowth", predicted)
+    asked: dict[str, Any] = {
+        "teachers": ["a", "b"], "algorithms": "opd,dr_grpo", "half_width": 0.05,
+        "statistic": "ranking", "flat_norm": 0.0, "confidence": 0.99, "top_k": 5,
+    }  # fmt: skip
+    client.grow("trj-1", rollouts=9, allocation="depth_windows", **asked)
+    client.grow("trj-1", rollouts=9, half_width=0.1)
+    assert client.predict_growth("trj-1", **asked) == predicted
+    ranking, cosine = server.requests("StartGrowth")
+    assert ranking.allocation == growth_pb2.ALLOCATION_DEPTH_WINDOWS
+    assert ranking.precision == growth_pb2.Precision(
+        statistic=growth_pb2.STATISTIC_RANKING, half_width=0.05, flat_norm=0.0, confidence=0.99
+    )
+    assert [a.loss for a in ranking.algorithms] == [
+        diagnosis_pb2.LOSS_REVERSE_KL,
+        diagnosis_pb2.LOSS_DR_GRPO,
+    ]
+    assert cosine.precision.statistic == growth_pb2.STATISTIC_COSINE
+    assert not cosine.precision.HasField("flat_norm")
+    assert not cosine.precision.HasField("confidence")
+    (prediction,) = server.requests("PredictGrowth")
+    for field in ("targets", "teachers", "options", "algorithms", "precision"):
+        assert getattr(prediction, field) == getattr(ranking, field)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"statistic": "ranking"}, "half_width: say how precise to make the ranking"),
+        ({"confidence": 0.9}, "half_width: say how precise to make the cosine"),
+        ({"flat_norm": 0.0}, "half_width: say how precise"),
+        ({"statistic": "mean", "half_width": 0.1}, "statistic: 'mean' is none of cosine, mean_"),
+    ],
+)
+def test_half_of_a_precision_is_refused_before_anything_is_sent(
+    client: unmask.Client, asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        client.grow("trj-1", rollouts=9, **asked)
+
+
+def test_grow_tells_what_start_growth_tells() -> None:
+    for kind in (unmask.Client, unmask.AsyncClient):
+        assert kind.grow.__name__ == "grow"
+        assert "get a handle on it" in (kind.grow.__doc__ or "")
+        assert "half_width: for `adaptive`" in (kind.grow.__doc__ or "")
+        assert list(inspect.signature(kind.grow).parameters) == [
+            "self",
+            *inspect.signature(growth.start_growth).parameters,
+        ]
+
+
 async def test_the_asyncio_client_does_the_same(server: ScriptedServer) -> None:
     growing = growth_pb2.Growth(id="gro-1", state=growth_pb2.GROWTH_STATE_RUNNING)
     done = growth_pb2.Growth(id="gro-1", state=growth_pb2.GROWTH_STATE_SUCCEEDED)

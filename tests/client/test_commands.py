@@ -108,6 +108,7 @@ def test_a_violation_that_the_message_does_not_name_is_added(server: ScriptedSer
         ),
         (["grow"], "TRAJECTORY: give at least one"),
         (["grow", "trj-1", "trj-2", "-p", "3"], "--position: goes with exactly one trajectory"),
+        (["grow", "trj-1", "--statistic", "ranking"], "half_width: say how precise"),
         (["summary"], "TRAJECTORY: give at least one"),
         (["stats", "--database", "x.db"], "--database: not together with --server"),
         (["trajectory", "submit", "--policy", "p", "--question", "q"], "give tokens or text"),

@@ -80,6 +80,22 @@ def test_the_same_question_asks_for_the_same_growth(
     assert len({first.request_id, *others}) == 4
 
 
+def test_a_precision_alone_has_room_and_an_end(
+    server: ScriptedServer, client: unmask.Client
+) -> None:
+    running = growth_pb2.Growth(id="gro-1", state=growth_pb2.GROWTH_STATE_RUNNING)
+    server.answer("StartGrowth", growth_pb2.StartGrowthResponse(growth=running))
+    asked = started(server, plan(rollouts_per_node=0, half_width=0.2, losses=("opd",)), client)
+    assert asked.rollouts_per_node == 0
+    assert asked.precision.half_width == 0.2
+    assert asked.budget.rollouts == 2560
+    assert asked.allocation == growth_pb2.ALLOCATION_ADAPTIVE
+    assert asked.algorithms[0].form == diagnosis_pb2.FORM_SAMPLED
+    plain = started(server, plan(), client)
+    assert not plain.HasField("precision")
+    assert plain.request_id != asked.request_id
+
+
 def test_a_growth_that_was_given_up_is_followed_by_a_new_one(
     server: ScriptedServer, client: unmask.Client
 ) -> None:

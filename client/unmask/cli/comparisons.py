@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,6 +14,8 @@ from unmask.cli.numbers import NOTHING, bounds, median, share
 from unmask.cli.scores import SURE, push_of
 from unmask.cli.tables import given, summary_table, table
 from unmask.v1 import diagnosis_pb2 as pb
+
+T = TypeVar("T", pb.AlignmentSummary, pb.TeacherComparison)
 
 _ALL_PAIRS = 10
 """More pairs than that are too many to read: then only those with the best teacher."""
@@ -28,7 +31,8 @@ def summary_view(
     if any(summary.HasField("probability_best") for summary in summaries):
         terms.append(_BEST_TERM)
     if response.comparisons:
-        parts += ["", _title("Which teacher is better"), comparison_table(response, names)]
+        parts += ["", _title("Which teacher is better, by gain per unit step")]
+        parts.append(comparison_table(response, names))
         terms.append(_COMPARISON_TERM)
     if any(summary.HasField("kept") for summary in summaries):
         parts += ["", _title("If only tokens were kept where the push more likely helps")]
@@ -38,19 +42,16 @@ def summary_view(
 
 
 def comparison_table(response: pb.SummarizeAlignmentsResponse, names: Mapping[str, str]) -> Table:
-    """Pairs of teachers by gain per unit step; the algorithm is said where there are several."""
-    groups = list(_pairs(response))
-    several = len(groups) > 1
-    made = table("this teacher", "less that one", ">gain per unit step", ">90%", ">P(better)")
-    for pairs in groups:
-        if several:
-            made.add_row(Text(format_algorithm(pairs[0].algorithm), style="italic"))
-        for pair in pairs:
+    """Pairs of teachers by gain per unit step, algorithm by algorithm."""
+    made = table("", ">difference", ">90%", ">P(better)")
+    for pairs in _titled(made, _by_algorithm(response.comparisons)):
+        for pair in _ordered(pairs, response.summaries):
             gain = given(pair, "gain_per_unit_step")
+            name = Text(names.get(pair.teacher_id, pair.teacher_id), style="bold")
+            other = names.get(pair.other_teacher_id, pair.other_teacher_id)
             better = pair.probability_better
             made.add_row(
-                Text(names.get(pair.teacher_id, pair.teacher_id), style="bold"),
-                Text(names.get(pair.other_teacher_id, pair.other_teacher_id)),
+                name.append(f" - {other}", "not bold"),
                 NOTHING if gain is None else median(gain, 3),
                 NOTHING if gain is None else bounds(gain, 3),
                 Text(f"{better:.2f}", style="green" if better >= SURE else "")
@@ -61,20 +62,20 @@ def comparison_table(response: pb.SummarizeAlignmentsResponse, names: Mapping[st
 
 
 def kept_table(summaries: Iterable[pb.AlignmentSummary], names: Mapping[str, str]) -> Table:
-    """What is left of each push if its bad tokens are dropped."""
-    made = table("teacher", ">kept", ">mean cosine", ">gain per unit step", ">instead of")
-    for summary in summaries:
-        if not summary.HasField("kept"):
-            continue
-        kept = summary.kept
-        everything = given(summary, "gain_per_unit_step")
-        made.add_row(
-            Text(str(push_of(summary, names))),
-            share(kept.share, 1),
-            _on_one_line(given(kept, "mean_cosine"), 2),
-            _on_one_line(given(kept, "gain_per_unit_step"), 3),
-            NOTHING if everything is None else median(everything, 3),
-        )
+    """What is left of each push if its bad tokens are dropped, algorithm by algorithm."""
+    made = table("", ">kept", ">mean cosine", ">gain per unit step", ">of all")
+    groups = _by_algorithm(summary for summary in summaries if summary.HasField("kept"))
+    for group in _titled(made, groups):
+        for summary in group:
+            push = push_of(summary, names)
+            everything = given(summary, "gain_per_unit_step")
+            made.add_row(
+                Text(push.teacher or push.algorithm),
+                share(summary.kept.share, 1),
+                _on_one_line(given(summary.kept, "mean_cosine"), 2),
+                _on_one_line(given(summary.kept, "gain_per_unit_step"), 3),
+                NOTHING if everything is None else median(everything, 3),
+            )
     return made
 
 
@@ -88,21 +89,33 @@ def legend(terms: Sequence[tuple[str, str]]) -> Table:
     return made
 
 
-def _pairs(response: pb.SummarizeAlignmentsResponse) -> Iterator[list[pb.TeacherComparison]]:
-    """The pairs of each algorithm, each with the better teacher first, the largest lead on top."""
-    by_algorithm: dict[str, list[pb.TeacherComparison]] = {}
-    for comparison in response.comparisons:
-        by_algorithm.setdefault(format_algorithm(comparison.algorithm), []).append(comparison)
-    for algorithm, pairs in by_algorithm.items():
-        rivals = [s for s in response.summaries if format_algorithm(s.algorithm) == algorithm]
-        best = max(rivals, key=lambda s: s.probability_best, default=pb.AlignmentSummary())
-        shown = [
-            pair if pair.gain_per_unit_step.median >= 0 else _turned(pair)
-            for pair in pairs
-            if len(pairs) <= _ALL_PAIRS
-            or best.teacher_id in (pair.teacher_id, pair.other_teacher_id)
-        ]
-        yield sorted(shown, key=lambda pair: -pair.gain_per_unit_step.median)
+def _by_algorithm(items: Iterable[T]) -> dict[str, list[T]]:
+    found: dict[str, list[T]] = {}
+    for item in items:
+        found.setdefault(format_algorithm(item.algorithm), []).append(item)
+    return found
+
+
+def _titled(made: Table, groups: Mapping[str, list[T]]) -> Iterator[list[T]]:
+    """The groups, each below a row with its algorithm if there are several."""
+    for algorithm, group in groups.items():
+        if len(groups) > 1:
+            made.add_row(Text(algorithm, style="italic"))
+        yield group
+
+
+def _ordered(
+    pairs: Sequence[pb.TeacherComparison], summaries: Iterable[pb.AlignmentSummary]
+) -> list[pb.TeacherComparison]:
+    """Pairs under one algorithm with the better teacher first, the largest lead on top."""
+    rivals = [s for s in summaries if s.algorithm == pairs[0].algorithm]
+    best = max(rivals, key=lambda s: s.probability_best, default=pb.AlignmentSummary())
+    shown = [
+        pair if pair.gain_per_unit_step.median >= 0 else _turned(pair)
+        for pair in pairs
+        if len(pairs) <= _ALL_PAIRS or best.teacher_id in (pair.teacher_id, pair.other_teacher_id)
+    ]
+    return sorted(shown, key=lambda pair: -pair.gain_per_unit_step.median)
 
 
 def _turned(pair: pb.TeacherComparison) -> pb.TeacherComparison:
@@ -147,5 +160,6 @@ _COMPARISON_TERM = (
 )
 _KEPT_TERM = (
     "kept",
-    "share of the tokens with a cosine; its numbers allow for having been picked by their looks",
+    "share of the tokens with a cosine; of all: what the gain is without picking. The numbers "
+    "allow for tokens having been picked by the same estimates",
 )

@@ -23,10 +23,16 @@ def show_prediction(console: Console, found: pb.PredictGrowthResponse, what: str
     """Print what it will cost to make `what` sure, and what needs nothing more."""
     console.print(Text(f"To be sure of {what}:"))
     console.print()
-    if found.nodes_settled == found.nodes and not found.forecast.rollouts.high:
-        console.print(Text("Nothing more is needed.", style="bold"))
-    else:
+    legend = []
+    if found.forecast.rollouts.high:
         console.print(forecast_table(found.forecast))
+        if found.may_be_more:
+            legend.append("It may cost more: some of the simulated growths did not get there.")
+        legend.append(RANGE)
+        if not found.forecast.HasField("seconds"):
+            legend.append("No time yet: this server has not sampled this student since its start.")
+    else:
+        console.print(Text("Nothing more is needed.", style="bold"))
     console.print()
     console.print(
         key_values(
@@ -37,22 +43,18 @@ def show_prediction(console: Console, found: pb.PredictGrowthResponse, what: str
         )
     )
     console.print()
-    legend = [RANGE, SETTLED]
-    if not found.forecast.HasField("seconds"):
-        legend.insert(1, "No time yet: this server has not sampled this student since its start.")
-    if found.may_be_more:
-        legend.insert(0, "It may cost more than this: some simulated growths did not get there.")
-    for line in legend:
+    for line in (*legend, SETTLED):
         console.print(Text(line, style="dim"))
 
 
 def forecast_table(forecast: pb.Forecast) -> Table:
     """Rollouts, tokens and time, with their ranges."""
-    made = table("", ">likely", ">at least", ">at most")
+    made = table("", ">likely", ">range")
     for name, field, show in _ROWS:
         if forecast.HasField(field):  # type: ignore[arg-type]
             found: pb.Range = getattr(forecast, field)
-            made.add_row(name, Text(show(found.median), "bold"), show(found.low), show(found.high))
+            reach = f"{show(found.low)}…{show(found.high)}"
+            made.add_row(name, Text(show(found.median), "bold"), reach)
     return made
 
 

@@ -107,7 +107,7 @@ def grow(
                 ("growth", growth.id),
                 ("state", _STATES[growth.state].lower()),
                 ("nodes", nodes(growth)),
-                *precision_rows(growth),
+                *precision_rows(growth, statistic),
                 *cost_rows(cost),
             ]
         )
@@ -172,13 +172,16 @@ def nodes(growth: pb.Growth) -> str:
     return text
 
 
-def precision_rows(growth: pb.Growth) -> list[tuple[str, str]]:
+def precision_rows(growth: pb.Growth, statistic: str) -> list[tuple[str, str]]:
     """How sure the answers are now, and at what price they would be twice as sure."""
     if not growth.HasField("half_width"):
         return []
-    rows = [("sure to", f"±{growth.half_width:.2g}, half the width of the 90% intervals")]
+    # An estimate may say more than the range of a cosine.
+    width = f"±{growth.half_width:.2g}" if growth.half_width < 1 else "±1 or more"
+    where = "at nine in ten of the tokens not flat" if statistic == "cosine" else statistic
+    rows = [("sure to", f"{width} (90% intervals): {where.replace('_', ' ')}")]
     ahead = next_halving(growth)
-    return [*rows, ("next", ahead)] if ahead else rows
+    return [*rows, ("twice as", ahead)] if ahead else rows
 
 
 def cost_of(first: pb.Growth, last: pb.Growth, waited: float) -> Cost:

@@ -87,7 +87,7 @@ def show(console: Console, report: Report, *, plain: bool = False) -> None:
                     "from the cache",
                 ),
                 *cost_rows(report.cost),
-                *precision_rows(report.growth),
+                *precision_rows(report.growth, report.plan.statistic),
                 ("in all", seconds(report.seconds)),
             ]
         )
