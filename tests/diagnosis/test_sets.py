@@ -19,7 +19,7 @@ from unmask_server.diagnosis import (
     measure,
     summarize_set,
 )
-from unmask_server.diagnosis.alignment import Draws
+from unmask_server.diagnosis.terms import Draws
 
 from tests.diagnosis.making import TrueNode, counts, posterior_of, true_node
 

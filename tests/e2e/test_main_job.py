@@ -398,25 +398,93 @@ async def test_algorithms_without_a_teacher_come_last(world: World) -> None:
         assert ideal.cosine.low == pytest.approx(1.0)
 
 
-async def test_summaries_count_every_node(world: World) -> None:
+async def two_questions_grown(world: World) -> list[trajectory_pb2.Trajectory]:
     response = await world.stubs.trajectory.SampleTrajectories(
         sampling_of(world, questions=["one", "two"])
     )
     targets = [growth_pb2.GrowthTarget(trajectory=t.id) for t in response.trajectories]
     await grow(world, growth_of(*targets))
+    return list(response.trajectories)
+
+
+async def test_summaries_count_every_node(world: World) -> None:
+    trajectories = await two_questions_grown(world)
     summary = await world.stubs.diagnosis.SummarizeAlignments(
         diagnosis_pb2.SummarizeAlignmentsRequest(
-            trajectories=[t.id for t in response.trajectories],
+            trajectories=[t.id for t in trajectories],
             teachers=["teacher", "self-answer"],
         )
     )
-    nodes = sum(t.length for t in response.trajectories)
+    nodes = sum(t.length for t in trajectories)
     assert len(summary.summaries) == 2
     for row in summary.summaries:
         assert row.nodes == nodes
         assert row.scored + row.flat + row.no_signal + row.unbounded + row.no_data == nodes
         assert math.isfinite(row.gain_per_unit_step.median)
         assert len(row.effective_support_quartiles) == 3
+
+
+async def test_teachers_are_compared_and_what_would_be_kept_is_said(world: World) -> None:
+    trajectories = await two_questions_grown(world)
+    request = diagnosis_pb2.SummarizeAlignmentsRequest(
+        trajectories=[t.id for t in trajectories],
+        teachers=["teacher", "self-answer"],
+        algorithms=[
+            diagnosis_pb2.Algorithm(loss=diagnosis_pb2.LOSS_REVERSE_KL),
+            diagnosis_pb2.Algorithm(loss=diagnosis_pb2.LOSS_DR_GRPO),
+            diagnosis_pb2.Algorithm(loss=diagnosis_pb2.LOSS_FORWARD_KL),
+        ],
+    )
+    answer = await world.stubs.diagnosis.SummarizeAlignments(request)
+    again = await world.stubs.diagnosis.SummarizeAlignments(request)
+    assert answer.SerializeToString(deterministic=True) == again.SerializeToString(
+        deterministic=True
+    )
+    rows = {(row.teacher_id, row.algorithm.loss): row for row in answer.summaries}
+    assert len(rows) == 5
+    ids = list(dict.fromkeys(row.teacher_id for row in answer.summaries if row.teacher_id))
+    compared = [(c.teacher_id, c.other_teacher_id, c.algorithm.loss) for c in answer.comparisons]
+    assert compared == [
+        (*ids, diagnosis_pb2.LOSS_REVERSE_KL),
+        (*ids, diagnosis_pb2.LOSS_FORWARD_KL),
+    ]
+    for pair in answer.comparisons:
+        one, other = (rows[teacher, pair.algorithm.loss] for teacher in ids)
+        assert one.probability_best == pytest.approx(pair.probability_better)
+        assert one.probability_best + other.probability_best == pytest.approx(1)
+        for name in ("gain_per_unit_step", "mean_advantage"):
+            difference = getattr(pair, name)
+            assert difference.low <= difference.median <= difference.high
+            medians = getattr(one, name).median - getattr(other, name).median
+            assert difference.low <= medians <= difference.high
+    # Nobody competes with the group's own rewards.
+    alone = rows["", diagnosis_pb2.LOSS_DR_GRPO]
+    assert not alone.HasField("probability_best")
+    for row in rows.values():
+        assert row.HasField("kept") == (row.scored > 0)
+        assert 0 <= row.kept.share <= 1
+        assert row.kept.HasField("mean_cosine") == (row.kept.share > 0)
+        assert row.kept.HasField("gain_per_unit_step") == (row.kept.share > 0)
+    assert any(row.HasField("kept") for row in rows.values())
+
+
+async def test_the_best_teacher_of_a_node_is_told_with_its_probability(world: World) -> None:
+    trajectories = await two_questions_grown(world)
+    loss = diagnosis_pb2.Algorithm(loss=diagnosis_pb2.LOSS_REVERSE_KL)
+    scored = 0
+    for trajectory in trajectories:
+        for teachers in (["teacher", "self-answer"], ["teacher"]):
+            request = diagnosis_pb2.StreamTrajectoryAlignmentsRequest(
+                trajectory=trajectory.id, teachers=teachers, algorithms=[loss]
+            )
+            async for answer in world.stubs.diagnosis.StreamTrajectoryAlignments(request):
+                told = [a.probability_best for a in answer.alignments if a.HasField("cosine")]
+                for alignment in answer.alignments:
+                    assert alignment.HasField("probability_best") == alignment.HasField("cosine")
+                # One that has no rival is the best for sure.
+                assert not told or sum(told) == pytest.approx(1)
+                scored += len(told) == 2
+    assert scored
 
 
 @pytest.mark.parametrize("store", ["postgresql"])

@@ -150,9 +150,10 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             first = first or read
             await asyncio.to_thread(summarizer.add, nodes, read.evidence, read.group)
         assert first is not None
-        rows = await asyncio.to_thread(summarizer.rows)
+        found = await asyncio.to_thread(summarizer.finish)
         return pb.SummarizeAlignmentsResponse(
-            summaries=[messages.summary(row, first.teachers) for row in rows]
+            summaries=[messages.summary(row, first.teachers) for row in found.rows],
+            comparisons=[messages.comparison(pair, first.teachers) for pair in found.comparisons],
         )
 
     async def _answer(

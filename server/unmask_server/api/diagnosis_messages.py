@@ -12,10 +12,11 @@ from unmask_server.api.algorithms import algorithm_message
 from unmask_server.catalog import ModelTokenizer
 from unmask_server.catalog.types import Teacher
 from unmask_server.diagnosis import TAIL_ID, Interval, NodePosterior, Status, ideal
+from unmask_server.diagnosis.selection import KeptNodes
 from unmask_server.nodes.diagnose import Scored
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
-from unmask_server.nodes.summarize import SummaryRow
+from unmask_server.nodes.summarize import Comparison, SummaryRow
 
 _STATUSES = {
     Status.OK: pb.ALIGNMENT_STATUS_OK,
@@ -129,6 +130,7 @@ def alignment(
         ideal_norm_bound=result.flat_bound,
         teacher_covered_mass=result.covered_teacher,
         divergence=scored.divergence,
+        probability_best=scored.p_best,
     )
     if result.unbounded_id is not None and result.unbounded_id != TAIL_ID:
         message.unbounded_token.CopyFrom(_token(result.unbounded_id, tokenizer))
@@ -153,6 +155,33 @@ def summary(row: SummaryRow, teachers: Sequence[Teacher]) -> pb.AlignmentSummary
         gain_per_unit_step=interval(found.gain_per_unit_step),
         mean_advantage=interval(found.mean_advantage),
         effective_support_quartiles=found.support_quartiles or (),
+        kept=_kept(found.kept),
+        probability_best=row.p_best,
+    )
+
+
+def _kept(found: KeptNodes | None) -> pb.KeptTokens | None:
+    if found is None:
+        return None
+    return pb.KeptTokens(
+        share=found.share,
+        mean_cosine=interval(found.mean_cosine),
+        gain_per_unit_step=interval(found.gain_per_unit_step),
+    )
+
+
+def comparison(pair: Comparison, teachers: Sequence[Teacher]) -> pb.TeacherComparison:
+    """One teacher less another."""
+    found = pair.difference
+    return pb.TeacherComparison(
+        teacher_id=teachers[pair.teacher].id,
+        other_teacher_id=teachers[pair.other].id,
+        algorithm=algorithm_message(pair.algorithm),
+        mean_cosine=interval(found.mean_cosine),
+        pooled_cosine=interval(found.pooled_cosine),
+        gain_per_unit_step=interval(found.gain_per_unit_step),
+        mean_advantage=interval(found.mean_advantage),
+        probability_better=found.p_better,
     )
 
 

@@ -4,7 +4,6 @@ from unmask_server.diagnosis.algorithms import Algorithm, Form, Loss
 from unmask_server.diagnosis.alignment import (
     MIN_COVERAGE,
     Alignment,
-    Draws,
     Measured,
     Status,
     align,
@@ -42,6 +41,7 @@ from unmask_server.diagnosis.support import (
     effective_support,
     with_tail,
 )
+from unmask_server.diagnosis.terms import Draws
 from unmask_server.diagnosis.value import VALUE_DRAWS, Value
 
 __all__ = [

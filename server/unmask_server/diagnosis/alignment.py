@@ -17,7 +17,6 @@ wherever it is known, because a set of flat nodes may be anything but flat.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,8 +27,16 @@ from numpy.typing import NDArray
 from unmask_server.diagnosis.algorithms import Algorithm
 from unmask_server.diagnosis.intervals import Interval
 from unmask_server.diagnosis.node import FLAT_TOLERANCE, NodePosterior
-from unmask_server.diagnosis.step import Step, StepInputs, noise_draws, step
+from unmask_server.diagnosis.step import Step, StepInputs, step
 from unmask_server.diagnosis.support import Support, covered_mass
+from unmask_server.diagnosis.terms import (
+    DrawInputs,
+    Draws,
+    advantage_draws,
+    draw_terms,
+    product,
+    squared_norm,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -88,25 +95,13 @@ class Alignment:
         return self.ideal_norm2 is not None and self.ideal_norm2 > 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """What sets of nodes add up, beside an `Alignment`: shape (size,), or () where certain.
-
-    All but the cosine are around the unshrunk estimates, see `NodePosterior.unshrunk_gradient`.
-    """
-
-    cosine: FloatArray | None
-    gain: FloatArray | None
-    ideal_norm2: FloatArray | None
-    descent_norm2: FloatArray | None
-    advantage: FloatArray | None
-
-
 @dataclass(frozen=True)
 class Measured:
     """An alignment, and the draws behind it where somebody asks for them."""
 
     alignment: Alignment
+    cosine: FloatArray | None
+    """Posterior draws of cos(g, d), shape (size,); None where the alignment has no cosine."""
     draw: Callable[[], Draws]
     """Makes `draws`."""
 
@@ -185,8 +180,8 @@ def measure(
     covered = min(covered_student, 1.0 if covered_teacher is None else covered_teacher)
     status = _status(posterior, taken, covered < min_coverage)
     known = posterior.has_data
-    gain = _product(posterior.gradient, taken.draws) if known else None
-    gained = _advantage(posterior, posterior.success, p, t, noise) if known else None
+    gain = product(posterior.gradient, taken.draws) if known else None
+    gained = advantage_draws(posterior, posterior.success, p, t, noise) if known else None
     cosine = _cosine(posterior, taken, gain) if status.is_scored else None
     alignment = Alignment(
         status=status,
@@ -195,14 +190,15 @@ def measure(
         gain=None if gain is None else Interval.of(gain),
         advantage=None if gained is None else Interval.of(gained),
         ideal_norm2=posterior.ideal_norm2 if known else None,
-        descent_norm2=None if taken.draws is None else float(np.mean(_norm2(taken.draws))),
+        descent_norm2=None if taken.draws is None else float(np.mean(squared_norm(taken.draws))),
         flat_bound=posterior.flat_bound,
         effective_support=posterior.effective_support,
         covered_student=covered_student,
         covered_teacher=covered_teacher,
         unbounded_id=None if taken.unbounded is None else Support(ids).token(taken.unbounded),
     )
-    return Measured(alignment, lambda: _draws(posterior, taken, cosine, p, t, noise))
+    inputs = DrawInputs(posterior, taken, cosine, gain, p, t, noise)
+    return Measured(alignment, cosine, lambda: draw_terms(inputs))
 
 
 def _status(posterior: NodePosterior, taken: Step, is_covered_badly: bool) -> Status:
@@ -223,57 +219,8 @@ def _cosine(posterior: NodePosterior, taken: Step, gain: FloatArray | None) -> F
     """Draws of cos(g, d); 0 where a draw of g is zero."""
     if taken.draws is None or gain is None:
         return None
-    norms = np.sqrt(posterior.gradient_norm2 * _norm2(taken.draws))
+    norms = np.sqrt(posterior.gradient_norm2 * squared_norm(taken.draws))
     return np.divide(gain, norms, out=np.zeros_like(gain), where=norms > 0.0).clip(-1.0, 1.0)
-
-
-def _draws(
-    posterior: NodePosterior,
-    taken: Step,
-    cosine: FloatArray | None,
-    p: FloatArray,
-    t: FloatArray | None,
-    noise: float,
-) -> Draws:
-    d_norm2 = None if taken.draws is None else _norm2(taken.draws)
-    if not posterior.has_data:
-        return Draws(cosine, None, None, d_norm2, None)
-    ideal = posterior.ideal_norm2_draws
-    gained = _advantage(posterior, posterior.unshrunk, p, t, noise)
-    if taken.draws is not None and taken.follows_ideal:
-        # d = c g: everything is a multiple of |g|^2, with its bias taken out.
-        mean = float(posterior.gradient_norm2.mean())
-        c = math.sqrt(float(_norm2(taken.draws).mean()) / mean) if mean > 0.0 else 0.0
-        return Draws(cosine, c * ideal, ideal, c**2 * ideal, gained)
-    gain = _product(posterior.unshrunk_gradient, taken.draws)
-    return Draws(cosine, gain, ideal, d_norm2, gained)
-
-
-def _product(g: FloatArray, d: FloatArray | None) -> FloatArray | None:
-    """Draws of g.d, for one d or for one in each draw."""
-    if d is None:
-        return None
-    result: FloatArray = g @ d if d.ndim == 1 else np.einsum("ij,ij->i", g, d)
-    return result
-
-
-def _norm2(d: FloatArray) -> FloatArray:
-    """Squared norms: shape () of one step, (size,) of draws."""
-    result: FloatArray = np.einsum("...j,...j->...", d, d)
-    return result
-
-
-def _advantage(
-    posterior: NodePosterior, s: FloatArray, p: FloatArray, t: FloatArray | None, noise: float
-) -> FloatArray | None:
-    """Draws of sum_j (T_j - P_j) s_j, given draws of s."""
-    if t is None:
-        return None
-    gained: FloatArray = s @ (t - p)
-    if noise > 0.0:
-        moved = t * (noise * noise_draws(posterior))
-        gained = gained + np.einsum("ij,ij->i", s, moved - t * moved.sum(axis=1, keepdims=True))
-    return gained
 
 
 def _check(

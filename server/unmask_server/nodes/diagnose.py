@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis import Algorithm, Alignment, Form, Loss, NodePosterior
-from unmask_server.diagnosis.alignment import Draws, Measured, measure
+from unmask_server.diagnosis.alignment import Measured, measure
+from unmask_server.diagnosis.selection import shares_of_best
+from unmask_server.diagnosis.terms import Draws
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
 
@@ -34,6 +36,9 @@ class Scored:
     measured: Measured
     divergence: float | None
     """KL(P|T) in nats at the loss's temperature; None without a teacher or where it is infinite."""
+    p_best: float | None = None
+    """Posterior probability that this teacher's cosine is the highest of those under the same
+    algorithm that have one here, in [0, 1]; None where it has none."""
 
     @property
     def alignment(self) -> Alignment:
@@ -81,7 +86,22 @@ def alignments(
     for algorithm in algorithms:
         if not algorithm.needs_teacher:
             scored.append(_score(nodes, evidence, drawn, algorithm, None, group, min_coverage))
-    return scored
+    return _ranked(scored, algorithms)
+
+
+def _ranked(scored: Sequence[Scored], algorithms: Sequence[Algorithm]) -> list[Scored]:
+    """The same with `p_best`."""
+    ranked = list(scored)
+    for algorithm in algorithms:
+        rivals = [
+            (i, cosine)
+            for i, one in enumerate(scored)
+            if one.algorithm == algorithm and (cosine := one.measured.cosine) is not None
+        ]
+        shares = shares_of_best([cosine for _, cosine in rivals])
+        for (i, _), share in zip(rivals, shares, strict=True):
+            ranked[i] = replace(scored[i], p_best=share)
+    return ranked
 
 
 def _score(

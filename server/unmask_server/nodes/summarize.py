@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from unmask_server.diagnosis import Algorithm, NodeTerms, SetSummary, SetTerms
+from unmask_server.diagnosis import Algorithm, NodeTerms, SetDifference, SetSummary, SetTerms
+from unmask_server.diagnosis.resampling import Resamples
+from unmask_server.diagnosis.sets import ResampledSet, probabilities_best
 from unmask_server.nodes.diagnose import Group, alignments, posterior
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
@@ -19,6 +22,33 @@ class SummaryRow:
     teacher: int | None
     algorithm: Algorithm
     summary: SetSummary
+    p_best: float | None
+    """Probability that its gain per unit step is the highest of the teachers' under the algorithm,
+    in [0, 1]; None with fewer than two, or without a gain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One teacher less another, by their places in the request, over a set."""
+
+    teacher: int
+    other: int
+    algorithm: Algorithm
+    difference: SetDifference
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All about a set."""
+
+    rows: list[SummaryRow]
+    """For each teacher and algorithm, in the order of `alignments`."""
+    comparisons: list[Comparison]
+    """Pair by pair, algorithm by algorithm; of those that need a teacher."""
+
+
+Row = tuple[int | None, Algorithm]
+"""A teacher, if the algorithm has one, under an algorithm."""
 
 
 class Summarizer:
@@ -31,7 +61,7 @@ class Summarizer:
     def __init__(self, algorithms: Sequence[Algorithm], *, min_coverage: float) -> None:
         self._algorithms = algorithms
         self._min_coverage = min_coverage
-        self._terms: dict[tuple[int | None, Algorithm], SetTerms] = {}
+        self._terms: dict[Row, SetTerms] = {}
         self._digest = hashlib.blake2b(digest_size=8)
 
     def add(self, nodes: NodeSet, found: Sequence[Evidence], group: Group | None) -> None:
@@ -54,10 +84,28 @@ class Summarizer:
                     )
                 )
 
-    def rows(self) -> list[SummaryRow]:
-        """A row for each teacher and algorithm, in the order of `alignments`."""
+    def finish(self) -> Summary:
+        """Everything about the set, on one set of resamples."""
         seed = int.from_bytes(self._digest.digest(), "little")
-        return [
-            SummaryRow(teacher, algorithm, terms.summarize(seed=seed))
-            for (teacher, algorithm), terms in self._terms.items()
-        ]
+        keys = {key for terms in self._terms.values() for key in terms.keys}
+        resamples = Resamples.of(sorted(keys), seed=seed)
+        sets = {row: terms.on(resamples) for row, terms in self._terms.items()}
+        best: dict[Row, float | None] = {}
+        for algorithm in self._algorithms:
+            rivals = [row for row in sets if row[1] == algorithm]
+            found = probabilities_best([sets[row] for row in rivals])
+            best |= zip(rivals, found, strict=True)
+        return Summary(
+            rows=[
+                SummaryRow(*row, resampled.summary, best[row]) for row, resampled in sets.items()
+            ],
+            comparisons=list(self._compared(sets)),
+        )
+
+    def _compared(self, sets: Mapping[Row, ResampledSet]) -> Iterator[Comparison]:
+        teachers = sorted({teacher for teacher, _ in sets if teacher is not None})
+        for teacher, other in itertools.combinations(teachers, 2):
+            for algorithm in self._algorithms:
+                if algorithm.needs_teacher:
+                    less = sets[teacher, algorithm].less(sets[other, algorithm])
+                    yield Comparison(teacher, other, algorithm, less)
