@@ -66,7 +66,7 @@ def test_predict_says_when_nothing_is_needed_and_when_the_time_is_not_known(
     server.answer("PredictGrowth", settled)
     done = run(server, "predict", "trj-1", "--half-width", "0.2", "--statistic", "ranking",
                "-t", "a", "-t", "b", "--confidence", "0.9")  # fmt: skip
-    assert "the best teacher, 90%, or that no lead is more than 0.2" in done.stdout
+    assert "the best teacher: 90%, or its lead known to ±0.2" in done.stdout
     assert "Nothing more is needed." in done.stdout
     assert "No time yet" not in done.stdout
     timeless = growth_pb2.Forecast(rollouts=around(9), tokens=around(90))

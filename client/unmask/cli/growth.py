@@ -154,10 +154,7 @@ def predict(
 
 def _wanted(statistic: str, half_width: float, confidence: float | None, teachers: bool) -> str:
     if statistic == "ranking":
-        return (
-            f"the best teacher, {confidence or 0.95:.0%}, or that no lead is more than "
-            f"{half_width:g}"
-        )
+        return f"the best teacher: {confidence or 0.95:.0%}, or its lead known to ±{half_width:g}"
     of = statistic.replace("_", " ")
     if statistic == "cosine":
         of = "every token's cosine" if teachers else "every token's ideal gradient"
