@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from unmask_server.diagnosis.allocation import (
     LEAST_BATCH,
-    PILOT,
     Z90,
     Beliefs,
     Forecast,
@@ -129,7 +128,8 @@ class AdaptivePlanner:
 
     def _pilot(self, views: Sequence[TreeView], pending: Counter[Item]) -> Plan:
         """Free rollouts for nodes that have hardly any; they serve all nodes on their way."""
-        goal = min(PILOT, self._spec.rollouts_per_node or PILOT)
+        goal = self._objective.pilot
+        goal = min(goal, self._spec.rollouts_per_node or goal)
         rows = [
             [] if path.free else plan_nodes(path, view, flat_below=self._objective.flat_norm)
             for path, view in zip(self._paths, views, strict=True)

@@ -5,7 +5,6 @@ from unmask_server.diagnosis.allocation.draws import Z90
 from unmask_server.diagnosis.allocation.objectives import FLAT_NORM, Objective, Statistic
 from unmask_server.diagnosis.allocation.predict import (
     LEAST_BATCH,
-    PILOT,
     Cost,
     Forecast,
     Range,
@@ -20,7 +19,6 @@ from unmask_server.diagnosis.allocation.spend import Spending, spend
 __all__ = [
     "FLAT_NORM",
     "LEAST_BATCH",
-    "PILOT",
     "Z90",
     "Beliefs",
     "Cost",

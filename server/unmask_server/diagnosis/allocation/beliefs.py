@@ -16,6 +16,9 @@ from unmask_server.diagnosis.allocation.problem import BoolArray, FloatArray, Pr
 KAPPA = 2.0
 """Rollouts that the node's mean is worth for each of its tokens."""
 
+CARE = 2.0
+"""Rollouts, half of them successes, that are added where a spread is judged (Agresti and Coull)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Beliefs:
@@ -24,7 +27,10 @@ class Beliefs:
     mean: FloatArray
     """Shape (C,): posterior mean of s, in [0, 1]."""
     variance: FloatArray
-    """Shape (C,): of the posterior."""
+    """Shape (C,): of the posterior, without `shared`."""
+    shared: FloatArray
+    """Shape (C,): standard deviation that comes from the node's mean not being known, which moves
+    all of its tokens together."""
     noise: FloatArray
     """Shape (C,): s (1 - s), the variance of one rollout's reward, as believed."""
     strength: FloatArray
@@ -43,33 +49,44 @@ def believe(problem: Problem) -> Beliefs:
     n, rewards = problem.n, np.minimum(problem.reward_sum, problem.n)
     live = ~problem.known
     total, won = problem.sums(n * live), problem.sums(rewards * live)
-    centre = problem.spread((won + 0.5) / (total + 1.0))
+    level = (won + 0.5) / (total + 1.0)
+    centre = problem.spread(level)
+    careful_level = (won + CARE / 2.0) / (total + CARE)
+    doubt = np.sqrt(careful_level * (1.0 - careful_level) / (total + CARE))
     mean = (KAPPA * centre + rewards) / (KAPPA + n)
     mean[problem.known] = (rewards / np.maximum(n, 1e-300))[problem.known]
-    noise = np.maximum(mean * (1.0 - mean), 1e-9)
+    # Few that all ended alike prove little.
+    careful = (mean * (KAPPA + n) + CARE / 2.0) / (KAPPA + n + CARE)
+    noise = careful * (1.0 - careful)
     strength = KAPPA + n + 1.0
     variance = np.where(live, noise / strength, 0.0)
-    value, value_variance, inner = _back_up(problem, mean, variance)
-    return Beliefs(mean, variance, noise, strength, inner, value, value_variance)
+    shared = np.where(live, KAPPA / (KAPPA + n) * problem.spread(doubt), 0.0)
+    value, value_variance, inner = _back_up(problem, mean, variance, shared)
+    return Beliefs(mean, variance, shared, noise, strength, inner, value, value_variance)
 
 
 def _back_up(
-    problem: Problem, mean: FloatArray, variance: FloatArray
+    problem: Problem, mean: FloatArray, variance: FloatArray, shared: FloatArray
 ) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Values of the nodes, deepest first; `mean` and `variance` of inner cells are replaced."""
+    """Values of the nodes, deepest first; what is believed of inner cells is replaced."""
     inner = np.zeros(len(mean), dtype=bool)
     value = problem.sums(problem.p * mean)
-    value_variance = problem.sums(problem.p**2 * variance)
+    apart = problem.sums(problem.p**2 * variance)
+    together = problem.sums(problem.p * shared)
+    value_variance = apart + together**2
     # Children come after their parents, so from the last node up every child is done when its
     # parent's cell is. Plain numbers: this is one short step a node.
     parents = problem.parent.tolist()
     for node in range(problem.nodes - 1, -1, -1):
         cell = parents[node]
         # What is known here and below share rollouts: the surer one counts, never both.
-        if cell < 0 or value_variance[node] >= variance[cell]:
+        if cell < 0 or value_variance[node] >= variance[cell] + shared[cell] ** 2:
             continue
         above, p = problem.node[cell], problem.p[cell]
         value[above] += p * (value[node] - mean[cell])
-        value_variance[above] += p * p * (value_variance[node] - variance[cell])
-        mean[cell], variance[cell], inner[cell] = value[node], value_variance[node], True
+        apart[above] += p * p * (value_variance[node] - variance[cell])
+        together[above] -= p * shared[cell]
+        value_variance[above] = apart[above] + together[above] ** 2
+        mean[cell], variance[cell], shared[cell] = value[node], value_variance[node], 0.0
+        inner[cell] = True
     return value, value_variance, inner

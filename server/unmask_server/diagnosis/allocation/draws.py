@@ -49,12 +49,14 @@ def draw(problem: Problem, beliefs: Beliefs, flat_norm: float) -> Drawn:
         return Drawn(slopes2, variance, flat)
     part = _Part.of(problem, ~flat)
     mean, spread = beliefs.mean[part.cells], np.sqrt(beliefs.variance[part.cells])
-    s = (mean + spread * _normals(len(mean))).clip(0.0, 1.0)
+    together = beliefs.shared[part.cells] * part.spread(_normals(len(live)))
+    s = (mean + spread * _normals(len(mean)) + together).clip(0.0, 1.0)
     p = part.p
     g = p * (s - part.spread(part.sums(p * s)))
     norm2 = part.sums(g * g)
     norms = np.sqrt(norm2)
-    flat[live] = norms.mean(axis=0) + Z90 * norms.std(axis=0) < flat_norm
+    sure = norms.mean(axis=0) + Z90 * norms.std(axis=0) < flat_norm
+    flat[live] = sure & ~part.any(_alone(problem, beliefs)[part.cells] > flat_norm)
     # One norm for all draws: where a draw of g is by chance near zero its own would run away.
     typical = np.sqrt(norm2.mean(axis=0).clip(1e-18))
     unit = g / part.spread(norms.clip(1e-9))
@@ -73,7 +75,23 @@ def draw(problem: Problem, beliefs: Beliefs, flat_norm: float) -> Drawn:
     return Drawn(slopes2, variance, flat)
 
 
-@lru_cache(maxsize=2)
+def _alone(problem: Problem, beliefs: Beliefs) -> FloatArray:
+    """How large each token alone could make |g| if nothing were concluded from the others.
+
+    That its neighbours fail says little about a token that was never tried: at 95%, by its own
+    rollouts and Beta(1/2, 1/2), P_j |s_j - V|. Shape (C,).
+    """
+    own = (problem.reward_sum + 0.5) / (problem.n + 1.0)
+    spread = Z90 * np.sqrt(own * (1.0 - own).clip(0.0) / (problem.n + 2.0))
+    level = problem.spread(beliefs.value)
+    least = np.where(beliefs.inner | problem.known, beliefs.mean, own - spread)
+    most = np.where(beliefs.inner | problem.known, beliefs.mean, own + spread)
+    off = np.maximum(most.clip(0.0, 1.0) - level, level - least.clip(0.0, 1.0))
+    result: FloatArray = problem.p * (1.0 - problem.p) * off
+    return result
+
+
+@lru_cache(maxsize=4)
 def _normals(size: int) -> FloatArray:
     """Shape (DRAWS, size); the same for the same size."""
     return np.random.default_rng(0).standard_normal((DRAWS, size))
@@ -97,6 +115,10 @@ class _Part:
 
     def sums(self, values: FloatArray) -> FloatArray:
         result: FloatArray = np.add.reduceat(values, self.start, axis=-1)
+        return result
+
+    def any(self, values: BoolArray) -> BoolArray:
+        result: BoolArray = np.logical_or.reduceat(values, self.start)
         return result
 
     def spread(self, values: NDArray[Any]) -> NDArray[Any]:

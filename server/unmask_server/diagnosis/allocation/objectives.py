@@ -42,3 +42,8 @@ class Objective:
     changes by less than so much along a logit step of length one."""
     confidence: float = 0.95
     """For RANKING: the probability that the teacher named best is the best, in (0.5, 1)."""
+
+    @property
+    def pilot(self) -> int:
+        """Rollouts that each node has before anything is concluded from what they say."""
+        return 8 if self.statistic.is_of_nodes else 2

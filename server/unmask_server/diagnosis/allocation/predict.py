@@ -18,8 +18,6 @@ from unmask_server.diagnosis.allocation.sensitivity import Sensitivity, sensitiv
 from unmask_server.diagnosis.allocation.served import truths
 from unmask_server.diagnosis.allocation.spend import Spending, needed, spend
 
-PILOT = 8
-"""Rollouts that a node has before anything is planned from what they say."""
 LEAST_BATCH = 64
 """Rollouts in a batch, at least: fewer would not keep an engine busy."""
 
@@ -103,7 +101,7 @@ def simulate(
     """
     rng = np.random.default_rng(seed)
     rollouts, tokens = 0.0, 0.0
-    arrivals = pilot(problem, objective.flat_norm)
+    arrivals = pilot(problem, objective)
     nothing = np.zeros(len(problem.p), dtype=np.int64)
     given = Spending(nothing, arrivals)
     while True:
@@ -142,8 +140,8 @@ def sampled(
     return replace(problem, n=n, reward_sum=rewards)
 
 
-def pilot(problem: Problem, flat_norm: float) -> IntArray:
-    """Free rollouts from each node so that every one has `PILOT`, those from above counted."""
+def pilot(problem: Problem, objective: Objective) -> IntArray:
+    """Free rollouts from each node so that every one has its pilot, those from above counted."""
     have = problem.sums(np.where(problem.known, 0.0, problem.n))
     coming = np.zeros(problem.nodes)
     free = np.zeros(problem.nodes, dtype=np.int64)
@@ -152,6 +150,6 @@ def pilot(problem: Problem, flat_norm: float) -> IntArray:
         if cell >= 0:
             above = problem.node[cell]
             coming[node] = (coming[above] + free[above]) * problem.p[cell]
-        if problem.weight[node] > 0 and problem.bound[node] >= flat_norm:
-            free[node] = max(0, int(np.ceil(PILOT - have[node] - coming[node] - 1e-9)))
+        if problem.weight[node] > 0 and problem.bound[node] >= objective.flat_norm:
+            free[node] = max(0, int(np.ceil(objective.pilot - have[node] - coming[node] - 1e-9)))
     return free

@@ -1,0 +1,220 @@
+"""Rollouts and tokens that a precision takes: adaptive against the simple allocations.
+
+Simulated students (`bench.simulated`), so that errors are known. Every repetition is another
+student; all allocations see the same. `rollouts_*`: until the root mean square error of the cosines
+at lone nodes is 0.1. `trajectory_tokens`: the same over whole generations, against forcing every
+candidate of every node for that node alone. `teacher_ranking`: until the better of two teachers is
+told with 95% certainty, against forcing equally at every node until the mean cosines tell it in 19
+of 20 cases. `oracle_rollouts`: against the least that any allocation can need (delta method, with
+the true s known to the planner).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from unmask_server.diagnosis.allocation import (
+    Objective,
+    Problem,
+    Spending,
+    Statistic,
+    batch_size,
+    believe,
+    sensitivity,
+    spend,
+)
+from unmask_server.diagnosis.allocation.draws import draw
+from unmask_server.diagnosis.allocation.predict import pilot, sampled
+
+from bench.figures import figure, show
+from bench.simulated import World, by_policy, equal, lone_nodes, trajectories
+
+FloatArray = NDArray[np.float64]
+WANTED = 0.1
+"""Root mean square error of a cosine."""
+ENDLESS = Objective(Statistic.COSINE, 1e-3, flat_norm=0.0)
+FLAT = 0.05
+"""In generations, a node is called flat where the data are sure that |g| is below this. Errors are
+taken over all other nodes, and over those that are called so although |g| is above twice this."""
+
+
+def main() -> None:
+    """Print all figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=20)
+    repetitions = parser.parse_args().repetitions
+    for nodes in (20, 200):
+        lone(nodes, repetitions)
+    lone(2000, max(2, repetitions // 10))
+    whole(repetitions)
+    ranking(repetitions)
+
+
+def lone(nodes: int, repetitions: int) -> None:
+    """Rollouts a node, at nodes by themselves."""
+    ours, forced, free, least = [], [], [], []
+    for seed in range(repetitions):
+        world = lone_nodes(seed, nodes)
+        mine = world.gradient(world.s)[1] > 1e-3
+        budgets = 2.0 ** np.arange(4, 15)
+        ours.append(_needed(*_adaptive(world, mine, budgets, seed)) / nodes)
+        forced.append(32.0 * _simple(world, equal, mine, seed))
+        free.append(_simple(world, by_policy, mine, seed))
+        least.append(_oracle(world, mine) / nodes)
+    show(figure(f"rollouts_equal_over_adaptive_{nodes}", "rollouts a node", forced, ours, goal=8.0))
+    show(figure(f"rollouts_policy_over_adaptive_{nodes}", "rollouts a node", free, ours, goal=1.5))
+    show(figure(f"oracle_rollouts_{nodes}", "rollouts a node", ours, least, direction="down"))
+
+
+def whole(repetitions: int) -> None:
+    """Tokens for whole generations."""
+    ours, naive, rollouts = [], [], []
+    for seed in range(repetitions):
+        world = trajectories(seed, paths=20, length=40, tokens=32)
+        objective = replace(ENDLESS, flat_norm=FLAT)
+        trace = _grown(world, None, objective, seed, limit=4_000_000)
+        ours.append(_needed(trace[:, 1], trace[:, 2]))
+        rollouts.append(_needed(trace[:, 0], trace[:, 2]) / 20)
+        each = _simple(world, equal, None, seed)
+        naive.append(each * float(world.problem.tokens[world.problem.forceable].sum()))
+    show(figure("trajectory_tokens", "tokens", naive, ours, goal=20.0))
+    paper = [45_000.0] * repetitions
+    show(figure("paper_rollouts_per_question", "rollouts a question", paper, rollouts))
+
+
+def ranking(repetitions: int) -> None:
+    """Rollouts to tell the better of two teachers."""
+    objective = Objective(Statistic.RANKING, 1e-6)
+    worlds = [trajectories(s, 20, 20, teachers=2, lead=1.0) for s in range(repetitions)]
+    ours, right = [], []
+    for seed, world in enumerate(worlds):
+        rollouts, found = _ranked(world, objective, seed)
+        ours.append(rollouts)
+        right.append(found)
+    each = 1
+    while np.mean([_by_nodes(world, each, seed) for seed, world in enumerate(worlds)]) < 0.95:
+        each *= 2
+    forced = [each * float(world.problem.forceable.sum()) for world in worlds]
+    found = figure("teacher_ranking", "rollouts", forced, ours, goal=20.0)
+    show({**found, "right": float(np.mean(right))})
+
+
+def _ranked(world: World, objective: Objective, seed: int) -> tuple[float, bool]:
+    """Rollouts until the planner is sure, and whether it is right."""
+    problem, rng = world.problem, np.random.default_rng(seed)
+    given = Spending(np.zeros(len(problem.p), dtype=np.int64), pilot(problem, objective))
+    rollouts = 0
+    while True:
+        rollouts += given.total
+        problem = sampled(problem, world.s, given, rng)
+        beliefs = believe(problem)
+        found = sensitivity(problem, beliefs, objective)
+        if found.done or rollouts > 200_000:
+            return float(rollouts), _better(world, beliefs.mean) == _better(world, world.s)
+        size = batch_size(problem, beliefs, found)
+        given = spend(problem, beliefs, found, rollouts=size, seed=rollouts)
+
+
+def _better(world: World, s: FloatArray) -> int:
+    """The teacher with the higher gain per unit step."""
+    g, _ = world.gradient(s)
+    steps = world.problem.steps
+    return int(np.argmax(steps @ g / np.sqrt((steps * steps).sum(axis=1))))
+
+
+def _by_nodes(world: World, each: int, seed: int) -> bool:
+    """Whether the mean of the nodes' cosines, each from equal forcing, names the better teacher."""
+    problem = equal(world, each, np.random.default_rng(seed))
+    cosines = world.cosines(believe(problem).mean)
+    mine = problem.bound > FLAT
+    true = world.cosines(world.s)[:, mine].mean(axis=1)
+    return bool(np.argmax(cosines[:, mine].mean(axis=1)) == np.argmax(true))
+
+
+def _adaptive(
+    world: World, mine: NDArray[np.bool_], budgets: FloatArray, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    trace = _grown(world, mine, ENDLESS, seed, limit=float(budgets[-1] * world.problem.nodes))
+    return trace[:, 0], trace[:, 2]
+
+
+def _grown(
+    world: World, mine: NDArray[np.bool_] | None, objective: Objective, seed: int, *, limit: float
+) -> FloatArray:
+    """Rollouts, tokens and error after every batch, shape (batches, 3), until that is small."""
+    problem, rng = world.problem, np.random.default_rng(seed)
+    given = Spending(np.zeros(len(problem.p), dtype=np.int64), pilot(problem, objective))
+    rollouts, tokens, rows = 0.0, 0.0, []
+    while True:
+        rollouts += given.total
+        tokens += float(given.forced @ problem.tokens + given.free @ problem.tokens_free)
+        problem = sampled(problem, world.s, given, rng)
+        beliefs = believe(problem)
+        found = sensitivity(problem, beliefs, objective)
+        asked = _asked(world, found.flat) if mine is None else mine
+        rows.append((rollouts, tokens, _error(world, beliefs.mean, asked)))
+        if rows[-1][2] < WANTED * 0.7 or rollouts > limit or found.done:
+            return np.array(rows)
+        size = min(batch_size(problem, beliefs, found), int(problem.n.sum() / 4) + 1)
+        given = spend(problem, beliefs, found, rollouts=size, seed=len(rows))
+
+
+def _simple(
+    world: World,
+    allocate: Callable[[World, int, np.random.Generator], Problem],
+    mine: NDArray[np.bool_] | None,
+    seed: int,
+) -> float:
+    """How many of each an allocation needs."""
+    amounts, errors = [], []
+    each = 2
+    while not errors or errors[-1] > WANTED * 0.7:
+        problem = allocate(world, each, np.random.default_rng((seed, each)))
+        beliefs = believe(problem)
+        asked = _asked(world, draw(problem, beliefs, FLAT).flat) if mine is None else mine
+        errors.append(_error(world, beliefs.mean, asked))
+        amounts.append(float(each))
+        each = int(each * 1.4) + 1
+    return _needed(np.array(amounts), np.array(errors))
+
+
+def _asked(world: World, flat: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return ~flat | (world.gradient(world.s)[1] > 2.0 * FLAT)
+
+
+def _error(world: World, s: FloatArray, mine: NDArray[np.bool_]) -> float:
+    off = (world.cosines(s) - world.cosines(world.s))[:, mine]
+    return float(np.sqrt(np.mean(off * off)))
+
+
+def _needed(amounts: FloatArray, errors: FloatArray) -> float:
+    """Where the error comes down to what is wanted for good, between the amounts tried."""
+    above = np.flatnonzero(errors > WANTED)
+    if not len(above):
+        return float(amounts[0])
+    last = int(above[-1])
+    if last + 1 == len(amounts):
+        return float(amounts[-1])
+    x, y = np.log(amounts[last : last + 2]), np.log(errors[last : last + 2])
+    return float(np.exp(x[0] + (np.log(WANTED) - y[0]) / (y[1] - y[0]) * (x[1] - x[0])))
+
+
+def _oracle(world: World, mine: NDArray[np.bool_]) -> float:
+    """Rollouts for the mean square error wanted if all derivatives and variances were known."""
+    problem = world.problem
+    g, norm = world.gradient(world.s)
+    unit = g / problem.spread(norm.clip(1e-12))
+    d = problem.steps[0]
+    d = d / problem.spread(np.sqrt(problem.sums(d * d)))
+    q = (d - problem.spread(problem.sums(unit * d)) * unit) / problem.spread(norm.clip(1e-12))
+    slope = problem.p * (q - problem.spread(problem.sums(problem.p * q)))
+    part = problem.sums(np.abs(slope) * np.sqrt(world.s * (1.0 - world.s)))[mine]
+    return float(part.sum() ** 2 / (len(part) * WANTED**2))
+
+
+if __name__ == "__main__":
+    main()
