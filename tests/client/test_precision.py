@@ -12,6 +12,7 @@ from unmask.cli.comparisons import comparison_table, summary_view
 from unmask.cli.forecasts import next_halving
 from unmask.cli.growth import precision_rows
 from unmask.cli.main import app
+from unmask.cli.numbers import probability
 from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2
 
 from tests.client.making import around, summary
@@ -88,7 +89,7 @@ def test_grow_ends_with_how_sure_it_is_and_the_price_of_twice_that(server: Scrip
                "--allocation", "adaptive", "--algorithm", "forward_kl", "-t", "big")  # fmt: skip
     assert done.exit_code == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert "80, 50 of them flat beforehand; 65 settled" in said
+    assert "80 distinct, 50 flat beforehand; 65 settled" in said
     assert "±0.31" in said
     assert "±0.15 would take about 1,200 more rollouts (620…2,500), 57,000 tokens" in said
     (request,) = server.requests("StartGrowth")
@@ -110,6 +111,13 @@ def test_the_better_teacher_of_each_pair_comes_first() -> None:
         "self+answer - strong",
     ]
     assert rows[2].split()[-3:] == ["+0.600", "+.500…+.700", "0.99"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.0, "<0.01"), (0.006, "0.01"), (0.5, "0.50"), (0.9999, ">0.99")]
+)
+def test_nothing_is_certain(value: float, shown: str) -> None:
+    assert probability(value) == shown
 
 
 def test_many_pairs_are_cut_down_to_those_of_the_best_teacher() -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unmask.algorithms import format_algorithm
-from unmask.cli.numbers import NOTHING, bounds, median, share
+from unmask.cli.numbers import NOTHING, bounds, median, probability, share
 from unmask.cli.scores import SURE, push_of
 from unmask.cli.tables import given, summary_table, table
 from unmask.v1 import diagnosis_pb2 as pb
@@ -54,7 +54,7 @@ def comparison_table(response: pb.SummarizeAlignmentsResponse, names: Mapping[st
                 name.append(f" - {other}", "not bold"),
                 NOTHING if gain is None else median(gain, 3),
                 NOTHING if gain is None else bounds(gain, 3),
-                Text(f"{better:.2f}", style="green" if better >= SURE else "")
+                Text(probability(better), style="green" if better >= SURE else "")
                 if pair.HasField("probability_better")
                 else NOTHING,
             )

@@ -163,9 +163,9 @@ def _wanted(statistic: str, half_width: float, confidence: float | None, teacher
 
 def nodes(growth: pb.Growth) -> str:
     """How many there are, and how many need nothing more."""
-    text = f"{count(growth.nodes)}, {count(growth.nodes_flat)} of them flat"
+    text = f"{count(growth.nodes)} distinct, {count(growth.nodes_flat)} flat beforehand"
     if growth.HasField("half_width"):
-        text += f" beforehand; {count(growth.nodes_settled)} settled (sure enough, or flat)"
+        text += f"; {count(growth.nodes_settled)} settled (sure enough or flat)"
     return text
 
 
@@ -178,7 +178,7 @@ def precision_rows(growth: pb.Growth, statistic: str) -> list[tuple[str, str]]:
     where = "at nine in ten of the tokens not flat" if statistic == "cosine" else statistic
     rows = [("sure to", f"{width} (90% intervals): {where.replace('_', ' ')}")]
     ahead = next_halving(growth)
-    return [*rows, ("twice as", ahead)] if ahead else rows
+    return [*rows, ("half that", ahead)] if ahead else rows
 
 
 def cost_of(first: pb.Growth, last: pb.Growth, waited: float) -> Cost:

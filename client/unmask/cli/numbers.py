@@ -32,6 +32,13 @@ def rough(value: float) -> str:
     return count(float(f"{value:.2g}"))
 
 
+def probability(value: float) -> str:
+    """Never a certainty: neither 0 nor 1."""
+    if value < 0.005:
+        return "<0.01"
+    return ">0.99" if value > 0.995 else f"{value:.2f}"
+
+
 def seconds(value: float) -> str:
     """12 s, 3:05, 2:10:00."""
     if value < 60:

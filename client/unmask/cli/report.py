@@ -166,12 +166,18 @@ def _asked(report: Report) -> list[tuple[str, str]]:
 
 
 def _spread(plan: Plan) -> str:
-    goals = []
+    """When there are enough rollouts, and who gets them."""
+    ends = []
     if plan.rollouts_per_node:
-        goals.append(f"{count(plan.rollouts_per_node)} a node")
+        ends.append(f"{count(plan.rollouts_per_node)} a node")
     if plan.half_width is not None:
-        goals.append(f"until each {plan.statistic} is known to ±{plan.half_width:g}")
-    return f"{' or '.join(goals)}, spread by {plan.allocation}"
+        what = {"cosine": "every cosine", "ranking": "the best teacher, or its lead,"}.get(
+            plan.statistic, f"the {plan.statistic.replace('_', ' ')}"
+        )
+        ends.append(f"until {what} is known to ±{plan.half_width:g}")
+    if plan.max_rollouts is not None:
+        ends.append(f"{count(plan.max_rollouts)} in all")
+    return f"{' or '.join(ends)}, {plan.allocation.replace('_', ' ')}"
 
 
 def _sentence_of(report: Report) -> Callable[[diagnosis_pb2.AlignmentSummary], str]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unmask.cli.layout import visible
-from unmask.cli.numbers import NOTHING, bounds, count, median, share, signed
+from unmask.cli.numbers import NOTHING, bounds, count, median, probability, share, signed
 from unmask.cli.scores import STATUS_NAMES, SURE, Push, TokenScore, Verdict, push_of, verdict
 from unmask.v1 import diagnosis_pb2 as pb
 
@@ -197,7 +197,8 @@ def summary_table(summaries: Iterable[pb.AlignmentSummary], names: Mapping[str, 
         teacher = push_cell(push_of(summary, names))
         if summary.HasField("probability_best"):
             sure = summary.probability_best >= SURE
-            teacher.append(f"\nP(best) {summary.probability_best:.2f}", "green" if sure else "")
+            best = f"\nP(best) {probability(summary.probability_best)}"
+            teacher.append(best, "green" if sure else "")
         made.add_row(
             teacher,
             nodes,
@@ -230,7 +231,7 @@ def quoted(text: str) -> str:
 
 def _best(alignment: pb.Alignment) -> str:
     known = alignment.HasField("probability_best")
-    return f"{alignment.probability_best:.2f}" if known else NOTHING
+    return probability(alignment.probability_best) if known else NOTHING
 
 
 def _success(candidate: pb.Candidate) -> str:
