@@ -70,10 +70,11 @@ format: $(READY) ## Format everything.
 	$(BIN)/ruff format .
 	$(BIN)/buf format -w proto
 
+# The budget is what two cores manage in well under a minute.
 DEMO := examples/word_problems/questions.jsonl --student examples/models/student \
   --teacher strong=examples/models/teacher-strong --teacher verbose=examples/models/teacher-verbose \
   --context answer --context wrong_solution --temperature 0.7 --max-new-tokens 80 \
-  --verifier hash_answer --max-questions 6 --samples 4 --rollouts-per-node 64
+  --verifier hash_answer --max-questions 4 --samples 4 --half-width 0.3 --max-rollouts 4000
 
 # ENGINE=sglang: the same with every model on an SGLang server that Unmask starts.
 ENGINE ?= transformers
