@@ -303,7 +303,7 @@ class StartGrowthRequest(_message.Message):
     rollouts_per_node: _builtins.int
     """Rollouts that each target's node should rest on; with ADAPTIVE on average over the nodes that
     are not flat. What is in the cache counts first, and only what is missing is sampled. 0: the
-    budget is spent on top of what there is.
+    budget is spent on top of what there is (with ADAPTIVE until nothing is left to learn).
     """
     allocation: Global___Allocation.ValueType
     """How to spread them."""

@@ -101,9 +101,9 @@ def simulate(
     """
     rng = np.random.default_rng(seed)
     rollouts, tokens = 0.0, 0.0
-    arrivals = pilot(problem, objective)
-    nothing = np.zeros(len(problem.p), dtype=np.int64)
-    given = Spending(nothing, arrivals)
+    if sensitivity(problem, believe(problem), objective).done:
+        return Cost(0.0, 0.0, reached=True)
+    given = Spending(np.zeros(len(problem.p), dtype=np.int64), pilot(problem, objective))
     while True:
         rollouts += given.total
         tokens += float(given.forced @ problem.tokens + given.free @ problem.tokens_free)
@@ -142,7 +142,7 @@ def sampled(
 
 def pilot(problem: Problem, objective: Objective) -> IntArray:
     """Free rollouts from each node so that every one has its pilot, those from above counted."""
-    have = problem.sums(np.where(problem.known, 0.0, problem.n))
+    have = problem.sums(problem.n)
     coming = np.zeros(problem.nodes)
     free = np.zeros(problem.nodes, dtype=np.int64)
     for node in range(problem.nodes):
