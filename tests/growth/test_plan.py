@@ -15,6 +15,8 @@ from unmask_server.growth.plan import (
     plan_equal,
     plan_free,
     plan_round,
+    plan_windows,
+    window_goals,
 )
 
 
@@ -114,3 +116,13 @@ def test_a_token_that_the_policy_never_draws_is_not_forced() -> None:
     ids = np.array([1, 2], dtype=np.int32)
     got = forced_candidates(ids, np.array([1.0, 0, 0]), [np.array([0.5, 0.5, 0])], None, 2)
     assert got.tolist() == [1]
+
+
+def test_windows_double_and_share_what_they_get() -> None:
+    path = [node(i, candidates={1: 0, 2: 0}) for i in range(7)]
+    assert window_goals(path, 60) == [60, 30, 30, 15, 15, 15, 15]
+    flat = [*path[:3], *(node(i, flat=True) for i in (3, 4)), *path[5:]]
+    assert window_goals(flat, 60)[5:] == [30, 30]
+    plan = plan_windows([path], 64)
+    assert plan.total == 192
+    assert {item[3] for item in plan.items if item[1] == 1} == {16}
