@@ -1,0 +1,283 @@
+"""What choosing by an estimate does to it: success-blind teachers, kept tokens, the best of four.
+
+Nodes of eight tokens with known success, and teachers that know nothing of it. Success lies around
+the node's own level with a spread of 0.1, or one between 0.01 and 0.5 (mixed: log-uniform by node).
+Values are mean cosines with the step of reverse KL unless they say gain, or gaps of these.
+
+* gap: correct less incorrect generations. A generation's token is drawn from P, it succeeds with
+  that token's success. Estimates are from one forced rollout through each token, and from the
+  generation's own counted in or left out. The gap beyond a control is that of the teacher less that
+  of a teacher made from the student alone (`diagnosis.tempered`, `diagnosis.permuted`).
+* kept: tokens whose cosine is estimated to be above zero, with rollouts drawn from P: what the
+  estimates that chose them say (naive), what as many other rollouts say, what the posterior says
+  (`diagnosis.selection`), and the truth. Served are those with a score, neither FLAT nor without.
+* best: the best of four equal teachers at each node, likewise, and how sure the posterior is of it,
+  at a node and over sets of nodes, beside how often it is right.
+
+`python -m bench.selection --table` prints tables instead of figures. Under a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from unmask_server.diagnosis import (
+    Algorithm,
+    Loss,
+    NodePosterior,
+    NodeTerms,
+    SetTerms,
+    descent,
+    entropy,
+    measure,
+    permuted,
+    tempered,
+)
+from unmask_server.diagnosis.alignment import Measured
+from unmask_server.diagnosis.resampling import Resamples
+from unmask_server.diagnosis.selection import is_kept, shares_of_best
+from unmask_server.diagnosis.sets import probabilities_best
+
+from bench.figures import figure, show
+from bench.selection_worlds import TOKENS, FloatArray, World, cosines, plug_in, world
+
+Found = dict[tuple[str, str], float]
+"""By row and column; every row has a column `true`."""
+
+REVERSE = Algorithm(Loss.REVERSE_KL)
+IDS = np.arange(TOKENS, dtype=np.int32)
+REPETITIONS = 3
+TEACHERS = 4
+SET = 25
+"""Nodes of a set in which the best teacher is sought."""
+SETS = {1: "probability, sets of one trajectory", 5: "probability, sets of five questions"}
+"""By questions of a set."""
+ENOUGH = 20
+"""Served nodes below this are too few for a mean."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Means over correct less over incorrect generations."""
+
+    chance: FloatArray
+    """Of being correct, one a node."""
+
+    def __call__(self, correct: FloatArray, incorrect: FloatArray | None = None) -> float:
+        """Of values if the generation was correct and, where they differ, if it was not."""
+        # Each generation counts as both, by its chance: less noise than drawing its outcome.
+        other, lost = correct if incorrect is None else incorrect, 1.0 - self.chance
+        return float(np.average(correct, weights=self.chance) - np.average(other, weights=lost))
+
+
+def with_generations(nodes: World) -> tuple[FloatArray, Gap]:
+    """Each node's own token, one-hot, drawn from P."""
+    u = nodes.rng.random((len(nodes.p), 1))
+    token = (nodes.p.cumsum(axis=1) < u).sum(axis=1).clip(max=TOKENS - 1)
+    own = np.eye(TOKENS + 1)[token]
+    return own, Gap(np.sum(own * nodes.s, axis=1))
+
+
+def gaps(seed: int, count: int, spread: float, *, with_posterior: bool = False) -> Found:
+    """Gaps between correct and incorrect generations, by teacher."""
+    nodes = world(seed, count, concentration=1.0, spread=spread)
+    own, gap = with_generations(nodes)
+    n = np.where(np.arange(TOKENS + 1) < TOKENS, np.ones_like(nodes.p), 0.0)
+    wins = nodes.rng.binomial(n.astype(int), nodes.s).astype(float)
+    # What is known at the nodes of correct and of incorrect generations.
+    known = {"counted in": [(n + own, wins + own), (n + own, wins)], "left out": [(n, wins)]}
+    gradients = {name: [plug_in(nodes, *one) for one in pair] for name, pair in known.items()}
+    gradients["true"] = [nodes.g]
+    posteriors: dict[str, list[list[NodePosterior]]] = {}
+    if with_posterior:
+        for name, pair in known.items():
+            posteriors[name] = [nodes.posteriors(*one) for one in pair]
+    found: Found = {}
+    for teacher, exponent, noise in (
+        ("flatter", 0.5, 0.0),
+        ("sharper", 1.5, 0.0),
+        ("random", 1, 1),
+    ):
+        d = descent(REVERSE, nodes.p, nodes.teacher(exponent, noise))
+        unit = d / np.sqrt(np.mean(np.sum(d * d, axis=1)))
+        for name, pair in gradients.items():
+            found[teacher, name] = gap(*(cosines(g, d) for g in pair))
+            found[f"{teacher}, gain", name] = gap(*(np.sum(g * unit, axis=1) for g in pair))
+        for name, drawn in posteriors.items():
+            found[f"{teacher}, posterior", name] = gap(*(expected(one, d) for one in drawn))
+            found[f"{teacher}, posterior", "true"] = found[teacher, "true"]
+    return found
+
+
+def controlled(seed: int, count: int, spread: float) -> Found:
+    """Of a teacher that is flatter and random: its gap, and what its controls leave of it."""
+    nodes = world(seed, count, concentration=1.0, spread=spread)
+    _, gap = with_generations(nodes)
+    t = nodes.teacher(0.5, 0.5)
+    controls = {
+        "beyond tempered": [tempered(p, entropy(q)) for p, q in zip(nodes.p, t, strict=True)],
+        "beyond permuted": [
+            permuted(p, q, seed=i) for i, (p, q) in enumerate(zip(nodes.p, t, strict=True))
+        ],
+    }
+    alone = cosines(nodes.g, descent(REVERSE, nodes.p, t))
+    row = "flatter and random"
+    found: Found = {(row, "true"): gap(alone)}
+    for name, made in controls.items():
+        found[row, name] = gap(alone - cosines(nodes.g, descent(REVERSE, nodes.p, np.stack(made))))
+    return found
+
+
+def expected(drawn: list[NodePosterior], d: FloatArray) -> FloatArray:
+    """The posterior's mean cosine at each node."""
+    return np.array(
+        [cosines(one.gradient, step).mean() for one, step in zip(drawn, d, strict=True)]
+    )
+
+
+def kept(seed: int, count: int, each: int, spread: float | None = 0.1) -> Found:
+    """Mean cosines of kept tokens, by what kept them; two teachers of opposite steps at a node."""
+    nodes = world(seed, count, concentration=0.5, spread=spread)
+    t = nodes.teacher(1.0, 1.0)
+    # P exp(-x) for P exp(x): the two average out that one set of teachers is luckier than another.
+    other = np.divide(nodes.p**2, t, out=np.zeros_like(t), where=t > 0.0)
+    n, wins = nodes.rollouts(each)
+    first = nodes.posteriors(n, wins)
+    g, again = plug_in(nodes, n, wins), plug_in(nodes, *nodes.rollouts(each))
+    p, g, again, truth = (np.concatenate([x, x]) for x in (nodes.p, g, again, nodes.g))
+    t = np.concatenate([t, other / other.sum(axis=1, keepdims=True)])
+    d, drawn = descent(REVERSE, p, t), first * 2
+    columns = {
+        "naive": cosines(g, d),
+        "other rollouts": cosines(again, d),
+        "posterior": expected(drawn, d),
+        "true": cosines(truth, d),
+    }
+    served, terms = np.zeros(len(p), dtype=bool), SetTerms()
+    for i, one in enumerate(drawn):
+        measured = measure(one, REVERSE, p[i], t[i], ids=IDS)
+        served[i] = measured.cosine is not None and is_kept(measured.cosine)
+        terms.add(NodeTerms("", "", measured.alignment.status, 0.0, measured.draws))
+    chosen = {
+        "by the estimate": columns["naive"] > 0.0,
+        "by the posterior": np.array(
+            [is_kept(cosines(one.gradient, step)) for one, step in zip(drawn, d, strict=True)]
+        ),
+    }
+    if served.sum() >= ENOUGH:
+        chosen["served"] = served
+    found = {
+        (row, column): float(values[mask].mean())
+        for row, mask in chosen.items()
+        for column, values in columns.items()
+    }
+    summary = terms.summarize(seed=seed).kept
+    if "served" in chosen and summary is not None and summary.mean_cosine is not None:
+        found["served", "posterior"] = summary.mean_cosine.median
+    return found
+
+
+def best(seed: int, count: int, each: int, spread: float | None = 0.1) -> Found:
+    """The best teacher of each node and of each set, as it looks and as it is."""
+    nodes = world(seed, count, concentration=0.5, spread=spread)
+    ts = [nodes.teacher(1.0, 1.0) for _ in range(TEACHERS)]
+    ds = np.stack([descent(REVERSE, nodes.p, t) for t in ts])
+    n, wins = nodes.rollouts(each)
+    drawn = nodes.posteriors(n, wins)
+    stated = np.stack([cosines(one.gradient, ds[:, None, i]) for i, one in enumerate(drawn)], 1)
+    columns = {
+        "naive": cosines(plug_in(nodes, n, wins), ds),
+        "other rollouts": cosines(plug_in(nodes, *nodes.rollouts(each)), ds),
+        "posterior": stated.mean(axis=2),
+        "true": cosines(nodes.g, ds),
+    }
+    shares = np.array([shares_of_best(list(stated[:, i])) for i in range(count)]).T
+    chosen = {"by the estimate": columns["naive"], "by the posterior": shares}
+    at = np.arange(count)
+    found = {
+        (row, column): float(values[by.argmax(axis=0), at].mean())
+        for row, by in chosen.items()
+        for column, values in columns.items()
+    }
+    found["probability, nodes", "posterior"] = float(shares.max(axis=0).mean())
+    right = shares.argmax(axis=0) == columns["true"].argmax(axis=0)
+    found["probability, nodes", "true"] = float(right.mean())
+    for start in range(0, count, SET):
+        chunk = range(start, start + SET)
+        one = [[measure(drawn[i], REVERSE, nodes.p[i], t[i], ids=IDS) for i in chunk] for t in ts]
+        gain = np.sum(nodes.g[chunk] * ds[:, chunk], axis=(1, 2))
+        unit = gain / np.sqrt(np.sum(ds[:, chunk] ** 2, axis=(1, 2)))
+        for questions, row in SETS.items():
+            share = set_shares(one, questions)
+            hit = float(share.argmax() == unit.argmax())
+            for column, value in (("posterior", float(share.max())), ("true", hit)):
+                found[row, column] = found.get((row, column), 0.0) + value * SET / count
+    return found
+
+
+def set_shares(measured: list[list[Measured]], questions: int) -> FloatArray:
+    """How likely each teacher is the best over some nodes, which belong to so many questions."""
+    sets = [SetTerms() for _ in measured]
+    for terms, nodes in zip(sets, measured, strict=True):
+        for i, one in enumerate(nodes):
+            key = str(i % questions)
+            terms.add(NodeTerms(key, key, one.alignment.status, 0.0, one.draws))
+    resamples = Resamples.of(sets[0].keys, seed=0)
+    return np.array([p or 0.0 for p in probabilities_best([one.on(resamples) for one in sets])])
+
+
+PARTS: dict[str, Callable[[int], Found]] = {
+    "gap, spread 0.3": lambda seed: gaps(seed, 40_000, 0.3),
+    "gap, spread 0.1": lambda seed: gaps(seed, 40_000, 0.1),
+    "gap, spread 0.1, of 1200 nodes": lambda seed: gaps(seed, 400, 0.1, with_posterior=True),
+    "gap, spread 0.3, controlled": lambda seed: controlled(seed, 2500, 0.3),
+    "kept, 8 rollouts": lambda seed: kept(seed, 400, 8),
+    "kept, 128 rollouts": lambda seed: kept(seed, 400, 128),
+    "kept, 8 rollouts, mixed": lambda seed: kept(seed, 400, 8, None),
+    "kept, 128 rollouts, mixed": lambda seed: kept(seed, 400, 128, None),
+    "best of 4, 32 rollouts": lambda seed: best(seed, 400, 32),
+    "best of 4, 32 rollouts, mixed": lambda seed: best(seed, 400, 32, None),
+}
+
+
+def print_table(part: str, found: list[Found]) -> None:
+    """Means over the repetitions, a row each; the truth last."""
+    columns = [c for c in dict.fromkeys(c for _, c in found[0]) if c != "true"] + ["true"]
+    print(f"| {part} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for row in dict.fromkeys(row for row, _ in found[0]):
+        cells = [
+            f"{np.mean([one[row, c] for one in found]):.3f}" if (row, c) in found[0] else ""
+            for c in columns
+        ]
+        print(f"| {row} | {' | '.join(cells)} |")
+    print(flush=True)
+
+
+def show_figures(part: str, found: list[Found]) -> None:
+    """Each value beside the truth of what was chosen."""
+    for row, column in found[0]:
+        if column == "true":
+            continue
+        # The random teacher's true gap is nearly zero: its others are beside the flatter one's.
+        beside = row.replace("random", "flatter") if row.startswith("random") else row
+        ours = [one[row, column] for one in found]
+        theirs = [one[beside, "true"] for one in found]
+        unit = "share" if row.startswith("probability") else "cosine"
+        unit = "gain" if row.endswith("gain") else unit
+        show(figure(f"selection: {part}: {row}, {column}", unit, ours, theirs))
+
+
+def main() -> None:
+    """Print all figures, or tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", action="store_true", help="print tables in Markdown instead")
+    show_part = print_table if parser.parse_args().table else show_figures
+    for part, simulate in PARTS.items():
+        show_part(part, [simulate(seed) for seed in range(REPETITIONS)])
+
+
+if __name__ == "__main__":
+    main()
