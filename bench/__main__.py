@@ -19,6 +19,7 @@ MODULES = {
     "insert_rows": "recording rollouts, in SQLite and PostgreSQL",
     "server_memory": "a server's memory, idle and with 100,000 rollouts",
     "transformers_engine": "the embedded engine against `generate`",
+    "selection": "what choosing by an estimate does to it, and what the posterior says (a minute)",
     "sglang_engine": "the SGLang engine against bare requests (make sglang-cpu first)",
 }
 
