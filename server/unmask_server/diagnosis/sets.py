@@ -184,6 +184,10 @@ class ResampledSet:
 def probabilities_best(sets: Sequence[ResampledSet]) -> list[float | None]:
     """How likely each set's gain per unit step is the highest of them.
 
+    Gains are unbiased, not shrunk: of teachers that are alike the lucky one is told too sure over a
+    single trajectory, where only its rollouts vary; not where questions are resampled
+    (`bench.selection` measures both).
+
     Args:
         sets: one for each teacher, on the same resamples.
 
