@@ -20,6 +20,7 @@ MODULES = {
     "server_memory": "a server's memory, idle and with 100,000 rollouts",
     "transformers_engine": "the embedded engine against `generate`",
     "selection": "what choosing by an estimate does to it, and what the posterior says (a minute)",
+    "coverage": "how often 90% intervals hold the truth (some twenty minutes by itself)",
     "sglang_engine": "the SGLang engine against bare requests (make sglang-cpu first)",
 }
 
@@ -54,7 +55,10 @@ def _row(found: dict[str, Any]) -> str:
         return f"| {found['name']} | skipped: {found['skipped']} | | | |"
     ratio, goal = found["ratio"], found["goal"]
     wanted = ""
-    if goal is not None:
+    if found["direction"] == "within":
+        missed = not goal[0] <= found["value"] <= goal[1]
+        wanted = f"value in {goal[0]:g} to {goal[1]:g}" + (" **missed**" if missed else "")
+    elif goal is not None:
         is_up = found["direction"] == "up"
         missed = ratio < goal if is_up else ratio > goal
         wanted = f"{'≥' if is_up else '≤'} {goal:g}" + (" **missed**" if missed else "")

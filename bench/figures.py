@@ -37,6 +37,19 @@ def figure(
     }  # fmt: skip
 
 
+BAND = (0.87, 0.93)
+"""The goal for the share of nominal 90% intervals that hold the truth."""
+
+
+def share_figure(name: str, value: float, low: float, high: float, n: int) -> dict[str, Any]:
+    """A share, in [0, 1], with its own interval, beside the nominal 0.9; the goal is `BAND`."""
+    return {
+        "name": name, "value": _short(value), "unit": "share", "baseline": 0.9,
+        "ratio": _short(value / 0.9), "goal": list(BAND), "direction": "within", "n": n,
+        "low": _short(low / 0.9), "high": _short(high / 0.9),
+    }  # fmt: skip
+
+
 def show(found: dict[str, Any]) -> None:
     """Print a figure as a line of JSON."""
     print(json.dumps(found), flush=True)
