@@ -127,16 +127,16 @@ def test_a_plan_is_deterministic_of_the_size_asked_and_never_for_what_is_known(
 
 def test_marginal_gains_are_equal_where_rollouts_go() -> None:
     """The condition of an optimum (Lagrange), where no cell is at its limit."""
-    problem = known(lone_nodes(7, nodes=6, tokens=8), 400)
+    problem = known(lone_nodes(7, nodes=12, tokens=8), 400)
     beliefs = believe(problem)
     found = sensitivity(problem, beliefs, replace(COSINE, half_width=0.01, flat_norm=0.0))
-    plan = spend(problem, beliefs, found, rollouts=400, seed=0)
+    plan = spend(problem, beliefs, found, rollouts=1200, seed=0)
     gain = found.weight * beliefs.noise / (beliefs.strength + plan.forced) ** 2 / problem.tokens
     inside = (plan.forced > 20) & (plan.forced < problem.n - 1)
     assert inside.sum() >= 3
     assert gain[inside].max() / gain[inside].min() < 1.3
-    untouched = (plan.forced == 0) & problem.forceable & ~beliefs.inner
-    assert gain[untouched].max() <= 1.2 * gain[inside].max()
+    untouched = (plan.forced == 0) & problem.forceable & (found.weight > 0)
+    assert gain[untouched].max() <= 2.0 * gain[inside].max()
 
 
 def test_nodes_that_the_bound_makes_flat_get_nothing() -> None:
@@ -203,21 +203,21 @@ def test_the_precision_asked_for_is_the_precision_served() -> None:
 
 def test_fewer_rollouts_than_drawing_from_the_policy() -> None:
     """At one error over some nodes; measured properly by `bench.allocation`."""
-    world = lone_nodes(21, nodes=40)
+    world = lone_nodes(21, nodes=150)
     objective = Objective(Statistic.COSINE, 1e-3, flat_norm=0.0)
     problem, rng = world.problem, np.random.default_rng(0)
     given = Spending(np.zeros(len(problem.p), dtype=np.int64), pilot(problem, objective))
-    while problem.n.sum() < 300 * 40:
+    while problem.n.sum() < 300 * 150:
         problem = sampled(problem, world.s, given, rng)
         beliefs = believe(problem)
         found = sensitivity(problem, beliefs, objective)
-        given = spend(problem, beliefs, found, rollouts=1500, seed=int(problem.n.sum()))
+        given = spend(problem, beliefs, found, rollouts=5000, seed=int(problem.n.sum()))
     truth = world.cosines(world.s)[0]
 
     def error(at: Problem) -> float:
         return float(np.sqrt(np.mean((world.cosines(believe(at).mean)[0] - truth) ** 2)))
 
-    assert error(problem) < 0.85 * error(by_policy(world, int(problem.n.sum() / 40), rng))
+    assert error(problem) < 0.85 * error(by_policy(world, int(problem.n.sum() / 150), rng))
 
 
 def test_the_better_teacher_is_found() -> None:
@@ -245,7 +245,7 @@ def test_a_forecast_grows_with_precision_and_is_nothing_when_all_is_known() -> N
 
 
 def test_a_forecast_that_runs_into_its_limit_says_so() -> None:
-    world = lone_nodes(3, nodes=2, tokens=8)
+    world = lone_nodes(3, nodes=4, tokens=32)
     objective = replace(COSINE, half_width=0.001)
     found = forecast(known(world, 40), objective, limit=1000)
     assert found.may_be_more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +37,8 @@ WITHOUT_END = Objective(Statistic.COSINE, 1e-3)
 """What is made precise where nothing was asked for: the budget or the goal ends it."""
 CHECKS = 4
 """So often the posteriors that are served are asked whether the plan's beliefs say enough."""
+CLOSE = 0.5
+"""Asked about are answers whose half width is believed to be above this much of what is wanted."""
 SLACK = 1.05
 """A half width is good enough if it is at most so many times the one asked for."""
 
@@ -60,11 +63,12 @@ class AdaptivePlanner:
         self._tightened: NDArray[np.float64] | float = 1.0
         self._checks = 0
         self._batches = 0
+        self.seconds = 0.0
 
     async def next(self, now: Growth, pending: Counter[Item]) -> Next:
         """See `Planner`."""
         views = await self._work.read(self._paths)
-        return await asyncio.to_thread(self._next, views, now, pending.copy())
+        return await asyncio.to_thread(self._timed, views, now, pending.copy())
 
     async def forecast(self, limit: float) -> tuple[Forecast, Next]:
         """What the objective will cost from here, and how far it is reached."""
@@ -89,6 +93,13 @@ class AdaptivePlanner:
             return forecast(laid.problem, objective, limit=limit, most=5)
 
         return await asyncio.to_thread(look)
+
+    def _timed(self, views: Sequence[TreeView], now: Growth, pending: Counter[Item]) -> Next:
+        begun = time.thread_time()
+        try:
+            return self._next(views, now, pending)
+        finally:
+            self.seconds += time.thread_time() - begun
 
     def _next(self, views: Sequence[TreeView], now: Growth, pending: Counter[Item]) -> Next:
         laid = self._layout.lay(views, pending)
@@ -157,6 +168,8 @@ class AdaptivePlanner:
             return found
         self._checks += 1
         wanted = ~found.flat & (laid.problem.weight > 0) & np.ones_like(found.settled)
+        # Where the plan's beliefs are sure by far, the others are sure enough.
+        wanted &= Z90 * np.sqrt(found.variance) > CLOSE * objective.half_width
         if len(laid.problem.steps):
             wanted &= laid.problem.defined
         widths = half_widths(laid.problem, wanted)

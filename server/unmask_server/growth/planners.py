@@ -50,6 +50,8 @@ class Planner(Protocol):
 
     overlaps: bool
     """Whether a plan may be made while rollouts of the one before are under way."""
+    seconds: float
+    """A thread's time that planning took, without reading the database."""
 
     async def next(self, now: Growth, pending: Counter[Item]) -> Next:
         """The next batch, given what is stored and what is under way."""
@@ -66,6 +68,7 @@ class RoundPlanner:
         self._paths = paths
         self._work = work
         self._round = 0
+        self.seconds = 0.0
 
     async def next(self, now: Growth, pending: Counter[Item]) -> Next:
         """See `Planner`."""

@@ -59,10 +59,8 @@ class Rounds:
         self._moved = asyncio.Event()
         self._half_width: float | None = None
         self._flushed = time.monotonic()
-        self.planning = 0.0
-        """Seconds spent on deciding what to sample, ..."""
         self.idle = 0.0
-        """... and those of them in which nothing was being sampled."""
+        """Seconds of planning in which nothing was being sampled."""
         self.rate: float | None = None
         """Rollouts a second, lately; None if not known yet."""
         self.stored = 0
@@ -103,7 +101,7 @@ class Rounds:
         took = time.monotonic() - begun
         log.info(
             "growth sampled", growth=self._held.id, rollouts=self.stored,
-            seconds=round(took, 2), planning=round(self.planning, 2), idle=round(self.idle, 2),
+            seconds=round(took, 2), planning=round(planner.seconds, 2), idle=round(self.idle, 2),
         )  # fmt: skip
         if isinstance(planner, AdaptivePlanner):
             await self._look_ahead(planner)
@@ -118,11 +116,12 @@ class Rounds:
         """What to sample next within the budget, noted in the growth's row."""
         held, pending = self._held, self._pending
         begun = time.monotonic()
-        # Read before the counts: what is stored in between counts twice at worst, never not at all.
+        # Taken before the row is read: what is stored in between counts twice at worst, never not
+        # at all, or more would be sampled than was allowed.
         under_way = pending.copy()
         now = await asyncio.to_thread(self._store.get, held.id)
         found = await planner.next(now, under_way)
-        plan, waiting = found.plan, pending.total()
+        plan, waiting = found.plan, under_way.total()
         if now.rollouts_left is not None:
             plan = plan.cut(max(0, now.rollouts_left - waiting))
         if now.tokens_left is not None:
@@ -147,7 +146,6 @@ class Rounds:
             half_width=found.half_width,
         )
         self._half_width = found.half_width
-        self.planning += time.monotonic() - begun
         if not self._pending:
             self.idle += time.monotonic() - begun
         self._on_progress()

@@ -80,10 +80,11 @@ def forecast(problem: Problem, objective: Objective, *, limit: float, most: int 
 
 
 def batch_size(problem: Problem, beliefs: Beliefs, open_: Sensitivity) -> int:
-    """Rollouts in the next batch: what should be needed, within a tenth and half of what counts."""
-    counted = float(problem.n.sum())
-    wanted = min(needed(problem, beliefs, open_), counted / 2.0)
-    return int(max(LEAST_BATCH, wanted, counted / 10.0))
+    """Rollouts in the next batch: what should be needed, and at most half of what counts."""
+    counted, wanted = float(problem.n.sum()), needed(problem, beliefs, open_)
+    # Few rollouts at a time would take many plans.
+    wanted = max(wanted, min(counted / 10.0, 3.0 * wanted))
+    return int(max(LEAST_BATCH, min(wanted, counted / 2.0)))
 
 
 def simulate(
