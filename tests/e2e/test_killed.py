@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
@@ -20,15 +21,26 @@ from tests.e2e.test_main_job import growth_of, prefix
 BUDGET = 3000
 
 
+ENDLESS = growth_pb2.Precision(half_width=0.001, flat_norm=0.0)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allocation": growth_pb2.ALLOCATION_POLICY},
+        {"allocation": growth_pb2.ALLOCATION_ADAPTIVE, "precision": ENDLESS},
+    ],
+)
 async def test_a_killed_servers_growth_is_finished_by_the_next_one(
-    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     url = f"sqlite:///{tmp_path / 'unmask.db'}"
     request = growth_of(
         growth_pb2.GrowthTarget(node=prefix()),
         rollouts_per_node=0,
         budget=growth_pb2.Budget(rollouts=BUDGET),
+        **options,
     )
     acknowledged = 0
     async with server_process(url, tmp_path / "a") as (stubs, process):
