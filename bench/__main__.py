@@ -1,6 +1,8 @@
-"""`python -m bench [NAME …] [--table]`: all figures, or some. Some ten minutes on two idle cores.
+"""`python -m bench [NAME …] [--table]`: figures of speed, or those named.
 
-Each module prints one line of JSON for each of its figures; they run one after another.
+Each module prints one line of JSON for each of its figures; they run one after another, those of
+speed in some ten minutes on two idle cores. What estimates are worth (docs/estimates.md) takes
+longer and is measured only when it is named.
 """
 
 from __future__ import annotations
@@ -19,20 +21,24 @@ MODULES = {
     "insert_rows": "recording rollouts, in SQLite and PostgreSQL",
     "server_memory": "a server's memory, idle and with 100,000 rollouts",
     "transformers_engine": "the embedded engine against `generate`",
-    "selection": "what choosing by an estimate does to it, and what the posterior says (a minute)",
-    "coverage": "how often 90% intervals hold the truth (some twenty minutes by itself)",
     "sglang_engine": "the SGLang engine against bare requests (make sglang-cpu first)",
+}
+ESTIMATES = {
+    "allocation": "rollouts that a precision takes, against simple allocations (five minutes)",
+    "forecasts": "whether a cost was known before, on the shipped models (six minutes)",
+    "selection": "what choosing by an estimate does to it, and what the posterior says (a minute)",
+    "coverage": "how often 90% intervals hold the truth (twenty minutes)",
 }
 
 
 def main() -> int:
     """Run the modules named, all by default."""
     parser = argparse.ArgumentParser(description=__doc__)
-    listed = ", ".join(f"{name} ({what})" for name, what in MODULES.items())
+    listed = ", ".join(f"{name} ({what})" for name, what in (MODULES | ESTIMATES).items())
     parser.add_argument("names", nargs="*", metavar="NAME", help=listed)
     parser.add_argument("--table", action="store_true", help="print a table in Markdown instead")
     options = parser.parse_args()
-    unknown = set(options.names) - set(MODULES)
+    unknown = set(options.names) - set(MODULES | ESTIMATES)
     if unknown:
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
     failed = False
