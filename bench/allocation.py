@@ -1,12 +1,7 @@
 """Rollouts and tokens that a precision takes: adaptive against the simple allocations.
 
 Simulated students (`bench.simulated`), so that errors are known. Every repetition is another
-student; all allocations see the same. `rollouts_*`: until the root mean square error of the cosines
-at lone nodes is 0.1. `trajectory_tokens`: the same over whole generations, against forcing every
-candidate of every node for that node alone. `teacher_ranking`: until the better of two teachers is
-told with 95% certainty, against forcing equally at every node until the mean cosines tell it in 19
-of 20 cases. `oracle_rollouts`: against the least that any allocation can need (delta method, with
-the true s known to the planner).
+student; all allocations see the same. What each figure compares is said in docs/estimates.md.
 """
 
 from __future__ import annotations
@@ -98,9 +93,15 @@ def ranking(repetitions: int) -> None:
     each = 1
     while np.mean([_by_nodes(world, each, seed) for seed, world in enumerate(worlds)]) < 0.95:
         each *= 2
-    forced = [each * float(world.problem.forceable.sum()) for world in worlds]
-    found = figure("teacher_ranking", "rollouts", forced, ours, goal=20.0)
+    cells = [float(world.problem.forceable.sum()) for world in worlds]
+    by_nodes = [
+        _simple(world, equal, None, seed) * size
+        for seed, (world, size) in enumerate(zip(worlds, cells, strict=True))
+    ]
+    found = figure("teacher_ranking", "rollouts", by_nodes, ours, goal=20.0)
     show({**found, "right": float(np.mean(right))})
+    forced = [each * size for size in cells]
+    show(figure("teacher_ranking_over_equal", "rollouts", forced, ours))
 
 
 def _ranked(world: World, objective: Objective, seed: int) -> tuple[float, bool]:
