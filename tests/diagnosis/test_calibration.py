@@ -25,6 +25,8 @@ from unmask_server.diagnosis import (
 )
 from unmask_server.diagnosis.intervals import Interval
 
+from bench.coverage import BAND, Plan, run, shares
+from bench.coverage_held import QUANTITIES
 from tests.diagnosis.making import posterior_of, true_node
 
 REVERSE = Algorithm(Loss.REVERSE_KL)
@@ -78,6 +80,31 @@ def test_intervals_hold_the_truth(allocation: str) -> None:
     assert 0.83 <= found.cosine <= 0.97
     assert 0.80 <= found.gain <= 0.97
     assert found.false_positive <= 0.1
+
+
+def coverage(plan: Plan, population: str) -> dict[str, float]:
+    """Mean over settings, by quantity."""
+    rows = [row for m in plan.candidates for row in run(plan, population, m)]
+    (found,) = shares(rows, ("population",)).values()
+    return {name: s.value for name, s in zip(QUANTITIES, found, strict=True) if s is not None}
+
+
+def test_random_and_enumerable_nodes_are_covered() -> None:
+    plan = Plan(candidates=(8,), rollouts=(0, 5, 128), allocations=("policy",), nodes=40)
+    for population in ("exchangeable", "enumerable"):
+        found = coverage(plan, population)
+        assert all(0.8 <= value <= 1.0 for value in found.values()), found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("population", ["exchangeable", "likelier_better", "atoms", "enumerable"])
+def test_nodes_are_covered_with_any_rollouts_and_allocation(population: str) -> None:
+    found = coverage(Plan(candidates=(8, 50), nodes=60), population)
+    for name in ("cosine", "gain", "value"):
+        # A bootstrap interval of 60 nodes is some 4 points wide to either side.
+        assert BAND[0] - 0.05 <= found[name] <= BAND[1] + 0.05, (name, found)
+    assert min(found.values()) >= 0.78, found
 
 
 @pytest.mark.slow

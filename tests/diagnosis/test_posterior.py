@@ -35,7 +35,7 @@ def test_draws_are_the_same_in_every_process() -> None:
     drawn = HierarchicalPosterior().draws(counts([10, 3, 0, 1], [4, 2, 0, 1]), P, seed=5, size=8)
     # Rounded, so that the last bit of another platform's logarithm does not count.
     digest = hashlib.sha256(np.round(drawn, 6).tobytes()).hexdigest()
-    assert digest[:16] == "122be5c4e1e01d7a"
+    assert digest[:16] == "748c440d43532a1f"
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -75,8 +75,33 @@ def test_tokens_of_a_node_learn_from_each_other_as_far_as_they_are_alike() -> No
     )
     p = np.full(10, 0.1)
     model = HierarchicalPosterior()
-    assert model.draws(alike, p, seed=1)[:, 9].std() < 0.12
+    # Not all of them need be like the others.
+    assert model.draws(alike, p, seed=1)[:, 9].std() < 0.15
     assert model.draws(unlike, p, seed=1)[:, 9].std() > 0.3
+
+
+def test_what_is_likely_may_succeed_more_often_and_its_rare_neighbours_less() -> None:
+    p = np.array([0.6, 0.3, 0.097, 0.001, 0.001, 0.001])
+    n = [200, 200, 200, 0, 0, 0]
+    model = HierarchicalPosterior()
+    falls = model.draws(counts(n, [180, 120, 30, 0, 0, 0]), p, seed=1)
+    rises = model.draws(counts(n, [30, 120, 180, 0, 0, 0]), p, seed=1)
+    assert np.median(falls[:, 3]) < 0.2
+    assert np.median(rises[:, 3]) > np.median(falls[:, 3]) + 0.2
+
+
+def test_a_token_may_be_certain_to_fail_or_to_succeed() -> None:
+    found = counts([40, 40, 40, 0], [0, 40, 20, 0])
+    drawn = HierarchicalPosterior().draws(found, P, seed=1)
+    assert 0.02 < np.mean(drawn[:, 0] == 0.0) < 0.9
+    assert 0.02 < np.mean(drawn[:, 1] == 1.0) < 0.9
+    assert not np.any((drawn[:, 2] == 0.0) | (drawn[:, 2] == 1.0))
+
+
+def test_the_number_of_draws_changes_only_how_finely_they_are_drawn() -> None:
+    found = counts([4, 3, 0, 0], [1, 2, 0, 0])
+    few, many = (HierarchicalPosterior().draws(found, P, seed=1, size=k) for k in (2000, 20_000))
+    np.testing.assert_allclose(few.mean(axis=0), many.mean(axis=0), atol=0.03)
 
 
 @pytest.mark.parametrize("model", MODELS)
