@@ -7,8 +7,9 @@ values are exact (`coverage_chain`), and the shipped student (`coverage_student`
 
 The student's truth is a share among a finite pool of rollouts. Rollouts of this run are drawn from
 the same pool, with replacement, so that for them the share *is* the truth: its error cannot cost
-coverage. What the error does is make tokens a little less alike than they are: by at most 0.022
-(the standard error of 512 independent rollouts).
+coverage. What the error does is make tokens a little less alike than they are: by 0.009 as
+two runs measured it for ten tokens, at most by 0.022 (512 rollouts; after tokens rarer than 1 in
+100 there are 128: 0.044).
 
 Coverage is the mean over nodes. Its interval resamples nodes, and for the student questions. Priors
 were chosen on other nodes (`--choosing`) than are reported.
