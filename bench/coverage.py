@@ -71,7 +71,7 @@ class Plan:
     populations: Sequence[str] = POPULATIONS
     candidates: Sequence[int] = CANDIDATES
     rollouts: Sequence[int] = ROLLOUTS
-    allocations: Sequence[str] = ("policy", "equal", "greedy")
+    allocations: Sequence[str] = ("policy", "equal", "adaptive", "stopping")
     nodes: int = 200
     """In each setting; of the student those that there are, if fewer."""
     choosing: bool = False

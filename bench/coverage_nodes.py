@@ -13,6 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from unmask_server.diagnosis import Algorithm, Counts, Loss, descent
+from unmask_server.diagnosis.allocation import (
+    Objective,
+    Problem,
+    Statistic,
+    believe,
+    sensitivity,
+    spend,
+)
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -87,26 +95,55 @@ def equal(node: Node, _counts: Counts, budget: int, rng: np.random.Generator) ->
     return n
 
 
-def greedy(node: Node, counts: Counts, budget: int, rng: np.random.Generator) -> IntArray:
-    """A simple adaptive rule: where the gain's variance is largest, after a quarter of free ones.
-
-    Batches grow by half; tokens are chosen in proportion to |P (d - P.d)| sqrt(s (1 - s)), with s
-    estimated as it goes.
-    """
-    counted = float(counts.n[~counts.exact].sum())
-    if counted < max(8.0, (budget + counted) / 4.0):
-        return policy(node, counts, min(budget, max(8, int(budget + counted) // 4)), rng)
-    s = (counts.reward_sum + 0.5) / (counts.n + 1.0)
-    p, d = node.sampling, node.d
-    slope = np.abs(p * (d - p @ d)) * np.sqrt(s * (1.0 - s))
-    slope[-1] = 0.0
-    slope[counts.exact] = 0.0
-    batch = min(budget, max(1, int(counted / 2)))
-    total = slope.sum()
-    return rng.multinomial(batch, slope / total if total > 0.0 else p / p.sum())
+def adaptive(node: Node, counts: Counts, budget: int, rng: np.random.Generator) -> IntArray:
+    """What the server plans for reverse KL's cosine, until the budget is spent."""
+    return _planned(node, counts, budget, rng, Objective(Statistic.COSINE, 1e-3, flat_norm=0.0))
 
 
-ALLOCATIONS: dict[str, Allocate] = {"policy": policy, "equal": equal, "greedy": greedy}
+def stopping(node: Node, counts: Counts, budget: int, rng: np.random.Generator) -> IntArray:
+    """The same, ended by what was seen: when the cosine seems sure to 0.2 or |g| small."""
+    return _planned(node, counts, budget, rng, Objective(Statistic.COSINE, 0.2))
+
+
+def _planned(
+    node: Node, counts: Counts, budget: int, rng: np.random.Generator, objective: Objective
+) -> IntArray:
+    if (lacking := objective.pilot - int(counts.n.sum())) > 0:
+        return policy(node, counts, min(budget, lacking), rng)
+    cells = len(node.sampling)
+    tail = np.arange(cells) == cells - 1
+    problem = Problem(
+        start=np.array([0, cells]),
+        p=node.sampling / node.sampling.sum(),
+        n=counts.n,
+        reward_sum=counts.reward_sum,
+        known=counts.exact,
+        forceable=~tail,
+        child=np.full(cells, -1),
+        steps=node.d[None],
+        defined=np.ones((1, 1), dtype=bool),
+        group=np.zeros(1, dtype=np.int64),
+        tokens=np.full(cells, 20.0),
+        weight=np.ones(1),
+    )
+    beliefs = believe(problem)
+    found = sensitivity(problem, beliefs, objective)
+    if found.done:
+        return np.zeros(cells, dtype=np.int64)
+    batch = min(budget, max(1, int(counts.n.sum()) // 2))
+    given = spend(problem, beliefs, found, rollouts=batch, seed=int(rng.integers(2**31)))
+    free = rng.multinomial(given.free[0], problem.p)
+    more = given.forced + free
+    # What whole numbers and limits leave over goes where the policy goes.
+    return more if more.any() else policy(node, counts, batch, rng)
+
+
+ALLOCATIONS: dict[str, Allocate] = {
+    "policy": policy,
+    "equal": equal,
+    "adaptive": adaptive,
+    "stopping": stopping,
+}
 """Another is tried by adding it here."""
 
 

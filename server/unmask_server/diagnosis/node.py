@@ -24,10 +24,10 @@ SIGNAL_SHARE = 0.6
 """Data tell g from zero where more than this share of the posterior expectation of |g|^2 is the
 square of the expected g; that is, where its signal is above one and a half times its noise.
 
-Simulated on the nodes described in `posterior`: of nodes with no gradient at all 1% were taken to
-have one (at most 7%: 4 tokens, 2048 rollouts drawn from P); of the others, two in five of which
-have tokens nearly alike, 94, 76, 54 and 36% were called FLAT at 32, 128, 512 and 2048 rollouts a
-node. In the trial that chose it, a share of 0.5 let up to 17% of those without a gradient pass."""
+Simulated on the exchangeable nodes of `bench.coverage`: of nodes with no gradient at all about 3%
+were taken to have one (at most 13%: 4 tokens, 2048 rollouts drawn from P); of the others, two in
+five of which have tokens nearly alike, 91, 72, 52 and 34% were called FLAT at 32, 128, 512 and 2048
+rollouts a node. A share of 0.5 let up to 17% of those without a gradient pass."""
 
 _MASS_NOISE = 1e-6
 _MIN_VARIANCE_ROLLOUTS = 2
