@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 TEACHERS = ("strong", "told")
 FIRST, FINER = 0.3, 0.2
 """Half widths of the cosines' intervals."""
+CHOSEN_ON = 10
+"""The first questions are those that forecasts were corrected on."""
 WITHIN = 1.5
 WANTED = 0.8
 
@@ -30,7 +32,7 @@ WANTED = 0.8
 def main() -> None:
     """Print all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=20)
+    parser.add_argument("--questions", type=int, default=10)
     count = parser.parse_args().questions
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "unmask.db"
@@ -57,7 +59,7 @@ def grow(client: unmask.Client, count: int) -> list[dict[str, Any]]:
     registered = client.register_questions(
         ROOT / "examples" / "word_problems" / "questions.jsonl", verifier="hash_answer"
     )
-    questions = [row.question.id for row in registered][:count]
+    questions = [row.question.id for row in registered][CHOSEN_ON : CHOSEN_ON + count]
     rows = []
     for question in questions:
         found = client.sample_trajectories("student", [question], count=2).trajectories

@@ -15,9 +15,14 @@ from unmask_server.diagnosis.allocation.beliefs import Beliefs, believe
 from unmask_server.diagnosis.allocation.objectives import Objective
 from unmask_server.diagnosis.allocation.problem import FloatArray, IntArray, Problem
 from unmask_server.diagnosis.allocation.sensitivity import Sensitivity, sensitivity
-from unmask_server.diagnosis.allocation.served import truths
+from unmask_server.diagnosis.allocation.served import SOME, truths
 from unmask_server.diagnosis.allocation.spend import Spending, needed, spend
 
+HOPE = 1.5
+"""Simulations from nothing promise too much by so much: they believe their own first impressions
+and do not ask the served posteriors at the end. Measured on ten questions of the shipped student,
+where forecasts from nothing were 0.6 to 0.7 of what it took and later ones right; checked on other
+questions by `bench.forecasts`."""
 LEAST_BATCH = 64
 """Rollouts in a batch, at least: fewer would not keep an engine busy."""
 
@@ -72,11 +77,19 @@ def forecast(problem: Problem, objective: Objective, *, limit: float, most: int 
         simulate(problem, truth, objective, limit=limit, seed=k)
         for k, truth in enumerate(truths(problem, count))
     ]
+    more = HOPE ** _unknown(problem, objective)
     return Forecast(
-        Range.of([cost.rollouts for cost in costs]),
-        Range.of([cost.tokens for cost in costs]),
+        Range.of([cost.rollouts * more for cost in costs]),
+        Range.of([cost.tokens * more for cost in costs]),
         may_be_more=not all(cost.reached for cost in costs),
     )
+
+
+def _unknown(problem: Problem, objective: Objective) -> float:
+    """How little is known at the nodes that are not flat by their bound, in [0, 1]."""
+    mine = (problem.bound >= objective.flat_norm) & (problem.weight > 0)
+    n = problem.sums(problem.n)[mine]
+    return float(np.mean(SOME / (SOME + n))) if len(n) else 0.0
 
 
 def batch_size(problem: Problem, beliefs: Beliefs, open_: Sensitivity) -> int:
