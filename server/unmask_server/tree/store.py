@@ -34,6 +34,8 @@ from unmask_server.tree.types import (
 )
 
 _SEEDS_KEPT = 100_000
+_FEW_LENGTHS = 20
+_OTHER_TREES = 20
 
 
 class TreeStore:
@@ -167,7 +169,24 @@ class TreeStore:
         )
 
     def lengths(self, tree_id: int, limit: int = 1000) -> list[int]:
-        """Generated tokens of the newest rollouts of a tree, `limit` at most."""
+        """Generated tokens of the newest rollouts of a tree, `limit` at most.
+
+        Where there are hardly any, those of a few of the policy's other trees are added.
+        """
+        own = self._lengths(tree_id, limit)
+        if len(own) >= _FEW_LENGTHS:
+            return own
+        mine = select(tree.c.policy_id).where(tree.c.id == tree_id).scalar_subquery()
+        others = (
+            select(tree.c.id)
+            .where(tree.c.policy_id == mine, tree.c.id != tree_id)
+            .order_by(tree.c.id.desc())
+            .limit(_OTHER_TREES)
+        )
+        found = query(self._engine, lambda connection: list(connection.execute(others).scalars()))
+        return own + [n for other in found for n in self._lengths(other, _FEW_LENGTHS)]
+
+    def _lengths(self, tree_id: int, limit: int) -> list[int]:
         first, beyond = id_range(tree_id)
         wanted = (
             select(rollout.c.depth)
