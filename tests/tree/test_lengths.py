@@ -7,10 +7,11 @@ from sqlalchemy import Engine
 from tests.tree.making import new, open_graded
 
 
-def test_the_newest_of_a_tree_come_first(database: Engine) -> None:
+def test_only_free_rollouts_say_how_long_a_generation_is(database: Engine) -> None:
     store, tree_id = open_graded(database)
-    store.add_rollouts(tree_id, [new(*range(n)) for n in range(1, 31)])
-    assert store.lengths(tree_id, limit=25) == list(range(30, 5, -1))
+    free = [new(*range(n)) for n in range(1, 31)]
+    store.add_rollouts(tree_id, [*free, *(new(*range(50), forced=40) for _ in range(5))])
+    assert store.lengths(tree_id) == list(range(1, 31))
 
 
 def test_a_tree_with_hardly_any_borrows_from_the_policys_others(database: Engine) -> None:

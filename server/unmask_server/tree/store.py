@@ -34,6 +34,7 @@ from unmask_server.tree.types import (
 )
 
 _SEEDS_KEPT = 100_000
+_LENGTHS = 1000
 _FEW_LENGTHS = 20
 _OTHER_TREES = 20
 
@@ -168,12 +169,12 @@ class TreeStore:
             lambda c: lookup.look_up(c, tree_id, seed, tokens, positions, verifier_key),
         )
 
-    def lengths(self, tree_id: int, limit: int = 1000) -> list[int]:
-        """Generated tokens of the newest rollouts of a tree, `limit` at most.
+    def lengths(self, tree_id: int) -> list[int]:
+        """Generated tokens of some free rollouts of a tree: forced ones are longer than others.
 
         Where there are hardly any, those of a few of the policy's other trees are added.
         """
-        own = self._lengths(tree_id, limit)
+        own = self._lengths(tree_id, _LENGTHS)
         if len(own) >= _FEW_LENGTHS:
             return own
         mine = select(tree.c.policy_id).where(tree.c.id == tree_id).scalar_subquery()
@@ -188,13 +189,15 @@ class TreeStore:
 
     def _lengths(self, tree_id: int, limit: int) -> list[int]:
         first, beyond = id_range(tree_id)
+        # The oldest ones: a tree begins with generations.
         wanted = (
-            select(rollout.c.depth)
+            select(rollout.c.depth, rollout.c.forced_depth)
             .where(rollout.c.id >= first, rollout.c.id < beyond)
-            .order_by(rollout.c.id.desc())
+            .order_by(rollout.c.id)
             .limit(limit)
         )
-        return query(self._engine, lambda connection: list(connection.execute(wanted).scalars()))
+        rows = query(self._engine, lambda connection: connection.execute(wanted).all())
+        return [depth for depth, forced in rows if forced == 0]
 
     def iter_rollouts(self, tree_id: int, after_id: int, limit: int) -> list[StoredRollout]:
         """Read the next `limit` rollouts with ids above `after_id` (0 for the first ones).
