@@ -68,7 +68,34 @@ def cosines(g: FloatArray, d: FloatArray) -> FloatArray:
     return result
 
 
+def mean_gain(g: FloatArray, d: FloatArray) -> float:
+    """Of a node, where the steps have a root mean square length of one."""
+    return float(np.sum(g * d) / np.sqrt(len(d) * np.sum(d * d)))
+
+
 def plug_in(nodes: World, n: FloatArray, wins: FloatArray) -> FloatArray:
     """g of counted success; tokens without a rollout have the node's."""
     level = wins.sum(axis=1, keepdims=True) / n.sum(axis=1, keepdims=True)
     return ideal_gradient(nodes.p, np.where(n > 0, wins / np.maximum(n, 1.0), level))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Means over correct less over incorrect generations."""
+
+    chance: FloatArray
+    """Of being correct, one a node."""
+
+    def __call__(self, correct: FloatArray, incorrect: FloatArray | None = None) -> float:
+        """Of values if the generation was correct and, where they differ, if it was not."""
+        # Each generation counts as both, by its chance: less noise than drawing its outcome.
+        other, lost = correct if incorrect is None else incorrect, 1.0 - self.chance
+        return float(np.average(correct, weights=self.chance) - np.average(other, weights=lost))
+
+
+def with_generations(nodes: World) -> tuple[FloatArray, Gap]:
+    """Each node's own token, one-hot, drawn from P."""
+    u = nodes.rng.random((len(nodes.p), 1))
+    token = (nodes.p.cumsum(axis=1) < u).sum(axis=1).clip(max=TOKENS - 1)
+    own = np.eye(TOKENS + 1)[token]
+    return own, Gap(np.sum(own * nodes.s, axis=1))

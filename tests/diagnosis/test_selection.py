@@ -39,7 +39,8 @@ def blind_node(seed: int, m: int = 8) -> TrueNode:
 
 def cosine(g: np.ndarray, d: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(g, axis=-1) * np.linalg.norm(d, axis=-1)
-    return np.divide(g @ d, norms, out=np.zeros(norms.shape), where=norms > 0.0)
+    found: np.ndarray = np.divide(g @ d, norms, out=np.zeros(norms.shape), where=norms > 0.0)
+    return found
 
 
 def estimated(drawn: NodePosterior) -> np.ndarray:
@@ -56,7 +57,8 @@ def terms(node: TrueNode, drawn: NodePosterior, key: str = "") -> NodeTerms:
 @pytest.mark.parametrize("rollouts", [8, 128])
 def test_what_the_posterior_says_of_kept_tokens_is_near_the_truth(rollouts: int) -> None:
     naive, stated, true = [], [], []
-    for seed in range(400):
+    # Of 400 nodes the truth alone is off by 0.03; the posterior is high by 0.08 at 8 rollouts.
+    for seed in range(1200):
         node = blind_node(seed)
         drawn = posterior_of(node, seed, rollouts)
         d = descent(REVERSE, node.p, node.t)
@@ -73,8 +75,8 @@ def test_what_the_posterior_says_of_kept_tokens_is_near_the_truth(rollouts: int)
 
 
 def test_kept_tokens_of_a_set_are_evaluated_by_the_posterior() -> None:
-    nodes, true, naive, gains, steps = [], [], [], 0.0, 0.0
-    for seed in range(400):
+    nodes, true, naive, gains, steps, unshrunk = [], [], [], 0.0, 0.0, 0.0
+    for seed in range(1200):
         node = blind_node(seed)
         drawn = posterior_of(node, seed, 128)
         nodes.append(terms(node, drawn))
@@ -83,7 +85,9 @@ def test_kept_tokens_of_a_set_are_evaluated_by_the_posterior() -> None:
             d, g = descent(REVERSE, node.p, node.t), ideal_gradient(node.p, node.s)
             true.append(cosine(g, d))
             naive.append(cosine(estimated(drawn), d))
-            gains, steps = gains + g @ d, steps + d @ d
+            gains, steps = gains + float(g @ d), steps + float(d @ d)
+            assert nodes[-1].draws.gain is not None
+            unshrunk += float(nodes[-1].draws.gain.mean())
     kept = summarize_set(nodes, seed=1).kept
     assert kept is not None
     assert kept.mean_cosine is not None
@@ -92,7 +96,12 @@ def test_kept_tokens_of_a_set_are_evaluated_by_the_posterior() -> None:
     assert kept.share == pytest.approx(len(true) / scored)
     assert abs(kept.mean_cosine.median - np.mean(true)) < abs(np.mean(naive) - np.mean(true))
     assert kept.mean_cosine.median == pytest.approx(np.mean(true), abs=0.05)
-    assert kept.gain_per_unit_step.median == pytest.approx(gains / np.sqrt(steps), rel=0.15)
+    gain = gains / np.sqrt(steps)
+    assert kept.gain_per_unit_step.median == pytest.approx(gain, rel=0.15)
+    # Draws around the plug-in estimate, which serve where nothing was chosen, would flatter it.
+    flattery = unshrunk / np.sqrt(steps) - gain
+    assert flattery > 0.1 * gain
+    assert abs(kept.gain_per_unit_step.median - gain) < 0.6 * flattery
 
 
 def test_the_best_of_equal_teachers_is_no_better_than_the_posterior_says() -> None:
@@ -208,7 +217,8 @@ def test_nothing_kept_and_nothing_scored() -> None:
 
 
 def test_kept_tokens_of_one_trajectory_among_many_are_told() -> None:
-    good = Draws(*(np.full(10, x) for x in (0.5, 1, 1, 1)), None, np.ones(10), np.ones(()))
+    one = np.ones(10)
+    good = Draws(0.5 * one, one, one, one, None, one, np.ones(()))
     blank = NodeTerms("", "", Status.NO_DATA, 2.0, Draws(None, None, None, None, None))
     nodes = [NodeTerms("q0", "t", Status.OK, 2.0, good)]
     nodes += [NodeTerms(f"q{i % 30}", f"{i}", blank.status, 2.0, blank.draws) for i in range(90)]

@@ -33,6 +33,13 @@ class KeptNodes:
     """Nodes that were kept because their cosine is more likely positive than not.
 
     Evaluated by posterior draws, which allow for the choice; never by what chose them.
+
+    Which nodes are kept is fixed while draws, trajectories and questions are resampled. Draws: the
+    choice was made from the data, and the posterior given the data is the same whether one chose by
+    it or not; choosing anew in every draw, by that draw's cosine, would be the flattery again.
+    Trajectories and questions: whether a node is kept depends on this node alone, so that choosing
+    anew in a resample would keep the same of those that came up. The intervals are about the nodes
+    kept here; other rollouts would keep others.
     """
 
     share: float
