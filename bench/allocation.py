@@ -212,7 +212,7 @@ def _oracle(world: World, mine: NDArray[np.bool_]) -> float:
     d = problem.steps[0]
     d = d / problem.spread(np.sqrt(problem.sums(d * d)))
     q = (d - problem.spread(problem.sums(unit * d)) * unit) / problem.spread(norm.clip(1e-12))
-    slope = problem.p * (q - problem.spread(problem.sums(problem.p * q)))
+    slope = problem.through_softmax(q)
     part = problem.sums(np.abs(slope) * np.sqrt(world.s * (1.0 - world.s)))[mine]
     return float(part.sum() ** 2 / (len(part) * WANTED**2))
 

@@ -30,8 +30,7 @@ class World:
 
     def gradient(self, s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """g over the cells, and |g| of each node."""
-        p = self.problem.p
-        g = p * (s - self.problem.spread(self.problem.sums(p * s)))
+        g = self.problem.through_softmax(s)
         return g, np.sqrt(self.problem.sums(g * g))
 
 

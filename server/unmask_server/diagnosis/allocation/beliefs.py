@@ -40,8 +40,6 @@ class Beliefs:
     """Shape (C,): known from the child's cells rather than from rollouts counted here."""
     value: FloatArray
     """Shape (N,): V, the mean success from the node on."""
-    value_variance: FloatArray
-    """Shape (N,)."""
 
 
 def believe(problem: Problem) -> Beliefs:
@@ -61,13 +59,13 @@ def believe(problem: Problem) -> Beliefs:
     strength = KAPPA + n + 1.0
     variance = np.where(live, noise / strength, 0.0)
     shared = np.where(live, KAPPA / (KAPPA + n) * problem.spread(doubt), 0.0)
-    value, value_variance, inner = _back_up(problem, mean, variance, shared)
-    return Beliefs(mean, variance, shared, noise, strength, inner, value, value_variance)
+    value, inner = _back_up(problem, mean, variance, shared)
+    return Beliefs(mean, variance, shared, noise, strength, inner, value)
 
 
 def _back_up(
     problem: Problem, mean: FloatArray, variance: FloatArray, shared: FloatArray
-) -> tuple[FloatArray, FloatArray, BoolArray]:
+) -> tuple[FloatArray, BoolArray]:
     """Values of the nodes, deepest first; what is believed of inner cells is replaced."""
     inner = np.zeros(len(mean), dtype=bool)
     value = problem.sums(problem.p * mean)
@@ -89,4 +87,4 @@ def _back_up(
         value_variance[above] = apart[above] + together[above] ** 2
         mean[cell], variance[cell], shared[cell] = value[node], value_variance[node], 0.0
         inner[cell] = True
-    return value, value_variance, inner
+    return value, inner

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unmask_server.diagnosis.allocation.beliefs import Beliefs
-from unmask_server.diagnosis.allocation.problem import BoolArray, FloatArray, Problem
+from unmask_server.diagnosis.allocation.problem import BoolArray, Cells, FloatArray, Problem
+from unmask_server.diagnosis.intervals import LEVEL
 
 DRAWS = 64
 """Enough to know a variance to a fifth; derivatives are averaged over them, because a cosine bends
 where g is hardly known."""
 LEAST_P = 5e-4
 """Tokens that are unlikelier move no gradient enough to be worth a rollout or a draw."""
-Z90 = 1.6449
-"""Half of a 90% interval, in standard deviations."""
+Z90 = NormalDist().inv_cdf((1.0 + LEVEL) / 2.0)
+"""Half of an interval, in standard deviations: 1.645."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,11 @@ def draw(problem: Problem, beliefs: Beliefs, flat_norm: float) -> Drawn:
     live = np.flatnonzero(~flat)
     if not len(live):
         return Drawn(slopes2, variance, flat)
-    part = _Part.of(problem, ~flat)
+    part = _Part.taken(problem, ~flat)
     mean, spread = beliefs.mean[part.cells], np.sqrt(beliefs.variance[part.cells])
     together = beliefs.shared[part.cells] * part.spread(_normals(len(live)))
     s = (mean + spread * _normals(len(mean)) + together).clip(0.0, 1.0)
-    p = part.p
-    g = p * (s - part.spread(part.sums(p * s)))
+    g = part.through_softmax(s)
     norm2 = part.sums(g * g)
     norms = np.sqrt(norm2)
     sure = norms.mean(axis=0) + Z90 * norms.std(axis=0) < flat_norm
@@ -71,7 +70,7 @@ def draw(problem: Problem, beliefs: Beliefs, flat_norm: float) -> Drawn:
         d = step / part.spread(lengths[a])
         cosine = part.sums(unit * d)
         q = (d - part.spread(cosine) * unit) / part.spread(typical)
-        slope = p * (q - part.spread(part.sums(p * q)))
+        slope = part.through_softmax(q)
         mine = problem.defined[a, live]
         squares = np.einsum("kc,kc->c", slope, slope) / DRAWS
         slopes2[a, part.cells] = np.where(part.spread(mine), squares, 0.0)
@@ -115,30 +114,19 @@ def _normals(size: int) -> FloatArray:
     return np.random.default_rng(0).standard_normal((DRAWS, size))
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The cells of some of a problem's nodes, without the unlikeliest."""
+@dataclass(frozen=True)
+class _Part(Cells):
+    """Some of a problem's nodes, without their unlikeliest cells."""
 
     cells: np.ndarray[tuple[int, ...], np.dtype[np.intp]]
-    start: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-    node: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-    p: FloatArray
+    """Shape (C,): which of the problem's they are."""
 
     @staticmethod
-    def of(problem: Problem, chosen: BoolArray) -> _Part:
+    def taken(problem: Problem, chosen: BoolArray) -> _Part:
         kept = chosen[problem.node] & (problem.p >= LEAST_P)
         cells = np.flatnonzero(kept)
         sizes = problem.sums(kept.astype(np.float64))[chosen].astype(np.int64)
-        start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        return _Part(cells, start, np.repeat(np.arange(len(sizes)), sizes), problem.p[cells])
-
-    def sums(self, values: FloatArray) -> FloatArray:
-        result: FloatArray = np.add.reduceat(values, self.start, axis=-1)
-        return result
-
-    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
-        result: NDArray[Any] = values[..., self.node]
-        return result
+        return _Part(np.concatenate([[0], np.cumsum(sizes)]), problem.p[cells], cells)
 
 
 def _direction(part: _Part, unit: FloatArray, typical: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -149,7 +149,7 @@ def sampled(
         cell = parent[node]
         arriving = free + (int(through[cell]) if cell >= 0 else 0)
         if arriving:
-            cells = slice(problem.start[node], problem.start[node + 1])
+            cells = problem.of(node)
             p = problem.p[cells]
             through[cells] += rng.multinomial(arriving, p / p.sum())
     live = ~problem.known

@@ -20,7 +20,46 @@ BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Problem:
+class Cells:
+    """The cells of some nodes in one row, node after node."""
+
+    start: IntArray
+    """Shape (N + 1,): node i has the cells start[i] to start[i + 1]."""
+    p: FloatArray
+    """Shape (C,): the sampling policy's probability, which adds up to 1 in each node."""
+
+    @property
+    def nodes(self) -> int:
+        """N."""
+        return len(self.start) - 1
+
+    @cached_property
+    def node(self) -> IntArray:
+        """Shape (C,): the node of each cell."""
+        return np.repeat(np.arange(self.nodes), np.diff(self.start))
+
+    def of(self, node: int) -> slice:
+        """The cells of a node."""
+        return slice(self.start[node], self.start[node + 1])
+
+    def sums(self, values: FloatArray) -> FloatArray:
+        """Sums over each node's cells: shape (..., C) to (..., N)."""
+        result: FloatArray = np.add.reduceat(values, self.start[:-1], axis=-1)
+        return result
+
+    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        """A value a node to its cells: shape (..., N) to (..., C)."""
+        result: NDArray[Any] = values[..., self.node]
+        return result
+
+    def through_softmax(self, values: FloatArray) -> FloatArray:
+        """P_j (v_j - sum_k P_k v_k) in each node, shape (..., C): of s it is the ideal gradient."""
+        result: FloatArray = self.p * (values - self.spread(self.sums(self.p * values)))
+        return result
+
+
+@dataclass(frozen=True)
+class Problem(Cells):
     """N nodes with C cells in all, and what is known of them.
 
     Raises:
@@ -28,10 +67,6 @@ class Problem:
 
     """
 
-    start: IntArray
-    """Shape (N + 1,): node i has the cells start[i] to start[i + 1]."""
-    p: FloatArray
-    """Shape (C,): the sampling policy's probability, which adds up to 1 in each node."""
     n: FloatArray
     """Shape (C,): rollouts that count, those under way included."""
     reward_sum: FloatArray
@@ -68,16 +103,6 @@ class Problem:
         if np.any((self.child >= 0) & (self.child <= self.node)):
             raise ValueError("children must come after their parents")
 
-    @property
-    def nodes(self) -> int:
-        """N."""
-        return len(self.start) - 1
-
-    @cached_property
-    def node(self) -> IntArray:
-        """Shape (C,): the node of each cell."""
-        return np.repeat(np.arange(self.nodes), np.diff(self.start))
-
     @cached_property
     def parent(self) -> IntArray:
         """Shape (N,): the cell that leads to the node, -1 if none does."""
@@ -97,13 +122,3 @@ class Problem:
     def tokens_free(self) -> FloatArray:
         """Shape (N,): tokens that a free rollout from the node samples."""
         return self.sums(self.p * (self.tokens + 1.0))
-
-    def sums(self, values: FloatArray) -> FloatArray:
-        """Sums over each node's cells: shape (..., C) to (..., N)."""
-        result: FloatArray = np.add.reduceat(values, self.start[:-1], axis=-1)
-        return result
-
-    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
-        """A value a node to its cells: shape (..., N) to (..., C)."""
-        result: NDArray[Any] = values[..., self.node]
-        return result

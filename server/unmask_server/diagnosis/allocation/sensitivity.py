@@ -7,6 +7,7 @@ value V = sum_k P_k s_k derivatives go on to the child's cells by the chain rule
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -84,12 +85,8 @@ def _of_nodes(
     share = np.where(settled, 0.0, 1.0 / wanted)
     total = (problem.spread(share) * slopes2).sum(axis=0)
     # What the parents want to know of a node's value, they want of its cells.
-    parent = problem.parent.tolist()
-    for node in range(problem.nodes):
-        cell = parent[node]
-        if cell >= 0 and beliefs.inner[cell] and total[cell] > 0.0:
-            cells = slice(problem.start[node], problem.start[node + 1])
-            total[cells] += total[cell] * problem.p[cells] ** 2
+    for cell, below in _inner(problem, beliefs):
+        total[below] += total[cell] * problem.p[below] ** 2
     weight = np.where(beliefs.inner | problem.known, 0.0, total)
     return Sensitivity(weight, variance, settled, drawn.flat)
 
@@ -142,7 +139,7 @@ def _set_slopes(
 ) -> tuple[FloatArray, FloatArray]:
     """d theta / d s without children, shape (A, C), and theta, shape (A,)."""
     p, weight = problem.p, problem.weight
-    g = p * (beliefs.mean - problem.spread(problem.sums(p * beliefs.mean)))
+    g = problem.through_softmax(beliefs.mean)
     if statistic is Statistic.MEAN_COSINE:
         counted = problem.defined & ~flat & (weight > 0)
         share = np.where(counted, weight, 0.0)
@@ -153,14 +150,14 @@ def _set_slopes(
     d = problem.steps
     d_norm2 = problem.sums(d * d) @ weight
     unit = 1.0 / np.sqrt(d_norm2.clip(1e-300))
-    dp = p * (d - problem.spread(problem.sums(p * d)))
+    dp = problem.through_softmax(d)
     gain = problem.sums(g * d) @ weight
     w = problem.spread(weight)
     if statistic is not Statistic.POOLED_COSINE:
         return unit[:, None] * w * dp, unit * gain
     noise = problem.sums(p**2 * (1 - p) ** 2 * beliefs.variance)
     g_norm2 = max(float((problem.sums(g * g) + noise) @ weight), 1e-18)
-    gp = p * (g - problem.spread(problem.sums(p * g)))
+    gp = problem.through_softmax(g)
     pull = (gain / g_norm2)[:, None] * gp
     return w * (unit[:, None] * (dp - pull)) / np.sqrt(g_norm2), unit * gain / np.sqrt(g_norm2)
 
@@ -179,11 +176,13 @@ def _signs(problem: Problem, g: FloatArray) -> FloatArray:
 def _through_children(problem: Problem, beliefs: Beliefs, slopes: FloatArray) -> FloatArray:
     """Total derivatives: a child's cells carry what their parents' cell was asked, times P."""
     total = slopes.copy()
-    parent = problem.parent
-    for node in range(problem.nodes):
-        cell = parent[node]
-        if cell < 0 or not beliefs.inner[cell]:
-            continue
-        cells = slice(problem.start[node], problem.start[node + 1])
-        total[:, cells] += total[:, cell, None] * problem.p[cells]
+    for cell, below in _inner(problem, beliefs):
+        total[:, below] += total[:, cell, None] * problem.p[below]
     return total
+
+
+def _inner(problem: Problem, beliefs: Beliefs) -> Iterator[tuple[int, slice]]:
+    """The cells that are known from a child, and that child's cells; parents first."""
+    for node, cell in enumerate(problem.parent.tolist()):
+        if cell >= 0 and beliefs.inner[cell]:
+            yield cell, problem.of(node)

@@ -37,7 +37,7 @@ def half_widths(problem: Problem, wanted: BoolArray) -> FloatArray:
     for node in range(problem.nodes - 1, -1, -1):
         if not needed[node]:
             continue
-        cells = slice(problem.start[node], problem.start[node + 1])
+        cells = problem.of(node)
         counts = _counts(problem, cells, values)
         mine = bool(wanted[:, node].any())
         posterior = NodePosterior(
@@ -61,7 +61,7 @@ def truths(problem: Problem, count: int) -> FloatArray:
     rng = np.random.default_rng(0)
     values: dict[int, FloatArray] = {}
     for node in range(problem.nodes - 1, -1, -1):
-        cells = slice(problem.start[node], problem.start[node + 1])
+        cells = problem.of(node)
         posterior = NodePosterior(
             _counts(problem, cells, {}), problem.p[cells], seed=node, size=max(2, count)
         )
