@@ -15,15 +15,11 @@ from numpy.typing import NDArray
 from unmask_server.diagnosis.allocation import (
     Objective,
     Problem,
-    Spending,
     Statistic,
-    batch_size,
     believe,
-    sensitivity,
-    spend,
 )
 from unmask_server.diagnosis.allocation.draws import draw
-from unmask_server.diagnosis.allocation.predict import pilot, sampled
+from unmask_server.diagnosis.allocation.predict import growing
 
 from bench.figures import figure, show
 from bench.simulated import World, by_policy, equal, lone_nodes, trajectories
@@ -55,8 +51,8 @@ def lone(nodes: int, repetitions: int) -> None:
     for seed in range(repetitions):
         world = lone_nodes(seed, nodes)
         mine = world.gradient(world.s)[1] > 1e-3
-        budgets = 2.0 ** np.arange(4, 15)
-        ours.append(_needed(*_adaptive(world, mine, budgets, seed)) / nodes)
+        trace = _grown(world, mine, ENDLESS, seed, limit=2.0**14 * nodes)
+        ours.append(_needed(trace[:, 0], trace[:, 2]) / nodes)
         forced.append(32.0 * _simple(world, equal, mine, seed))
         free.append(_simple(world, by_policy, mine, seed))
         least.append(_oracle(world, mine) / nodes)
@@ -106,18 +102,10 @@ def ranking(repetitions: int) -> None:
 
 def _ranked(world: World, objective: Objective, seed: int) -> tuple[float, bool]:
     """Rollouts until the planner is sure, and whether it is right."""
-    problem, rng = world.problem, np.random.default_rng(seed)
-    given = Spending(np.zeros(len(problem.p), dtype=np.int64), pilot(problem, objective))
-    rollouts = 0
-    while True:
-        rollouts += given.total
-        problem = sampled(problem, world.s, given, rng)
-        beliefs = believe(problem)
-        found = sensitivity(problem, beliefs, objective)
-        if found.done or rollouts > 200_000:
-            return float(rollouts), _better(world, beliefs.mean) == _better(world, world.s)
-        size = batch_size(problem, beliefs, found)
-        given = spend(problem, beliefs, found, rollouts=size, seed=rollouts)
+    for at in growing(world.problem, world.s, objective, np.random.default_rng(seed)):
+        if at.open_.done or at.rollouts > 200_000:
+            break
+    return float(at.rollouts), _better(world, at.beliefs.mean) == _better(world, world.s)
 
 
 def _better(world: World, s: FloatArray) -> int:
@@ -136,32 +124,18 @@ def _by_nodes(world: World, each: int, seed: int) -> bool:
     return bool(np.argmax(cosines[:, mine].mean(axis=1)) == np.argmax(true))
 
 
-def _adaptive(
-    world: World, mine: NDArray[np.bool_], budgets: FloatArray, seed: int
-) -> tuple[FloatArray, FloatArray]:
-    trace = _grown(world, mine, ENDLESS, seed, limit=float(budgets[-1] * world.problem.nodes))
-    return trace[:, 0], trace[:, 2]
-
-
 def _grown(
     world: World, mine: NDArray[np.bool_] | None, objective: Objective, seed: int, *, limit: float
 ) -> FloatArray:
     """Rollouts, tokens and error after every batch, shape (batches, 3), until that is small."""
-    problem, rng = world.problem, np.random.default_rng(seed)
-    given = Spending(np.zeros(len(problem.p), dtype=np.int64), pilot(problem, objective))
-    rollouts, tokens, rows = 0.0, 0.0, []
-    while True:
-        rollouts += given.total
-        tokens += float(given.forced @ problem.tokens + given.free @ problem.tokens_free)
-        problem = sampled(problem, world.s, given, rng)
-        beliefs = believe(problem)
-        found = sensitivity(problem, beliefs, objective)
-        asked = _asked(world, found.flat) if mine is None else mine
-        rows.append((rollouts, tokens, _error(world, beliefs.mean, asked)))
-        if rows[-1][2] < WANTED * 0.7 or rollouts > limit or found.done:
-            return np.array(rows)
-        size = min(batch_size(problem, beliefs, found), int(problem.n.sum() / 4) + 1)
-        given = spend(problem, beliefs, found, rollouts=size, seed=len(rows))
+    rows: list[tuple[float, float, float]] = []
+    for at in growing(world.problem, world.s, objective, np.random.default_rng(seed)):
+        if at.rollouts:
+            asked = _asked(world, at.open_.flat) if mine is None else mine
+            rows.append((at.rollouts, at.tokens, _error(world, at.beliefs.mean, asked)))
+            if rows[-1][2] < WANTED * 0.7 or at.rollouts > limit or at.open_.done:
+                break
+    return np.array(rows)
 
 
 def _simple(

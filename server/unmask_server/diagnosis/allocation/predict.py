@@ -6,7 +6,7 @@ against it. The spread of their costs is how well the cost is known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,38 +104,67 @@ def batch_size(problem: Problem, beliefs: Beliefs, open_: Sensitivity) -> int:
     return int(max(LEAST_BATCH, min(wanted, counted / 2.0)))
 
 
-def simulate(
-    problem: Problem, truth: FloatArray, objective: Objective, *, limit: float, seed: int
-) -> Cost:
-    """Run the planner against a truth.
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A growth after a batch."""
+
+    problem: Problem
+    beliefs: Beliefs
+    open_: Sensitivity
+    rollouts: int
+    """So far."""
+    tokens: float
+    """So far."""
+
+
+def growing(
+    problem: Problem, truth: FloatArray, objective: Objective, rng: np.random.Generator
+) -> Iterator[Grown]:
+    """The planner at work against a truth: as things are, then after the pilot and every batch.
+
+    It ends when the planner gives nothing more, not when it is content.
 
     Args:
         problem: the nodes and what is known of them.
         truth: success after each token, shape (C,); for a token with a child, the child's V.
-        objective: the precision that ends it.
-        limit: rollouts after which it is given up.
-        seed: equal arguments give equal costs.
+        objective: what is to become precise.
+        rng: of the outcomes and of the plans.
 
     """
-    rng = np.random.default_rng(seed)
-    rollouts, tokens = 0.0, 0.0
-    if sensitivity(problem, believe(problem), objective).done:
-        return Cost(0.0, 0.0, reached=True)
+    rollouts, tokens = 0, 0.0
     given = Spending(np.zeros(len(problem.p), dtype=np.int64), pilot(problem, objective))
+    beliefs = believe(problem)
+    yield Grown(problem, beliefs, sensitivity(problem, beliefs, objective), 0, 0.0)
     while True:
         rollouts += given.total
         tokens += float(given.forced @ problem.tokens + given.free @ problem.tokens_free)
         problem = sampled(problem, truth, given, rng)
         beliefs = believe(problem)
         open_ = sensitivity(problem, beliefs, objective)
-        if open_.done:
-            return Cost(rollouts, tokens, reached=True)
-        if rollouts >= limit:
-            return Cost(rollouts, tokens, reached=False)
+        yield Grown(problem, beliefs, open_, rollouts, tokens)
         size = batch_size(problem, beliefs, open_)
         given = spend(problem, beliefs, open_, rollouts=size, seed=int(rng.integers(2**31)))
         if not given.total:
-            return Cost(rollouts, tokens, reached=False)
+            return
+
+
+def simulate(
+    problem: Problem, truth: FloatArray, objective: Objective, *, limit: float, seed: int
+) -> Cost:
+    """What the planner takes against a truth.
+
+    Args:
+        problem: as in `growing`.
+        truth: likewise.
+        objective: the precision that ends it.
+        limit: rollouts after which it is given up.
+        seed: equal arguments give equal costs.
+
+    """
+    for at in growing(problem, truth, objective, np.random.default_rng(seed)):
+        if at.open_.done or at.rollouts >= limit:
+            break
+    return Cost(float(at.rollouts), at.tokens, reached=at.open_.done)
 
 
 def sampled(
