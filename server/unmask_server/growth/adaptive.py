@@ -65,43 +65,50 @@ class AdaptivePlanner:
         self._batches = 0
         self.seconds = 0.0
 
+    @classmethod
+    async def over(
+        cls, spec: GrowthSpec, paths: Sequence[WorkPath], work: WorkReader
+    ) -> AdaptivePlanner:
+        """A planner over paths that were prepared."""
+        return cls(spec, paths, work, await work.lengths(paths))
+
     async def next(self, now: Growth, pending: Counter[Item]) -> Next:
         """See `Planner`."""
         views = await self._work.read(self._paths)
-        return await asyncio.to_thread(self._timed, views, now, pending.copy())
+        return await asyncio.to_thread(self._timed, views, pending.copy())
 
-    async def forecast(self, limit: float) -> tuple[Forecast, Next]:
-        """What the objective will cost from here, and how far it is reached."""
+    async def forecast(
+        self, limit: float, *, half_width: float | None = None, most: int = 16
+    ) -> tuple[Forecast, Next]:
+        """What the objective will cost from here, and how far it is reached.
+
+        Args:
+            limit: rollouts after which a simulated growth is given up.
+            half_width: another than the objective's.
+            most: simulated growths.
+
+        """
         views = await self._work.read(self._paths)
+        objective = self._objective
+        if half_width is not None:
+            objective = replace(objective, half_width=half_width)
 
         def look() -> tuple[Forecast, Next]:
             laid = self._layout.lay(views, Counter())
-            beliefs = believe(laid.problem)
-            found = sensitivity(laid.problem, beliefs, self._objective)
-            done = self._report(laid, found, Plan())
-            return forecast(laid.problem, self._objective, limit=limit), done
+            found = sensitivity(laid.problem, believe(laid.problem), objective)
+            ahead = forecast(laid.problem, objective, limit=limit, most=most)
+            return ahead, self._report(laid, found, Plan())
 
         return await asyncio.to_thread(look)
 
-    async def next_halving(self, half_width: float, limit: float) -> Forecast:
-        """What half of `half_width` would cost from here."""
-        views = await self._work.read(self._paths)
-        objective = replace(self._objective, half_width=half_width / 2.0)
-
-        def look() -> Forecast:
-            laid = self._layout.lay(views, Counter())
-            return forecast(laid.problem, objective, limit=limit, most=5)
-
-        return await asyncio.to_thread(look)
-
-    def _timed(self, views: Sequence[TreeView], now: Growth, pending: Counter[Item]) -> Next:
+    def _timed(self, views: Sequence[TreeView], pending: Counter[Item]) -> Next:
         begun = time.thread_time()
         try:
-            return self._next(views, now, pending)
+            return self._next(views, pending)
         finally:
             self.seconds += time.thread_time() - begun
 
-    def _next(self, views: Sequence[TreeView], now: Growth, pending: Counter[Item]) -> Next:
+    def _next(self, views: Sequence[TreeView], pending: Counter[Item]) -> Next:
         laid = self._layout.lay(views, pending)
         beliefs = believe(laid.problem)
         found = sensitivity(laid.problem, beliefs, self._objective, self._tightened)
@@ -206,9 +213,8 @@ class AdaptivePlanner:
 
     def _flat(self, laid: Laid) -> NDArray[np.bool_]:
         """Nodes that are flat whatever the data say."""
-        below = self._objective.flat_norm
-        bounds = [self._paths[p].work[i].bound for p, i in laid.places]
-        return np.array(bounds, dtype=np.float64) < below
+        result: NDArray[np.bool_] = laid.problem.bound < self._objective.flat_norm
+        return result
 
     def _counted(self, laid: Laid) -> float:
         """Rollouts that count at the nodes that are not flat, over all of them."""

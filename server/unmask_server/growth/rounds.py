@@ -110,15 +110,15 @@ class Rounds:
         spec = self._held.spec
         if spec.allocation is not Allocation.ADAPTIVE:
             return RoundPlanner(spec, paths, self._work)
-        return AdaptivePlanner(spec, paths, self._work, await self._work.lengths(paths))
+        return await AdaptivePlanner.over(spec, paths, self._work)
 
     async def _plan(self, planner: Planner, longest: int) -> Plan:
         """What to sample next within the budget, noted in the growth's row."""
-        held, pending = self._held, self._pending
+        held = self._held
         begun = time.monotonic()
         # Taken before the row is read: what is stored in between counts twice at worst, never not
         # at all, or more would be sampled than was allowed.
-        under_way = pending.copy()
+        under_way = self._pending.copy()
         now = await asyncio.to_thread(self._store.get, held.id)
         found = await planner.next(now, under_way)
         plan, waiting = found.plan, under_way.total()
@@ -167,7 +167,7 @@ class Rounds:
             return
         now = await asyncio.to_thread(self._store.get, self._held.id)
         limit = AHEAD_LIMIT * max(1000, now.rollouts_sampled + now.rollouts_cached)
-        ahead = await planner.next_halving(self._half_width, limit)
+        ahead, _ = await planner.forecast(limit, half_width=self._half_width / 2.0, most=5)
         await asyncio.to_thread(self._store.note_next_halving, self._held, ahead)
 
     async def _sample(self, paths: Sequence[WorkPath], plan: Plan, waiting: Counter[Item]) -> None:
@@ -230,8 +230,8 @@ class Rounds:
         self._on_progress()
 
     def _tidy(self) -> None:
-        for item in [item for item, number in self._pending.items() if number <= 0]:
-            del self._pending[item]
+        # Only what is still under way.
+        self._pending = +self._pending
         self._moved.set()
 
     def _store_all(self, buffer: Sequence[Sampled]) -> None:

@@ -82,7 +82,7 @@ class GrowthRunner:
     async def predict(self, spec: GrowthSpec, limit: int) -> Prediction:
         """What an adaptive growth would cost from here; nothing is sampled."""
         paths = await self._work.prepare(spec)
-        planner = AdaptivePlanner(spec, paths, self._work, await self._work.lengths(paths))
+        planner = await AdaptivePlanner.over(spec, paths, self._work)
         forecast, now = await planner.forecast(float(limit))
         return Prediction(forecast, now, self.tokens_per_second({p.nodes.policy.id for p in paths}))
 
