@@ -1,6 +1,6 @@
 """The mathematics: gradients, posteriors, alignments, sets of nodes. Pure numpy, no I/O."""
 
-from unmask_server.diagnosis.algorithms import Algorithm, Form, Loss
+from unmask_server.diagnosis.algorithms import Algorithm, Form, Loss, Rest, TopKOf
 from unmask_server.diagnosis.alignment import (
     MIN_COVERAGE,
     Alignment,
@@ -9,6 +9,7 @@ from unmask_server.diagnosis.alignment import (
     align,
     measure,
 )
+from unmask_server.diagnosis.continuation import Continuations
 from unmask_server.diagnosis.controls import entropy, permuted, tempered
 from unmask_server.diagnosis.counts import Counts
 from unmask_server.diagnosis.divergence import kl
@@ -51,6 +52,7 @@ __all__ = [
     "VALUE_DRAWS",
     "Algorithm",
     "Alignment",
+    "Continuations",
     "Counts",
     "Draws",
     "Form",
@@ -62,12 +64,14 @@ __all__ = [
     "Measured",
     "NodePosterior",
     "NodeTerms",
+    "Rest",
     "SetDifference",
     "SetSummary",
     "SetTerms",
     "Status",
     "SuccessPosterior",
     "Support",
+    "TopKOf",
     "UnboundedLossError",
     "Value",
     "align",

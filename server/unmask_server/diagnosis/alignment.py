@@ -20,13 +20,16 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis.algorithms import Algorithm
+from unmask_server.diagnosis.continuation import Continuations
 from unmask_server.diagnosis.intervals import Interval
 from unmask_server.diagnosis.node import FLAT_TOLERANCE, NodePosterior
+from unmask_server.diagnosis.noise import sample_variance
 from unmask_server.diagnosis.step import Step, StepInputs, step
 from unmask_server.diagnosis.support import Support, covered_mass
 from unmask_server.diagnosis.terms import (
@@ -88,6 +91,9 @@ class Alignment:
     """The teacher's, likewise; None without a teacher."""
     unbounded_id: int | None
     """For UNBOUNDED: the likeliest token that the teacher gives zero."""
+    sample_variance: float | None
+    """E|d_y - d|^2 of the step of one sampled token y, see `noise.sample_variance`; None where the
+    loss is not trained on sampled tokens, or where it is not known."""
 
     @property
     def ideal_norm_is_known(self) -> bool:
@@ -117,27 +123,37 @@ def align(
     algorithm: Algorithm,
     p: FloatArray,
     t: FloatArray | None = None,
-    *,
-    ids: NDArray[np.int32],
-    observed: int | None = None,
-    advantage: float | None = None,
-    reward_std: float | None = None,
-    min_coverage: float = MIN_COVERAGE,
-    noise: float = 0.0,
+    **options: Unpack[Options],
 ) -> Alignment:
     """The alignment of one step; see `measure` for the arguments."""
-    return measure(
-        posterior,
-        algorithm,
-        p,
-        t,
-        ids=ids,
-        observed=observed,
-        advantage=advantage,
-        reward_std=reward_std,
-        min_coverage=min_coverage,
-        noise=noise,
-    ).alignment
+    return measure(posterior, algorithm, p, t, **options).alignment
+
+
+class Options(TypedDict, total=False):
+    """What `measure` may be told; all but `ids` may be left out."""
+
+    ids: Required[NDArray[np.int32]]
+    """The candidates' token ids, shape (m,)."""
+    observed: int | None
+    """For SAMPLED: index of the observed token in the support."""
+    advantage: float | None
+    """For SAMPLED policy gradients and rewards: r - mean r, for GRPO that over std r. None if the
+    group has no reward yet: there is then no step (NO_DATA)."""
+    reward_std: float | None
+    """For EXPECTED GRPO: std r, > 0; None leaves the step unscaled."""
+    min_coverage: float
+    """Below it the answer says LOW_COVERAGE; in [0, 1]."""
+    noise: float
+    """Scoring noise in nats beyond float32's, for engines that repeat themselves badly."""
+    continuations: Continuations | None
+    """For EXPECTED sequence losses: what follows each token. None: NO_DATA."""
+    later: float | None
+    """For SAMPLED sequence losses: what followed the observed token. None: NO_DATA."""
+    mean_reward: float
+    """Of the group; only for the noise of policy gradients."""
+    weight: float
+    """How often training meets this node, relative to the student's own data; sets count its step
+    so. >= 0."""
 
 
 def measure(
@@ -145,13 +161,7 @@ def measure(
     algorithm: Algorithm,
     p: FloatArray,
     t: FloatArray | None = None,
-    *,
-    ids: NDArray[np.int32],
-    observed: int | None = None,
-    advantage: float | None = None,
-    reward_std: float | None = None,
-    min_coverage: float = MIN_COVERAGE,
-    noise: float = 0.0,
+    **options: Unpack[Options],
 ) -> Measured:
     """Compare one algorithm's step with the ideal gradient.
 
@@ -161,28 +171,34 @@ def measure(
         p: the student's probabilities at the loss's temperature, shape (m + 1,), tail last.
         t: the teacher's, likewise; exactly 0.0 at a candidate is probability zero. None only for
             algorithms without a teacher.
-        ids: the candidates' token ids, shape (m,).
-        observed: for SAMPLED: index of the observed token in the support.
-        advantage: for SAMPLED policy gradients: r - mean r, for GRPO that over std r. None if the
-            group has no reward yet: there is then no step (NO_DATA).
-        reward_std: for EXPECTED GRPO: std r, > 0; None leaves the step unscaled.
-        min_coverage: below it the answer says LOW_COVERAGE; in [0, 1].
-        noise: scoring noise in nats beyond float32's, for engines that repeat themselves badly.
+        options: see `Options`.
 
     Raises:
         ValueError: shapes differ, or the algorithm lacks an input.
 
     """
+    ids = options["ids"]
+    inputs = StepInputs(
+        p,
+        t,
+        observed=options.get("observed"),
+        advantage=options.get("advantage"),
+        reward_std=options.get("reward_std"),
+        noise=options.get("noise", 0.0),
+        continuations=options.get("continuations"),
+        later=options.get("later"),
+    )
     _check(posterior, p, t, ids)
-    taken = step(posterior, algorithm, StepInputs(p, t, observed, advantage, reward_std, noise))
+    taken = step(posterior, algorithm, inputs)
+    d = taken.draws(posterior.gradient) if taken.is_known else None
     covered_student = min(posterior.covered, covered_mass(p))
     covered_teacher = None if t is None else covered_mass(t)
     covered = min(covered_student, 1.0 if covered_teacher is None else covered_teacher)
-    status = _status(posterior, taken, covered < min_coverage)
+    status = _status(posterior, taken, covered < options.get("min_coverage", MIN_COVERAGE))
     known = posterior.has_data
-    gain = product(posterior.gradient, taken.draws) if known else None
-    gained = advantage_draws(posterior, posterior.success, p, t, noise) if known else None
-    cosine = _cosine(posterior, taken, gain) if status.is_scored else None
+    gain = product(posterior.gradient, d) if known else None
+    gained = advantage_draws(posterior, posterior.success, p, t, inputs.noise) if known else None
+    cosine = _cosine(posterior, d, gain) if status.is_scored else None
     alignment = Alignment(
         status=status,
         cosine=None if cosine is None else Interval.of(cosine),
@@ -190,15 +206,36 @@ def measure(
         gain=None if gain is None else Interval.of(gain),
         advantage=None if gained is None else Interval.of(gained),
         ideal_norm2=posterior.ideal_norm2 if known else None,
-        descent_norm2=None if taken.draws is None else float(np.mean(squared_norm(taken.draws))),
+        descent_norm2=None if d is None else float(np.mean(squared_norm(d))),
         flat_bound=posterior.flat_bound,
         effective_support=posterior.effective_support,
         covered_student=covered_student,
         covered_teacher=covered_teacher,
         unbounded_id=None if taken.unbounded is None else Support(ids).token(taken.unbounded),
+        sample_variance=_sample_variance(
+            posterior, algorithm, inputs, options.get("mean_reward", 0.0)
+        ),
     )
-    inputs = DrawInputs(posterior, taken, cosine, gain, p, t, noise)
-    return Measured(alignment, cosine, lambda: draw_terms(inputs))
+    terms = DrawInputs(posterior, taken, cosine, gain, inputs, options.get("weight", 1.0))
+    return Measured(alignment, cosine, lambda: draw_terms(terms))
+
+
+def _sample_variance(
+    posterior: NodePosterior, algorithm: Algorithm, inputs: StepInputs, mean_reward: float
+) -> float | None:
+    known = inputs.continuations
+    if algorithm.is_sequential and (known is None or not known.has_data):
+        return None
+    return sample_variance(
+        algorithm,
+        inputs.p,
+        inputs.t,
+        s=posterior.estimate if posterior.has_data else None,
+        mean_reward=mean_reward,
+        reward_std=inputs.reward_std,
+        later=None if known is None else known.mean,
+        later_variance=None if known is None else known.variance,
+    )
 
 
 def _status(posterior: NodePosterior, taken: Step, is_covered_badly: bool) -> Status:
@@ -208,18 +245,20 @@ def _status(posterior: NodePosterior, taken: Step, is_covered_badly: bool) -> St
         return Status.NO_SIGNAL
     if posterior.flat_bound < FLAT_TOLERANCE:
         return Status.FLAT
-    if taken.draws is None or not posterior.has_data:
+    if not taken.is_known or not posterior.has_data:
         return Status.NO_DATA
     if not posterior.tells_gradient:
         return Status.FLAT
     return Status.LOW_COVERAGE if is_covered_badly else Status.OK
 
 
-def _cosine(posterior: NodePosterior, taken: Step, gain: FloatArray | None) -> FloatArray | None:
+def _cosine(
+    posterior: NodePosterior, d: FloatArray | None, gain: FloatArray | None
+) -> FloatArray | None:
     """Draws of cos(g, d); 0 where a draw of g is zero."""
-    if taken.draws is None or gain is None:
+    if d is None or gain is None:
         return None
-    norms = np.sqrt(posterior.gradient_norm2 * squared_norm(taken.draws))
+    norms = np.sqrt(posterior.gradient_norm2 * squared_norm(d))
     return np.divide(gain, norms, out=np.zeros_like(gain), where=norms > 0.0).clip(-1.0, 1.0)
 
 

@@ -8,12 +8,13 @@ candidates and the tail bucket); leading axes broadcast.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unmask_server.diagnosis.algorithms import Algorithm, Form
-from unmask_server.diagnosis.families import FAMILIES, LossInputs, take
+from unmask_server.diagnosis.families import FAMILIES, LossInputs, restricted
 
 FloatArray = NDArray[np.float64]
 
@@ -52,18 +53,22 @@ def descent(
     advantage: ArrayLike | None = None,
     s: ArrayLike | None = None,
     reward_std: float | None = None,
+    later: ArrayLike | None = None,
 ) -> FloatArray:
     """d = -dL/dz at a node, z the student's logits before the loss's temperature divides them.
 
     Args:
-        algorithm: the loss, its form and settings.
+        algorithm: the loss, its form and settings. `student_share` is none of a node's concern.
         p: the student's probabilities at the loss's temperature, shape (..., k).
         t: the teacher's, likewise; needed if `algorithm.needs_teacher`.
         observed: SAMPLED only: index of the observed token in the support, shape (...).
-        advantage: SAMPLED policy gradients only: (r - mean r) for Dr. GRPO, that over std r for
-            GRPO; shape (...).
-        s: EXPECTED policy gradients only: chances of success, shape (..., k).
+        advantage: SAMPLED policy gradients, and SAMPLED with a reward: (r - mean r) for Dr. GRPO,
+            that over std r for GRPO; shape (...).
+        s: EXPECTED policy gradients, and EXPECTED with a reward: chances of success, shape
+            (..., k).
         reward_std: EXPECTED GRPO only: std r, > 0; without it the step is left unscaled.
+        later: sequence losses only, see `families.minillm`: EXPECTED, shape (..., k), SAMPLED,
+            shape (...). Without it, EXPECTED is the part of the token's own log-ratio.
 
     Returns:
         Shape (..., k), finite.
@@ -73,77 +78,40 @@ def descent(
         ValueError: an input that this algorithm needs is missing.
 
     """
-    inputs = _inputs(p, t, advantage, s, reward_std)
+    inputs = loss_inputs(p, t, advantage, s, reward_std, later)
     family = FAMILIES[algorithm.loss]
+    if algorithm.top_k:
+        inputs = restricted(algorithm, inputs)
+    step = np.zeros(())
     if algorithm.form is Form.SAMPLED:
-        y = _observed(observed)
+        y = observed_index(observed)
         a_y = family.sampled(algorithm, inputs, y)
         if not np.all(np.isfinite(a_y)):
             raise UnboundedLossError(int(y.reshape(-1)[np.argmin(np.isfinite(a_y).reshape(-1))]))
-        step = np.multiply(a_y[..., np.newaxis], _one_hot(y, inputs.p.shape[-1]) - inputs.p)
-    else:
-        infinite = family.unbounded(algorithm, inputs)
-        if infinite.any():
-            masses = np.where(infinite, inputs.p, -1.0).reshape(-1, inputs.p.shape[-1])
-            raise UnboundedLossError(int(np.argmax(masses.max(axis=0))))
-        weighted = family.weighted(algorithm, inputs)
-        step = weighted - inputs.p * np.sum(weighted, axis=-1, keepdims=True)
+        step = np.multiply(a_y[..., np.newaxis], one_hot(y, inputs.p.shape[-1]) - inputs.p)
+    if algorithm.form is Form.EXPECTED or (algorithm.is_sequential and algorithm.single_step):
+        whole = inputs if algorithm.form is Form.EXPECTED else replace(inputs, later=None)
+        step = step + _expected(algorithm, whole)
     result: FloatArray = step / algorithm.temperature
+    if algorithm.reward_weight > 0.0:
+        reward = Algorithm(algorithm.reward_loss, algorithm.form)
+        rewarded = descent(
+            reward, p, observed=observed, advantage=advantage, s=s, reward_std=reward_std
+        )
+        result = result + algorithm.reward_weight * rewarded
     return result
 
 
-def noise_response(
-    algorithm: Algorithm,
-    p: ArrayLike,
-    t: ArrayLike,
-    noise: ArrayLike,
-    *,
-    observed: ArrayLike | None = None,
-) -> FloatArray:
-    """How errors in the log-ratios log T_j - log P_j move d, to first order.
-
-    Args:
-        algorithm: a loss with a teacher.
-        p: as in `descent`.
-        t: as in `descent`.
-        noise: the errors in nats, shape (..., k).
-        observed: as in `descent`.
-
-    Returns:
-        The change of d (up to its sign, the same for all tokens), shape (..., k).
-
-    """
-    inputs = _inputs(p, t, None, None, None)
-    moved = FAMILIES[algorithm.loss].sensitivity(algorithm, inputs) * np.asarray(noise)
-    if algorithm.form is Form.SAMPLED:
-        y = _observed(observed)
-        p_y, moved_y = take(np.broadcast_to(inputs.p, moved.shape), y), take(moved, y)
-        per_token = np.divide(moved_y, p_y, out=np.zeros_like(moved_y), where=p_y > 0)
-        change = per_token[..., np.newaxis] * (_one_hot(y, inputs.p.shape[-1]) - inputs.p)
-    else:
-        change = moved - inputs.p * np.sum(moved, axis=-1, keepdims=True)
-    result: FloatArray = change / algorithm.temperature
-    return result
-
-
-def noise_norm(
-    algorithm: Algorithm, p: ArrayLike, t: ArrayLike, *, observed: ArrayLike | None = None
-) -> FloatArray:
-    """Root mean square of |`noise_response`| for independent errors of one nat; shape (...)."""
-    inputs = _inputs(p, t, None, None, None)
-    weights = FAMILIES[algorithm.loss].sensitivity(algorithm, inputs)
-    p = inputs.p
-    p_norm2 = np.sum(p * p, axis=-1)
-    if algorithm.form is Form.SAMPLED:
-        y = _observed(observed)
-        p_y, w_y = take(p, y), take(weights, y)
-        per_token = np.divide(w_y, p_y, out=np.zeros_like(w_y), where=p_y > 0)
-        norm2 = per_token**2 * (1.0 - 2.0 * p_y + p_norm2)
-    else:
-        # Token j's error moves d by w_j (e_j - P).
-        norm2 = np.sum(weights**2 * (1.0 - 2.0 * p + p_norm2[..., np.newaxis]), axis=-1)
-    norm: FloatArray = np.sqrt(np.maximum(norm2, 0.0)) / algorithm.temperature
-    return norm
+def _expected(algorithm: Algorithm, inputs: LossInputs) -> FloatArray:
+    """P_j (A_j - sum_k P_k A_k)."""
+    family = FAMILIES[algorithm.loss]
+    infinite = family.unbounded(algorithm, inputs)
+    if infinite.any():
+        masses = np.where(infinite, inputs.p, -1.0).reshape(-1, inputs.p.shape[-1])
+        raise UnboundedLossError(int(np.argmax(masses.max(axis=0))))
+    weighted = family.weighted(algorithm, inputs)
+    step: FloatArray = weighted - inputs.p * np.sum(weighted, axis=-1, keepdims=True)
+    return step
 
 
 def flat_bound(p: ArrayLike) -> float:
@@ -157,13 +125,16 @@ def flat_bound(p: ArrayLike) -> float:
     return math.sqrt(2.0) * max(0.0, 1.0 - largest)
 
 
-def _inputs(
+def loss_inputs(
     p: ArrayLike,
     t: ArrayLike | None,
     advantage: ArrayLike | None,
     s: ArrayLike | None,
     reward_std: float | None,
+    later: ArrayLike | None = None,
 ) -> LossInputs:
+    """The inputs of a loss as arrays. Raises: ValueError, `reward_std` is not above 0."""
+
     def array(values: ArrayLike | None) -> FloatArray | None:
         return None if values is None else np.asarray(values, dtype=np.float64)
 
@@ -175,15 +146,18 @@ def _inputs(
         s=array(s),
         advantage=array(advantage),
         reward_std=reward_std,
+        later=array(later),
     )
 
 
-def _observed(observed: ArrayLike | None) -> NDArray[np.intp]:
+def observed_index(observed: ArrayLike | None) -> NDArray[np.intp]:
+    """The index of the observed token. Raises: ValueError, there is none."""
     if observed is None:
         raise ValueError("the sampled form needs the observed token")
     return np.asarray(observed, dtype=np.intp)
 
 
-def _one_hot(y: NDArray[np.intp], size: int) -> FloatArray:
+def one_hot(y: NDArray[np.intp], size: int) -> FloatArray:
+    """e_y, shape (..., size)."""
     result: FloatArray = np.equal(y[..., np.newaxis], np.arange(size)).astype(np.float64)
     return result

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask_server.diagnosis.algorithms import Algorithm, Form
-from unmask_server.diagnosis.gradients import (
-    UnboundedLossError,
-    descent,
-    noise_norm,
-    noise_response,
-)
+from unmask_server.diagnosis.algorithms import Algorithm, Form, Loss
+from unmask_server.diagnosis.continuation import Continuations
+from unmask_server.diagnosis.gradients import UnboundedLossError, descent
 from unmask_server.diagnosis.node import NodePosterior
+from unmask_server.diagnosis.noise import noise_norm, noise_response
 from unmask_server.diagnosis.support import TAIL_RESOLUTION
 
 FloatArray = NDArray[np.float64]
@@ -23,6 +20,8 @@ SCORING_NOISE = 1e-5
 """Noise in nats that float32 log-probabilities always have (up to 4e-6 was seen between a warm and
 a cold prefix cache of one engine)."""
 
+_MANY = 100.0
+"""Tokens of a continuation over which noise may add up."""
 _SMALLEST_NORM = 1e-12
 _LARGEST = 1e100
 """A step with a component beyond this (T_y / P_y of a token the student all but never takes) counts
@@ -31,16 +30,33 @@ as infinite: its square would be."""
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """d at a node, or why there is none (`draws` and `unbounded` both None: no data yet)."""
+    """d = base + `ideal_weight` g at a node, or why there is none.
 
-    draws: FloatArray | None = None
-    """Shape (m + 1,) where d is certain, else (size, m + 1)."""
+    Without `base`, weight and `unbounded` there are no data yet.
+    """
+
+    base: FloatArray | None = None
+    """What does not depend on success: shape (m + 1,) where it is certain, else (size, m + 1)."""
+    ideal_weight: float = 0.0
+    """Of the expected policy gradient, which is the ideal gradient."""
     is_noise: bool = False
     """Whether |d| is not above what scoring noise makes of it."""
-    follows_ideal: bool = False
-    """Whether d is a multiple of g by its definition."""
     unbounded: int | None = None
     """Index of the token that makes the loss infinite."""
+    gain_bias: float = 0.0
+    """By how much g.d of estimates from the same rollouts is too high."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a step."""
+        return self.base is not None or self.ideal_weight > 0.0
+
+    def draws(self, g: FloatArray) -> FloatArray | None:
+        """Draws of d given those of g, shape (m + 1,) where d is certain; None if there is none."""
+        if self.ideal_weight > 0.0:
+            along = self.ideal_weight * g
+            return along if self.base is None else self.base + along
+        return self.base
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +65,29 @@ class StepInputs:
 
     p: FloatArray
     t: FloatArray | None
-    observed: int | None
-    advantage: float | None
-    reward_std: float | None
-    noise: float
+    observed: int | None = None
+    advantage: float | None = None
+    reward_std: float | None = None
+    noise: float = 0.0
+    continuations: Continuations | None = None
+    """EXPECTED sequence losses only: after each token."""
+    later: float | None = None
+    """SAMPLED sequence losses only: the value of the observed trajectory's own continuation."""
 
 
 def step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepInputs) -> Step:
     """The step of `algorithm`."""
-    if algorithm.needs_teacher:
-        return _teacher_step(posterior, algorithm, inputs)
-    if algorithm.form is Form.EXPECTED:
+    if algorithm.is_rewarded and inputs.advantage is None:
+        return Step()
+    weight = 0.0
+    if algorithm.needs_group and algorithm.form is Form.EXPECTED:
         if not posterior.has_data:
             return Step()
-        d = descent(algorithm, posterior.p, s=posterior.success, reward_std=inputs.reward_std)
-        return Step(d, follows_ideal=True)
-    if inputs.advantage is None:
-        return Step()
+        weight = _ideal_weight(algorithm, inputs.reward_std)
+    if algorithm.needs_teacher:
+        return replace(_teacher_step(posterior, algorithm, inputs), ideal_weight=weight)
+    if algorithm.form is Form.EXPECTED:
+        return Step(ideal_weight=weight)
     d = descent(algorithm, inputs.p, observed=inputs.observed, advantage=inputs.advantage)
     return Step(d, is_noise=float(np.linalg.norm(d)) <= _SMALLEST_NORM)
 
@@ -78,29 +100,71 @@ def noise_draws(posterior: NodePosterior) -> FloatArray:
 
 
 def certain_step(algorithm: Algorithm, inputs: StepInputs) -> Step:
-    """The step of a loss with a teacher, without what the engine's noise does to it."""
+    """The part of a loss's step that teacher and student alone decide, noise aside.
+
+    Of EXPECTED losses with a reward that is without the reward, of EXPECTED sequence losses that of
+    the token's own log-ratio.
+    """
     if inputs.t is None:
         raise ValueError("this loss compares with a teacher: t is missing")
     p, t = inputs.p, _floor_tail(inputs.p, inputs.t)
+    sampled = algorithm.form is Form.SAMPLED
+    own = algorithm if sampled else replace(algorithm, reward_weight=0.0)
     try:
-        d = descent(algorithm, p, t, observed=inputs.observed)
+        d = descent(
+            own, p, t, observed=inputs.observed, advantage=inputs.advantage, later=inputs.later
+        )
     except UnboundedLossError as error:
         return Step(unbounded=error.index)
     if np.abs(d).max() > _LARGEST:
         return Step(unbounded=int(np.abs(d).argmax()))
     response = float(noise_norm(algorithm, p, t, observed=inputs.observed))
     tolerance = 2.0 * (SCORING_NOISE + inputs.noise) * response
-    return Step(d, is_noise=float(np.linalg.norm(d)) <= tolerance + _SMALLEST_NORM)
+    is_noise = float(np.linalg.norm(d)) <= tolerance + _SMALLEST_NORM
+    return Step(d, is_noise=is_noise and not (algorithm.reward_weight > 0.0))
+
+
+def _ideal_weight(algorithm: Algorithm, reward_std: float | None) -> float:
+    """How many ideal gradients an expected policy gradient is."""
+    loss, weight = algorithm.loss, 1.0 / algorithm.temperature
+    if algorithm.needs_teacher:
+        loss, weight = algorithm.reward_loss, algorithm.reward_weight
+    return weight / reward_std if loss is Loss.GRPO and reward_std is not None else weight
 
 
 def _teacher_step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepInputs) -> Step:
+    sequential = algorithm.is_sequential
+    if sequential and algorithm.form is Form.SAMPLED and inputs.later is None:
+        return Step()
     found = certain_step(algorithm, inputs)
-    if found.draws is None or found.is_noise or inputs.noise <= 0.0 or inputs.t is None:
+    if found.base is None or inputs.t is None:
         return found
     t = _floor_tail(inputs.p, inputs.t)
-    errors = inputs.noise * noise_draws(posterior)
-    observed = None if inputs.observed is None else np.full(len(errors), inputs.observed)
-    return Step(found.draws + noise_response(algorithm, inputs.p, t, errors, observed=observed))
+    if inputs.noise > 0.0 and (sequential or not found.is_noise):
+        errors = inputs.noise * noise_draws(posterior)
+        observed = None if inputs.observed is None else np.full(len(errors), inputs.observed)
+        moved = noise_response(algorithm, inputs.p, t, errors, observed=observed)
+        found = replace(found, base=found.base + moved)
+    if sequential and algorithm.form is Form.EXPECTED:
+        return _with_continuations(posterior, found, inputs)
+    return found
+
+
+def _with_continuations(posterior: NodePosterior, own: Step, inputs: StepInputs) -> Step:
+    """The step with what follows each token added."""
+    known = inputs.continuations
+    if known is None or not known.has_data or own.base is None:
+        return Step()
+    later = known.draws(size=posterior.size, seed=posterior.seed)
+    added = inputs.p * (later - (later @ inputs.p)[:, np.newaxis])
+    # Where teacher and student are one model in one context, all log-ratios are rounding.
+    largest = float(np.abs(known.mean).max() + np.sqrt(known.variance.max()))
+    tolerance = _MANY * (SCORING_NOISE + inputs.noise)
+    return Step(
+        own.base + added,
+        is_noise=own.is_noise and largest <= tolerance,
+        gain_bias=known.gain_bias(posterior.p, inputs.p, posterior.counts.n),
+    )
 
 
 def _floor_tail(p: FloatArray, t: FloatArray) -> FloatArray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis.node import NodePosterior
-from unmask_server.diagnosis.step import Step, noise_draws
+from unmask_server.diagnosis.step import Step, StepInputs, noise_draws
 
 FloatArray = NDArray[np.float64]
 
@@ -44,26 +43,54 @@ class DrawInputs:
     cosine: FloatArray | None
     """Posterior draws, as the alignment states them; likewise the gain."""
     gain: FloatArray | None
-    p: FloatArray
-    t: FloatArray | None
-    noise: float
+    step: StepInputs
+    weight: float
+    """The step's size is multiplied by it."""
 
 
 def draw_terms(inputs: DrawInputs) -> Draws:
     """A node's terms; None where d, or all data, lack."""
     posterior, taken, cosine = inputs.posterior, inputs.taken, inputs.cosine
-    norm2 = None if taken.draws is None else squared_norm(taken.draws)
+    w, c = inputs.weight, taken.ideal_weight
+    base2 = None if taken.base is None else _norm2(taken.base)
     if not posterior.has_data:
-        return Draws(cosine, None, None, norm2, None)
+        return Draws(cosine, None, None, None if base2 is None else w**2 * base2, None)
     ideal = posterior.ideal_norm2_draws
-    gained = advantage_draws(posterior, posterior.unshrunk, inputs.p, inputs.t, inputs.noise)
-    if taken.draws is not None and norm2 is not None and taken.follows_ideal:
-        # d = c g: everything is a multiple of |g|^2, with its bias taken out.
-        mean = float(posterior.gradient_norm2.mean())
-        c = math.sqrt(float(norm2.mean()) / mean) if mean > 0.0 else 0.0
-        return Draws(cosine, c * ideal, ideal, c**2 * ideal, gained, inputs.gain, norm2)
-    gain = product(posterior.unshrunk_gradient, taken.draws)
-    return Draws(cosine, gain, ideal, norm2, gained, inputs.gain, norm2)
+    step = inputs.step
+    gained = advantage_draws(posterior, posterior.unshrunk, step.p, step.t, step.noise)
+    if not taken.is_known:
+        return Draws(cosine, None, ideal, None, gained)
+    # d = base + c g, where c g adds multiples of |g|^2 with its bias taken out.
+    along = product(posterior.unshrunk_gradient, taken.base)
+    gain, norm2 = c * ideal, c**2 * ideal
+    if along is not None and base2 is not None:
+        along = along - taken.gain_bias
+        gain, norm2 = gain + along, norm2 + 2.0 * c * along + base2
+        if c == 0.0:
+            norm2 = base2
+    d = taken.draws(posterior.gradient)
+    return Draws(
+        cosine,
+        w * gain,
+        ideal,
+        w**2 * norm2,
+        gained,
+        None if inputs.gain is None else w * inputs.gain,
+        None if d is None else w**2 * squared_norm(d),
+    )
+
+
+def _norm2(base: FloatArray) -> FloatArray:
+    """|base|^2, around its estimate less the variance that is in it; shape () or (size,).
+
+    Draws lie around an estimate that is itself as far from the truth: the variance is in it twice.
+    """
+    norm2 = squared_norm(base)
+    if base.ndim == 1:
+        return norm2
+    mean = base.mean(axis=0)
+    result: FloatArray = norm2 - 2.0 * (float(norm2.mean()) - float(mean @ mean))
+    return result
 
 
 def product(g: FloatArray, d: FloatArray | None) -> FloatArray | None:

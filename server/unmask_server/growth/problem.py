@@ -233,10 +233,10 @@ def _step(
         d[observed] += 1.0
         return d, True
     t = scores.teachers[teacher][algorithm.temperature]
-    found = certain_step(algorithm, StepInputs(p, t, observed, None, None, scores.noise[teacher]))
-    if found.draws is None or found.is_noise:
+    found = certain_step(algorithm, StepInputs(p, t, observed, noise=scores.noise[teacher]))
+    if found.base is None or found.is_noise:
         return np.zeros(len(p)), False
-    return found.draws, True
+    return found.base, True
 
 
 def _by_place(

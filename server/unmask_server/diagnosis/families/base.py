@@ -28,6 +28,10 @@ class LossInputs:
     """Advantage of the observed trajectory; no support axis."""
     reward_std: float | None = None
     """Standard deviation of the rewards in the group, > 0."""
+    later: FloatArray | None = None
+    """What a sequence loss adds to each token's advantage for the tokens after it, see
+    `families.minillm`; in its SAMPLED form of the observed trajectory alone, without the last axis.
+    """
 
 
 class Family(Protocol):
@@ -59,3 +63,32 @@ def take(values: FloatArray, y: NDArray[np.intp]) -> FloatArray:
     index = np.broadcast_to(y, values.shape[:-1])[..., np.newaxis]
     taken: FloatArray = np.take_along_axis(values, index, axis=-1)[..., 0]
     return taken
+
+
+def teacher(inputs: LossInputs) -> FloatArray:
+    """The teacher's probabilities.
+
+    Raises:
+        ValueError: there are none.
+
+    """
+    if inputs.t is None:
+        raise ValueError("this loss compares with a teacher: t is missing")
+    return inputs.t
+
+
+def log_ratio(p: FloatArray, t: FloatArray, clip: float) -> FloatArray:
+    """log T - log P, cut to [-clip, clip] unless that is 0; 0 where P = 0."""
+    p, t = np.broadcast_arrays(p, t)
+    result = np.zeros(p.shape)
+    live = p > 0.0
+    with np.errstate(divide="ignore"):
+        result[live] = np.log(t[live]) - np.log(p[live])
+    return np.clip(result, -clip, clip) if clip > 0.0 else result
+
+
+def times_log_ratio(p: FloatArray, q: FloatArray, clip: float = 0.0) -> FloatArray:
+    """p log(q / p), 0 where p = 0, minus infinity where only q = 0 and nothing is clipped."""
+    ratio = log_ratio(p, q, clip)
+    result: FloatArray = np.multiply(p, ratio, out=np.zeros_like(ratio), where=p > 0.0)
+    return result
