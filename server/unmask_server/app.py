@@ -33,8 +33,10 @@ from unmask_server.launched import LaunchedModels
 from unmask_server.nodes.distributions import Scorer
 from unmask_server.nodes.evidence import EvidenceReader
 from unmask_server.nodes.resolve import Resolver
+from unmask_server.nodes.rollout_scores import RolloutScorer
+from unmask_server.nodes.sequences import SequenceReader
 from unmask_server.nodes.versions import TreeVersions
-from unmask_server.tree import DistributionStore, TreeStore
+from unmask_server.tree import DistributionStore, RolloutScoreStore, TreeStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     sampler = Sampler(catalog, engines)
     resolver = Resolver(catalog, recorder.graded)
     reader = EvidenceReader(catalog, scorer)
+    rollout_scorer = RolloutScorer(RolloutScoreStore(database), engines)
     runner = GrowthRunner(
         GrowthStore(database),
         WorkReader(resolver, reader, recorder, trees),
@@ -112,7 +115,15 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
             TrajectoryMaker(catalog, sampler, recorder),
             max_message=settings.max_message_mib * 2**20,
         ),
-        diagnosis_service=DiagnosisService(catalog, resolver, reader, recorder, trees, answers),
+        diagnosis_service=DiagnosisService(
+            catalog,
+            resolver,
+            reader,
+            SequenceReader(catalog, scorer, rollout_scorer, trees),
+            recorder,
+            trees,
+            answers,
+        ),
         growth_service=GrowthService(runner, resolver, settings),
         cache_service=CacheService(trees, recorder, resolver, sampler, scorer),
     )

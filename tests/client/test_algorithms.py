@@ -21,6 +21,13 @@ from unmask.v1 import diagnosis_pb2 as pb
         ("grpo:sampled", pb.Algorithm(loss=pb.LOSS_GRPO, form=pb.FORM_SAMPLED)),
         ("dr_grpo:expected", pb.Algorithm(loss=pb.LOSS_DR_GRPO, form=pb.FORM_EXPECTED)),
         ("reverse_kl:temperature=0.7", pb.Algorithm(loss=pb.LOSS_REVERSE_KL, temperature=0.7)),
+        ("minillm:no_single_step:ratio_clip=5", pb.Algorithm(
+            loss=pb.LOSS_MINILLM, decomposition=pb.DECOMPOSITION_NONE, ratio_clip=5)),
+        ("forward_kl:top_k=20:dropped", pb.Algorithm(
+            loss=pb.LOSS_FORWARD_KL, top_k=20, top_k_rest=pb.TOP_K_REST_DROPPED)),
+        ("jsd:0.5:reward=0.3:reward_loss=grpo:lambda=0.5", pb.Algorithm(
+            loss=pb.LOSS_JSD, beta=0.5, reward_weight=0.3, reward_loss=pb.LOSS_GRPO,
+            student_share=0.5)),
     ],
 )  # fmt: skip
 def test_texts_and_what_they_mean(text: str, algorithm: pb.Algorithm) -> None:
@@ -28,7 +35,16 @@ def test_texts_and_what_they_mean(text: str, algorithm: pb.Algorithm) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["reverse_kl", "forward_kl:sampled", "jsd:0.3:sampled:temperature=2", "dr_grpo"]
+    "text",
+    [
+        "reverse_kl",
+        "forward_kl:sampled",
+        "jsd:0.3:sampled:temperature=2",
+        "dr_grpo",
+        "minillm:sampled:no_single_step:length_normalized:ratio_clip=4",
+        "reverse_kl:top_k=8:of_teacher:renormalized:token_clip=0.1",
+        "forward_kl:reward=0.5:lambda=0.25:reward_loss=grpo",
+    ],
 )
 def test_formatting_is_the_inverse(text: str) -> None:
     assert format_algorithm(parse_algorithm(text)) == text
@@ -42,10 +58,10 @@ def test_defaults_are_not_shown() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kl", "no loss is called 'kl'; there are reverse_kl"),
-        ("reverse_kl:0.5", "'0.5' is not expected, sampled or temperature="),
+        ("kl", "no loss is called 'kl'; there are forward_kl"),
+        ("reverse_kl:0.5", "'0.5' is none of expected, sampled"),
         ("jsd:half", "'half' is not a number"),
-        ("grpo:sampled:t=1", "'t=1' is not"),
+        ("grpo:sampled:t=1", "'t=1' is none of"),
     ],
 )
 def test_texts_that_mean_nothing(text: str, message: str) -> None:

@@ -40,6 +40,82 @@ FRESHNESS_LATEST: Freshness.ValueType  # 1
 """Everything committed to the database before the call."""
 Global___Freshness: _TypeAlias = Freshness  # noqa: Y015
 
+class _TopKOf:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TopKOfEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TopKOf.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOP_K_OF_UNSPECIFIED: _TopKOf.ValueType  # 0
+    """See Algorithm.top_k_of."""
+    TOP_K_OF_TEACHER: _TopKOf.ValueType  # 1
+    """The teacher's."""
+    TOP_K_OF_STUDENT: _TopKOf.ValueType  # 2
+    """The student's."""
+
+class TopKOf(_TopKOf, metaclass=_TopKOfEnumTypeWrapper):
+    """Whose likeliest tokens a loss is restricted to."""
+
+TOP_K_OF_UNSPECIFIED: TopKOf.ValueType  # 0
+"""See Algorithm.top_k_of."""
+TOP_K_OF_TEACHER: TopKOf.ValueType  # 1
+"""The teacher's."""
+TOP_K_OF_STUDENT: TopKOf.ValueType  # 2
+"""The student's."""
+Global___TopKOf: _TypeAlias = TopKOf  # noqa: Y015
+
+class _TopKRest:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TopKRestEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TopKRest.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOP_K_REST_UNSPECIFIED: _TopKRest.ValueType  # 0
+    """TAIL."""
+    TOP_K_REST_TAIL: _TopKRest.ValueType  # 1
+    """They are one bucket, with its own probability under each model."""
+    TOP_K_REST_RENORMALIZED: _TopKRest.ValueType  # 2
+    """They are left out, and both distributions renormalised over the k."""
+    TOP_K_REST_DROPPED: _TopKRest.ValueType  # 3
+    """Their terms are left out of the sum; nothing is renormalised."""
+
+class TopKRest(_TopKRest, metaclass=_TopKRestEnumTypeWrapper):
+    """What becomes of the tokens outside of a loss's top k."""
+
+TOP_K_REST_UNSPECIFIED: TopKRest.ValueType  # 0
+"""TAIL."""
+TOP_K_REST_TAIL: TopKRest.ValueType  # 1
+"""They are one bucket, with its own probability under each model."""
+TOP_K_REST_RENORMALIZED: TopKRest.ValueType  # 2
+"""They are left out, and both distributions renormalised over the k."""
+TOP_K_REST_DROPPED: TopKRest.ValueType  # 3
+"""Their terms are left out of the sum; nothing is renormalised."""
+Global___TopKRest: _TypeAlias = TopKRest  # noqa: Y015
+
+class _Decomposition:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DecompositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decomposition.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DECOMPOSITION_UNSPECIFIED: _Decomposition.ValueType  # 0
+    """SINGLE_STEP."""
+    DECOMPOSITION_SINGLE_STEP: _Decomposition.ValueType  # 1
+    """By its exact expectation over next tokens, in the SAMPLED form, too."""
+    DECOMPOSITION_NONE: _Decomposition.ValueType  # 2
+    """By the sampled token, like those of the later tokens."""
+
+class Decomposition(_Decomposition, metaclass=_DecompositionEnumTypeWrapper):
+    """How a token's own log-ratio enters a loss of whole sequences."""
+
+DECOMPOSITION_UNSPECIFIED: Decomposition.ValueType  # 0
+"""SINGLE_STEP."""
+DECOMPOSITION_SINGLE_STEP: Decomposition.ValueType  # 1
+"""By its exact expectation over next tokens, in the SAMPLED form, too."""
+DECOMPOSITION_NONE: Decomposition.ValueType  # 2
+"""By the sampled token, like those of the later tokens."""
+Global___Decomposition: _TypeAlias = Decomposition  # noqa: Y015
+
 class _Loss:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -60,6 +136,11 @@ class _LossEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Loss.ValueType],
     """Policy gradient with advantage (r - mean r) / std r over the question's rollouts. No teacher."""
     LOSS_DR_GRPO: _Loss.ValueType  # 5
     """Policy gradient with advantage r - mean r. No teacher; EXPECTED, it is the ideal gradient."""
+    LOSS_MINILLM: _Loss.ValueType  # 6
+    """Reverse KL of whole continuations by policy gradient: a token's advantage is log T - log P summed
+    over itself and all that follow it. EXPECTED, what follows is taken from the tree's rollouts (the
+    first 32 after each token), which are scored once; SAMPLED, from the trajectory itself.
+    """
 
 class Loss(_Loss, metaclass=_LossEnumTypeWrapper):
     """Losses."""
@@ -78,6 +159,11 @@ LOSS_GRPO: Loss.ValueType  # 4
 """Policy gradient with advantage (r - mean r) / std r over the question's rollouts. No teacher."""
 LOSS_DR_GRPO: Loss.ValueType  # 5
 """Policy gradient with advantage r - mean r. No teacher; EXPECTED, it is the ideal gradient."""
+LOSS_MINILLM: Loss.ValueType  # 6
+"""Reverse KL of whole continuations by policy gradient: a token's advantage is log T - log P summed
+over itself and all that follow it. EXPECTED, what follows is taken from the tree's rollouts (the
+first 32 after each token), which are scored once; SAMPLED, from the trajectory itself.
+"""
 Global___Loss: _TypeAlias = Loss  # noqa: Y015
 
 class _Form:
@@ -643,6 +729,16 @@ class Algorithm(_message.Message):
     FORM_FIELD_NUMBER: _builtins.int
     BETA_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    TOP_K_OF_FIELD_NUMBER: _builtins.int
+    TOP_K_REST_FIELD_NUMBER: _builtins.int
+    RATIO_CLIP_FIELD_NUMBER: _builtins.int
+    TOKEN_CLIP_FIELD_NUMBER: _builtins.int
+    REWARD_WEIGHT_FIELD_NUMBER: _builtins.int
+    REWARD_LOSS_FIELD_NUMBER: _builtins.int
+    STUDENT_SHARE_FIELD_NUMBER: _builtins.int
+    DECOMPOSITION_FIELD_NUMBER: _builtins.int
+    LENGTH_NORMALIZED_FIELD_NUMBER: _builtins.int
     loss: Global___Loss.ValueType
     """Which."""
     form: Global___Form.ValueType
@@ -651,6 +747,35 @@ class Algorithm(_message.Message):
     """For JSD, in (0, 1): beta KL(T|M) + (1 - beta) KL(P|M), M = beta T + (1 - beta) P. Absent: 0.5."""
     temperature: _builtins.float
     """Temperature of the student's and the teacher's softmax inside the loss. Above 0; absent: 1."""
+    top_k: _builtins.int
+    """Divergences, EXPECTED: only the k likeliest tokens enter the loss one by one. At most
+    NodeOptions.top_k; absent: all.
+    """
+    top_k_of: Global___TopKOf.ValueType
+    """With top_k: whose likeliest. UNSPECIFIED: the teacher's for FORWARD_KL, else the student's."""
+    top_k_rest: Global___TopKRest.ValueType
+    """With top_k: what becomes of the other tokens. UNSPECIFIED: TAIL."""
+    ratio_clip: _builtins.float
+    """REVERSE_KL and MINILLM: log T - log P of a token is cut to at most so much either way, in nats.
+    Of MINILLM with a single step, the later tokens' only. Above 0; absent: no cut.
+    """
+    token_clip: _builtins.float
+    """Divergences, EXPECTED: each token's term of the loss is cut to at most so much, in nats, and has
+    no gradient beyond it. Above 0; absent: no cut.
+    """
+    reward_weight: _builtins.float
+    """Losses with a teacher: this many times the step of reward_loss is added. Above 0; absent: none."""
+    reward_loss: Global___Loss.ValueType
+    """With reward_weight: GRPO or DR_GRPO. UNSPECIFIED: DR_GRPO."""
+    student_share: _builtins.float
+    """Losses with a teacher: share of the training data that the student writes, GKD's lambda, in
+    [0, 1]; the teacher writes the rest. One node's cosine is the same, but nodes count in sets by
+    how often training meets them: share + (1 - share) T(prefix) / P(prefix). Absent: 1.
+    """
+    decomposition: Global___Decomposition.ValueType
+    """MINILLM: how the token's own log-ratio enters. UNSPECIFIED: SINGLE_STEP."""
+    length_normalized: _builtins.bool
+    """MINILLM: whether the sum over later tokens is divided by their number."""
     def __init__(
         self,
         *,
@@ -658,19 +783,49 @@ class Algorithm(_message.Message):
         form: Global___Form.ValueType = ...,
         beta: _builtins.float | None = ...,
         temperature: _builtins.float | None = ...,
+        top_k: _builtins.int | None = ...,
+        top_k_of: Global___TopKOf.ValueType = ...,
+        top_k_rest: Global___TopKRest.ValueType = ...,
+        ratio_clip: _builtins.float | None = ...,
+        token_clip: _builtins.float | None = ...,
+        reward_weight: _builtins.float | None = ...,
+        reward_loss: Global___Loss.ValueType = ...,
+        student_share: _builtins.float | None = ...,
+        decomposition: Global___Decomposition.ValueType = ...,
+        length_normalized: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_temperature", b"_temperature", "beta", b"beta", "temperature", b"temperature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_ratio_clip", b"_ratio_clip", "_reward_weight", b"_reward_weight", "_student_share", b"_student_share", "_temperature", b"_temperature", "_token_clip", b"_token_clip", "_top_k", b"_top_k", "beta", b"beta", "ratio_clip", b"ratio_clip", "reward_weight", b"reward_weight", "student_share", b"student_share", "temperature", b"temperature", "token_clip", b"token_clip", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_temperature", b"_temperature", "beta", b"beta", "form", b"form", "loss", b"loss", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_ratio_clip", b"_ratio_clip", "_reward_weight", b"_reward_weight", "_student_share", b"_student_share", "_temperature", b"_temperature", "_token_clip", b"_token_clip", "_top_k", b"_top_k", "beta", b"beta", "decomposition", b"decomposition", "form", b"form", "length_normalized", b"length_normalized", "loss", b"loss", "ratio_clip", b"ratio_clip", "reward_loss", b"reward_loss", "reward_weight", b"reward_weight", "student_share", b"student_share", "temperature", b"temperature", "token_clip", b"token_clip", "top_k", b"top_k", "top_k_of", b"top_k_of", "top_k_rest", b"top_k_rest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
     _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
+    _WhichOneofReturnType__ratio_clip: _TypeAlias = _typing.Literal["ratio_clip"]  # noqa: Y015
+    _WhichOneofArgType__ratio_clip: _TypeAlias = _typing.Literal["_ratio_clip", b"_ratio_clip"]  # noqa: Y015
+    _WhichOneofReturnType__reward_weight: _TypeAlias = _typing.Literal["reward_weight"]  # noqa: Y015
+    _WhichOneofArgType__reward_weight: _TypeAlias = _typing.Literal["_reward_weight", b"_reward_weight"]  # noqa: Y015
+    _WhichOneofReturnType__student_share: _TypeAlias = _typing.Literal["student_share"]  # noqa: Y015
+    _WhichOneofArgType__student_share: _TypeAlias = _typing.Literal["_student_share", b"_student_share"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__token_clip: _TypeAlias = _typing.Literal["token_clip"]  # noqa: Y015
+    _WhichOneofArgType__token_clip: _TypeAlias = _typing.Literal["_token_clip", b"_token_clip"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ratio_clip) -> _WhichOneofReturnType__ratio_clip | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_weight) -> _WhichOneofReturnType__reward_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__student_share) -> _WhichOneofReturnType__student_share | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_clip) -> _WhichOneofReturnType__token_clip | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
 
 Global___Algorithm: _TypeAlias = Algorithm  # noqa: Y015
 
@@ -694,6 +849,8 @@ class Alignment(_message.Message):
     UNBOUNDED_TOKEN_FIELD_NUMBER: _builtins.int
     DIVERGENCE_FIELD_NUMBER: _builtins.int
     PROBABILITY_BEST_FIELD_NUMBER: _builtins.int
+    SAMPLE_VARIANCE_FIELD_NUMBER: _builtins.int
+    PATH_WEIGHT_FIELD_NUMBER: _builtins.int
     teacher_id: _builtins.str
     """The teacher; empty where the algorithm has none."""
     status: Global___AlignmentStatus.ValueType
@@ -718,6 +875,13 @@ class Alignment(_message.Message):
     """Posterior probability that this teacher's cosine is the highest of those asked for under the same
     algorithm that have one here. Absent where the cosine is.
     """
+    sample_variance: _builtins.float
+    """E|d_y - d|^2: how far the step of one sampled token y (of one outcome, one continuation) lies from
+    the expected step d; over |d|^2 it is how noisy training on single tokens is. Absent where the
+    loss is no sum over sampled tokens, or where it is not known.
+    """
+    path_weight: _builtins.float
+    """With student_share: how often training meets this node, relative to the student's own data."""
     @_builtins.property
     def algorithm(self) -> Global___Algorithm:
         """The algorithm, with every default filled in."""
@@ -757,10 +921,12 @@ class Alignment(_message.Message):
         unbounded_token: _trajectory_pb2.Token | None = ...,
         divergence: _builtins.float | None = ...,
         probability_best: _builtins.float | None = ...,
+        sample_variance: _builtins.float | None = ...,
+        path_weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_descent_norm_squared", b"_descent_norm_squared", "_divergence", b"_divergence", "_ideal_norm_squared", b"_ideal_norm_squared", "_probability_best", b"_probability_best", "_probability_positive", b"_probability_positive", "_teacher_covered_mass", b"_teacher_covered_mass", "advantage", b"advantage", "algorithm", b"algorithm", "cosine", b"cosine", "descent_norm_squared", b"descent_norm_squared", "divergence", b"divergence", "gain", b"gain", "ideal_norm_squared", b"ideal_norm_squared", "probability_best", b"probability_best", "probability_positive", b"probability_positive", "teacher_covered_mass", b"teacher_covered_mass", "unbounded_token", b"unbounded_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_descent_norm_squared", b"_descent_norm_squared", "_divergence", b"_divergence", "_ideal_norm_squared", b"_ideal_norm_squared", "_path_weight", b"_path_weight", "_probability_best", b"_probability_best", "_probability_positive", b"_probability_positive", "_sample_variance", b"_sample_variance", "_teacher_covered_mass", b"_teacher_covered_mass", "advantage", b"advantage", "algorithm", b"algorithm", "cosine", b"cosine", "descent_norm_squared", b"descent_norm_squared", "divergence", b"divergence", "gain", b"gain", "ideal_norm_squared", b"ideal_norm_squared", "path_weight", b"path_weight", "probability_best", b"probability_best", "probability_positive", b"probability_positive", "sample_variance", b"sample_variance", "teacher_covered_mass", b"teacher_covered_mass", "unbounded_token", b"unbounded_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_descent_norm_squared", b"_descent_norm_squared", "_divergence", b"_divergence", "_ideal_norm_squared", b"_ideal_norm_squared", "_probability_best", b"_probability_best", "_probability_positive", b"_probability_positive", "_teacher_covered_mass", b"_teacher_covered_mass", "advantage", b"advantage", "algorithm", b"algorithm", "cosine", b"cosine", "descent_norm_squared", b"descent_norm_squared", "divergence", b"divergence", "gain", b"gain", "ideal_norm_bound", b"ideal_norm_bound", "ideal_norm_squared", b"ideal_norm_squared", "probability_best", b"probability_best", "probability_positive", b"probability_positive", "status", b"status", "teacher_covered_mass", b"teacher_covered_mass", "teacher_id", b"teacher_id", "unbounded_token", b"unbounded_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_descent_norm_squared", b"_descent_norm_squared", "_divergence", b"_divergence", "_ideal_norm_squared", b"_ideal_norm_squared", "_path_weight", b"_path_weight", "_probability_best", b"_probability_best", "_probability_positive", b"_probability_positive", "_sample_variance", b"_sample_variance", "_teacher_covered_mass", b"_teacher_covered_mass", "advantage", b"advantage", "algorithm", b"algorithm", "cosine", b"cosine", "descent_norm_squared", b"descent_norm_squared", "divergence", b"divergence", "gain", b"gain", "ideal_norm_bound", b"ideal_norm_bound", "ideal_norm_squared", b"ideal_norm_squared", "path_weight", b"path_weight", "probability_best", b"probability_best", "probability_positive", b"probability_positive", "sample_variance", b"sample_variance", "status", b"status", "teacher_covered_mass", b"teacher_covered_mass", "teacher_id", b"teacher_id", "unbounded_token", b"unbounded_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__descent_norm_squared: _TypeAlias = _typing.Literal["descent_norm_squared"]  # noqa: Y015
     _WhichOneofArgType__descent_norm_squared: _TypeAlias = _typing.Literal["_descent_norm_squared", b"_descent_norm_squared"]  # noqa: Y015
@@ -768,10 +934,14 @@ class Alignment(_message.Message):
     _WhichOneofArgType__divergence: _TypeAlias = _typing.Literal["_divergence", b"_divergence"]  # noqa: Y015
     _WhichOneofReturnType__ideal_norm_squared: _TypeAlias = _typing.Literal["ideal_norm_squared"]  # noqa: Y015
     _WhichOneofArgType__ideal_norm_squared: _TypeAlias = _typing.Literal["_ideal_norm_squared", b"_ideal_norm_squared"]  # noqa: Y015
+    _WhichOneofReturnType__path_weight: _TypeAlias = _typing.Literal["path_weight"]  # noqa: Y015
+    _WhichOneofArgType__path_weight: _TypeAlias = _typing.Literal["_path_weight", b"_path_weight"]  # noqa: Y015
     _WhichOneofReturnType__probability_best: _TypeAlias = _typing.Literal["probability_best"]  # noqa: Y015
     _WhichOneofArgType__probability_best: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best"]  # noqa: Y015
     _WhichOneofReturnType__probability_positive: _TypeAlias = _typing.Literal["probability_positive"]  # noqa: Y015
     _WhichOneofArgType__probability_positive: _TypeAlias = _typing.Literal["_probability_positive", b"_probability_positive"]  # noqa: Y015
+    _WhichOneofReturnType__sample_variance: _TypeAlias = _typing.Literal["sample_variance"]  # noqa: Y015
+    _WhichOneofArgType__sample_variance: _TypeAlias = _typing.Literal["_sample_variance", b"_sample_variance"]  # noqa: Y015
     _WhichOneofReturnType__teacher_covered_mass: _TypeAlias = _typing.Literal["teacher_covered_mass"]  # noqa: Y015
     _WhichOneofArgType__teacher_covered_mass: _TypeAlias = _typing.Literal["_teacher_covered_mass", b"_teacher_covered_mass"]  # noqa: Y015
     @_typing.overload
@@ -781,9 +951,13 @@ class Alignment(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ideal_norm_squared) -> _WhichOneofReturnType__ideal_norm_squared | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__path_weight) -> _WhichOneofReturnType__path_weight | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_best) -> _WhichOneofReturnType__probability_best | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_positive) -> _WhichOneofReturnType__probability_positive | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample_variance) -> _WhichOneofReturnType__sample_variance | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__teacher_covered_mass) -> _WhichOneofReturnType__teacher_covered_mass | None: ...
 
@@ -1000,6 +1174,7 @@ class AlignmentSummary(_message.Message):
     EFFECTIVE_SUPPORT_QUARTILES_FIELD_NUMBER: _builtins.int
     KEPT_FIELD_NUMBER: _builtins.int
     PROBABILITY_BEST_FIELD_NUMBER: _builtins.int
+    SAMPLE_NOISE_FIELD_NUMBER: _builtins.int
     teacher_id: _builtins.str
     """The teacher; empty where the algorithm has none."""
     nodes: _builtins.int
@@ -1018,6 +1193,10 @@ class AlignmentSummary(_message.Message):
     """Probability that this teacher's gain per unit step is the highest of those asked for under the
     same algorithm. Absent with fewer than two. Ask about several questions: over the generations of
     one it is too sure between teachers that are alike.
+    """
+    sample_noise: _builtins.float
+    """sum E|d_y - d|^2 / sum |d|^2 over the nodes where both are known: noise over signal of steps on
+    single sampled tokens. Absent where no node has both.
     """
     @_builtins.property
     def algorithm(self) -> Global___Algorithm:
@@ -1071,14 +1250,20 @@ class AlignmentSummary(_message.Message):
         effective_support_quartiles: _abc.Iterable[_builtins.float] | None = ...,
         kept: Global___KeptTokens | None = ...,
         probability_best: _builtins.float | None = ...,
+        sample_noise: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best", "algorithm", b"algorithm", "gain_per_unit_step", b"gain_per_unit_step", "kept", b"kept", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "pooled_cosine", b"pooled_cosine", "probability_best", b"probability_best"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best", "_sample_noise", b"_sample_noise", "algorithm", b"algorithm", "gain_per_unit_step", b"gain_per_unit_step", "kept", b"kept", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "pooled_cosine", b"pooled_cosine", "probability_best", b"probability_best", "sample_noise", b"sample_noise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best", "algorithm", b"algorithm", "effective_support_quartiles", b"effective_support_quartiles", "flat", b"flat", "gain_per_unit_step", b"gain_per_unit_step", "kept", b"kept", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "no_data", b"no_data", "no_signal", b"no_signal", "nodes", b"nodes", "pooled_cosine", b"pooled_cosine", "probability_best", b"probability_best", "scored", b"scored", "teacher_id", b"teacher_id", "unbounded", b"unbounded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best", "_sample_noise", b"_sample_noise", "algorithm", b"algorithm", "effective_support_quartiles", b"effective_support_quartiles", "flat", b"flat", "gain_per_unit_step", b"gain_per_unit_step", "kept", b"kept", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "no_data", b"no_data", "no_signal", b"no_signal", "nodes", b"nodes", "pooled_cosine", b"pooled_cosine", "probability_best", b"probability_best", "sample_noise", b"sample_noise", "scored", b"scored", "teacher_id", b"teacher_id", "unbounded", b"unbounded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__probability_best: _TypeAlias = _typing.Literal["probability_best"]  # noqa: Y015
     _WhichOneofArgType__probability_best: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best"]  # noqa: Y015
+    _WhichOneofReturnType__sample_noise: _TypeAlias = _typing.Literal["sample_noise"]  # noqa: Y015
+    _WhichOneofArgType__sample_noise: _TypeAlias = _typing.Literal["_sample_noise", b"_sample_noise"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_best) -> _WhichOneofReturnType__probability_best | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample_noise) -> _WhichOneofReturnType__sample_noise | None: ...
 
 Global___AlignmentSummary: _TypeAlias = AlignmentSummary  # noqa: Y015
 

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict, TypeVar
 
 from unmask.v1 import diagnosis_pb2 as pb
 
 from unmask_server.catalog.errors import InvalidArgument
-from unmask_server.diagnosis import Algorithm, Form, Loss
+from unmask_server.diagnosis import Algorithm, Form, Loss, Rest, TopKOf
+from unmask_server.diagnosis.algorithms import POLICY_GRADIENTS
 
 MAX_ALGORITHMS = 32
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
-_LOSSES = {
-    pb.LOSS_FORWARD_KL: Loss.FORWARD_KL,
-    pb.LOSS_REVERSE_KL: Loss.REVERSE_KL,
-    pb.LOSS_JSD: Loss.JSD,
-    pb.LOSS_GRPO: Loss.GRPO,
-    pb.LOSS_DR_GRPO: Loss.DR_GRPO,
+_LOSSES: Mapping[int, Loss] = {pb.Loss.Value(f"LOSS_{loss.name}"): loss for loss in Loss}
+_FORMS: Mapping[int, Form] = {pb.Form.Value(f"FORM_{form.name}"): form for form in Form}
+_RESTS: Mapping[int, Rest] = {pb.TopKRest.Value(f"TOP_K_REST_{rest.name}"): rest for rest in Rest}
+_TOP_K_OF: Mapping[int, TopKOf] = {pb.TopKOf.Value(f"TOP_K_OF_{of.name}"): of for of in TopKOf}
+_SINGLE_STEP: Mapping[int, bool] = {
+    pb.DECOMPOSITION_SINGLE_STEP: True,
+    pb.DECOMPOSITION_NONE: False,
 }
-_FORMS = {
-    pb.FORM_UNSPECIFIED: Form.EXPECTED,
-    pb.FORM_EXPECTED: Form.EXPECTED,
-    pb.FORM_SAMPLED: Form.SAMPLED,
-}
-_LOSS_NUMBERS = {loss: number for number, loss in _LOSSES.items()}
-_FORM_NUMBERS = {Form.EXPECTED: pb.FORM_EXPECTED, Form.SAMPLED: pb.FORM_SAMPLED}
+_POSITIVE: tuple[Literal["ratio_clip", "token_clip", "reward_weight"], ...] = (
+    "ratio_clip",
+    "token_clip",
+    "reward_weight",
+)
+
+Value = TypeVar("Value")
 
 
 def parse_algorithms(wanted: Sequence[pb.Algorithm], field: str) -> list[Algorithm]:
@@ -41,13 +45,23 @@ def parse_algorithms(wanted: Sequence[pb.Algorithm], field: str) -> list[Algorit
     return parsed
 
 
+def check_top_k(algorithm: Algorithm, top_k: int, field: str) -> None:
+    """Refuse an algorithm over more tokens than are looked at.
+
+    Raises:
+        InvalidArgument: its top k is above the request's `top_k`.
+
+    """
+    if algorithm.top_k > top_k:
+        raise InvalidArgument(
+            field, f"{algorithm.top_k} is above options.top_k, {top_k}; ask for as many there"
+        )
+
+
 def _parse(wanted: pb.Algorithm, field: str) -> Algorithm:
     loss = _LOSSES.get(wanted.loss)
     if loss is None:
         raise InvalidArgument(f"{field}.loss", "say which loss")
-    form = _FORMS.get(wanted.form)
-    if form is None:
-        raise InvalidArgument(f"{field}.form", f"no form has the number {wanted.form}")
     beta = wanted.beta if wanted.HasField("beta") else 0.5
     if wanted.HasField("beta") and loss is not Loss.JSD:
         raise InvalidArgument(f"{field}.beta", "only JSD has a beta")
@@ -62,14 +76,87 @@ def _parse(wanted: pb.Algorithm, field: str) -> Algorithm:
             f"{temperature} is not in [{MIN_TEMPERATURE}, {MAX_TEMPERATURE}]; "
             "at 0 there is no gradient",
         )
-    return Algorithm(loss, form, beta=beta, temperature=temperature)
+    if wanted.HasField("top_k") and wanted.top_k < 1:
+        raise InvalidArgument(f"{field}.top_k", f"{wanted.top_k} is below 1")
+    for name in _POSITIVE:
+        number = getattr(wanted, name)
+        if wanted.HasField(name) and not (math.isfinite(number) and number > 0):
+            raise InvalidArgument(f"{field}.{name}", f"{number} is not a number above 0")
+    share = wanted.student_share if wanted.HasField("student_share") else 1.0
+    if not 0 <= share <= 1:
+        raise InvalidArgument(f"{field}.student_share", f"{share} is not in [0, 1]")
+    of = TopKOf.TEACHER if loss is Loss.FORWARD_KL else TopKOf.STUDENT
+    reward = _pick(_LOSSES, wanted.reward_loss, Loss.DR_GRPO, f"{field}.reward_loss")
+    if reward not in POLICY_GRADIENTS:
+        raise InvalidArgument(f"{field}.reward_loss", "is neither GRPO nor DR_GRPO")
+    settings = _Settings(
+        form=_pick(_FORMS, wanted.form, Form.EXPECTED, f"{field}.form"),
+        beta=beta,
+        temperature=temperature,
+        top_k=wanted.top_k,
+        top_k_of=_pick(_TOP_K_OF, wanted.top_k_of, of, f"{field}.top_k_of"),
+        rest=_pick(_RESTS, wanted.top_k_rest, Rest.TAIL, f"{field}.top_k_rest"),
+        ratio_clip=wanted.ratio_clip,
+        token_clip=wanted.token_clip,
+        reward_weight=wanted.reward_weight,
+        reward_loss=reward,
+        student_share=share,
+        single_step=_pick(_SINGLE_STEP, wanted.decomposition, True, f"{field}.decomposition"),
+        length_normalized=wanted.length_normalized,
+    )
+    try:
+        return Algorithm(loss, **settings)
+    except ValueError as error:
+        setting, _, reason = str(error).partition(": ")
+        setting = {"single_step": "decomposition"}.get(setting, setting)
+        raise InvalidArgument(f"{field}.{setting}", reason) from None
+
+
+class _Settings(TypedDict):
+    form: Form
+    beta: float
+    temperature: float
+    top_k: int
+    top_k_of: TopKOf
+    rest: Rest
+    ratio_clip: float
+    token_clip: float
+    reward_weight: float
+    reward_loss: Loss
+    student_share: float
+    single_step: bool
+    length_normalized: bool
+
+
+def _pick(known: Mapping[int, Value], number: int, default: Value, field: str) -> Value:
+    """What an enum's number stands for; the default for UNSPECIFIED."""
+    if number == 0:
+        return default
+    if number not in known:
+        raise InvalidArgument(field, f"none has the number {number}")
+    return known[number]
 
 
 def algorithm_message(algorithm: Algorithm) -> pb.Algorithm:
-    """An algorithm as a message, nothing left to defaults."""
-    return pb.Algorithm(
-        loss=_LOSS_NUMBERS[algorithm.loss],
-        form=_FORM_NUMBERS[algorithm.form],
+    """An algorithm as a message, nothing that matters left to defaults."""
+    message = pb.Algorithm(
+        loss=pb.Loss.Value(f"LOSS_{algorithm.loss.name}"),
+        form=pb.Form.Value(f"FORM_{algorithm.form.name}"),
         beta=algorithm.beta if algorithm.loss is Loss.JSD else None,
         temperature=algorithm.temperature,
+        ratio_clip=algorithm.ratio_clip or None,
+        token_clip=algorithm.token_clip or None,
+        student_share=algorithm.student_share if algorithm.student_share < 1 else None,
     )
+    if algorithm.top_k:
+        message.top_k = algorithm.top_k
+        message.top_k_of = pb.TopKOf.Value(f"TOP_K_OF_{algorithm.top_k_of.name}")
+        message.top_k_rest = pb.TopKRest.Value(f"TOP_K_REST_{algorithm.rest.name}")
+    if algorithm.reward_weight:
+        message.reward_weight = algorithm.reward_weight
+        message.reward_loss = pb.Loss.Value(f"LOSS_{algorithm.reward_loss.name}")
+    if algorithm.is_sequential:
+        single = algorithm.single_step
+        message.decomposition = pb.DECOMPOSITION_SINGLE_STEP if single else pb.DECOMPOSITION_NONE
+        message.length_normalized = algorithm.length_normalized
+    return message

@@ -14,18 +14,19 @@ from unmask.v1 import diagnosis_pb2 as pb
 from unmask.v1 import diagnosis_pb2_grpc
 
 from unmask_server.api import diagnosis_messages as messages
-from unmask_server.api.algorithms import parse_algorithms
+from unmask_server.api.algorithms import check_top_k, parse_algorithms
 from unmask_server.api.answers import AnswerCache, encode
 from unmask_server.api.options import Options, node_options, resolve_node
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Teacher
-from unmask_server.diagnosis import Algorithm, Form, Loss
+from unmask_server.diagnosis import Algorithm, Form
 from unmask_server.growth.recorder import Recorder
 from unmask_server.nodes.backup import BackUp, positions_below
 from unmask_server.nodes.diagnose import Group, Scored, alignments, posterior
 from unmask_server.nodes.evidence import Evidence, EvidenceReader, evidence
 from unmask_server.nodes.resolve import NodeSet, Resolver
+from unmask_server.nodes.sequences import SequenceReader, with_sequels
 from unmask_server.nodes.summarize import Summarizer
 from unmask_server.tree import NodeCounts, TreeRef, TreeStore, TreeView
 
@@ -59,6 +60,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         catalog: Catalog,
         resolver: Resolver,
         reader: EvidenceReader,
+        sequences: SequenceReader,
         recorder: Recorder,
         trees: TreeStore,
         answers: AnswerCache,
@@ -66,6 +68,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         self._catalog = catalog
         self._resolver = resolver
         self._reader = reader
+        self._sequences = sequences
         self._back_up = BackUp(reader)
         self._recorder = recorder
         self._trees = trees
@@ -187,7 +190,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         options: Options,
     ) -> Read:
         teachers = await asyncio.to_thread(self._resolver.teachers, teacher_names, nodes.policy)
-        _check(nodes, teachers, algorithms)
+        _check(nodes, teachers, algorithms, options)
         tree = await asyncio.to_thread(
             self._recorder.tree, nodes.policy, nodes.question, nodes.verifier
         )
@@ -197,7 +200,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         )
         # All that enters is of one version: the root, for a group's mean, and what lies below.
         below = positions_below(nodes)
-        needs_group = _needs_group(algorithms)
+        needs_group = any(a.needs_group for a in algorithms)
         positions = sorted({*nodes.positions, *below, *((0,) if needs_group else ())})
         whole = await asyncio.to_thread(
             self._trees.look_up, tree.id, nodes.tokens, positions, nodes.verifier.key
@@ -211,7 +214,11 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             TreeView(whole.version, [place[t] for t in below]),
             options.top_k,
         )
-        return Read(nodes, teachers, tree, view, group, found)
+        sequels = await self._sequences.read(
+            nodes, teachers, algorithms, found,
+            tree_id=tree.id, rollouts=whole.rollouts, top_k=options.top_k,
+        )  # fmt: skip
+        return Read(nodes, teachers, tree, view, group, with_sequels(found, sequels))
 
     def _alignments_of(
         self, read: Read, chunk: range, algorithms: Sequence[Algorithm], options: Options
@@ -261,9 +268,15 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         return response
 
 
-def _check(nodes: NodeSet, teachers: Sequence[Teacher], algorithms: Sequence[Algorithm]) -> None:
+def _check(
+    nodes: NodeSet,
+    teachers: Sequence[Teacher],
+    algorithms: Sequence[Algorithm],
+    options: Options,
+) -> None:
     """Refuse algorithms that the request gives no means to compute."""
     for i, algorithm in enumerate(algorithms):
+        check_top_k(algorithm, options.top_k, f"algorithms[{i}].top_k")
         if algorithm.needs_teacher and not teachers:
             raise InvalidArgument(
                 "teachers", f"algorithms[{i}] compares with a teacher; name at least one"
@@ -273,16 +286,18 @@ def _check(nodes: NodeSet, teachers: Sequence[Teacher], algorithms: Sequence[Alg
                 f"algorithms[{i}].form",
                 "SAMPLED is the step of an observed token; set node.prefix.observed_token",
             )
-        policy_gradient = algorithm.loss in (Loss.GRPO, Loss.DR_GRPO)
-        if policy_gradient and algorithm.form is Form.SAMPLED and nodes.trajectory is None:
+        if nodes.trajectory is not None:
+            continue
+        if algorithm.is_rewarded:
             raise InvalidArgument(
                 f"algorithms[{i}].form",
                 "SAMPLED needs a reward to compare with its group's; name the node by a trajectory",
             )
-
-
-def _needs_group(algorithms: Sequence[Algorithm]) -> bool:
-    return any(a.loss in (Loss.GRPO, Loss.DR_GRPO) for a in algorithms)
+        if algorithm.is_sequential and algorithm.form is Form.SAMPLED:
+            raise InvalidArgument(
+                f"algorithms[{i}].form",
+                "SAMPLED is the step of one whole generation; name the node by a trajectory",
+            )
 
 
 def _group(root: NodeCounts, nodes: NodeSet) -> Group | None:

@@ -131,6 +131,8 @@ def alignment(
         teacher_covered_mass=result.covered_teacher,
         divergence=scored.divergence,
         probability_best=scored.p_best,
+        sample_variance=result.sample_variance,
+        path_weight=scored.weight,
     )
     if result.unbounded_id is not None and result.unbounded_id != TAIL_ID:
         message.unbounded_token.CopyFrom(_token(result.unbounded_id, tokenizer))
@@ -157,6 +159,7 @@ def summary(row: SummaryRow, teachers: Sequence[Teacher]) -> pb.AlignmentSummary
         effective_support_quartiles=found.support_quartiles or (),
         kept=_kept(found.kept),
         probability_best=row.p_best,
+        sample_noise=found.sample_noise,
     )
 
 

@@ -1,9 +1,9 @@
 """Every table of Unmask, for SQLite and PostgreSQL alike.
 
 The catalog (model, policy, teacher, question, verifier, trajectory) says what things are; the tree
-(tree, node, node_stat, rollout, outcome) holds what was sampled; distribution holds what was
-scored; growth holds the work. Token sequences are blobs of little-endian uint32. Times are seconds
-since the epoch. Nothing is stored as NaN or infinity.
+(tree, node, node_stat, rollout, outcome) holds what was sampled; distribution and rollout_score
+hold what was scored; growth holds the work. Token sequences are blobs of little-endian uint32.
+Times are seconds since the epoch. Nothing is stored as NaN or infinity.
 """
 
 from __future__ import annotations
@@ -243,6 +243,15 @@ distribution = Table(
     Column("logprobs", LargeBinary, nullable=False, comment="float32; -1e4 is probability zero"),
     Column("top_k", Integer, nullable=False, comment="how many of the ids are the likeliest"),
     Column("complete", Boolean, nullable=False, comment="whether the ids are the vocabulary"),
+)
+
+rollout_score = Table(
+    "rollout_score",
+    metadata,
+    Column("rollout_id", ForeignKey("rollout.id"), primary_key=True),
+    Column("source", LargeBinary(16), primary_key=True, comment="hash of a model and its prompt"),
+    Column("logprobs", LargeBinary, nullable=False, comment="float32, of the sampled tokens"),
+    sqlite_with_rowid=False,
 )
 
 # ------------------------------------------------------------------------------------ the work

@@ -50,6 +50,8 @@ class NodeTerms:
     effective_support: float
     draws: Draws
     """As `measure` gave them; all nodes of a set must have the same number."""
+    sample_variance: float | None = None
+    """As `measure` gave it, of the step as it counts in the set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class SetSummary:
     kept: KeptNodes | None
     """What is left if only nodes are kept that more likely help than not; None if none is scored.
     """
+    sample_noise: float | None = None
+    """sum E|d_y - d|^2 / sum |d|^2 over nodes where both are known; None without one."""
 
     def share(self, status: Status) -> float:
         """Share of the nodes with `status`, in [0, 1]; 0 for an empty set."""
@@ -98,6 +102,7 @@ class SetTerms:
         self._sums: dict[Key, Sums] = {}
         self._statuses: Counter[Status] = Counter()
         self._supports: list[float] = []
+        self._sample_variance = self._sampled_norm2 = 0.0
 
     @property
     def keys(self) -> list[Key]:
@@ -111,6 +116,10 @@ class SetTerms:
         self._sums[key] = added(self._sums[key], terms) if key in self._sums else terms
         self._statuses[node.status] += 1
         self._supports.append(node.effective_support)
+        norm2 = node.draws.descent_norm2
+        if node.sample_variance is not None and norm2 is not None:
+            self._sample_variance += node.sample_variance
+            self._sampled_norm2 += float(np.mean(norm2))
 
     def on(self, resamples: Resamples) -> ResampledSet:
         """The set on resamples that it may share with others.
@@ -135,6 +144,9 @@ class SetTerms:
             gain_per_unit_step=interval(found.gain_per_unit_step),
             mean_advantage=interval(found.mean_advantage),
             kept=_kept(found),
+            sample_noise=(
+                self._sample_variance / self._sampled_norm2 if self._sampled_norm2 > 0.0 else None
+            ),
         )
         return ResampledSet(summary, found, resamples)
 

@@ -213,14 +213,14 @@ def _seen(counts: NodeCounts) -> Seen:
 
 def _has_direction(algorithm: Algorithm) -> bool:
     """Whether a step says something that g does not: the expected policy gradient is g itself."""
-    policy_gradient = algorithm.loss in (Loss.GRPO, Loss.DR_GRPO)
-    return not (policy_gradient and algorithm.form is Form.EXPECTED)
+    return algorithm.needs_teacher or algorithm.form is Form.SAMPLED
 
 
 def _step(
     algorithm: Algorithm, teacher: int | None, scores: Scores, at: Evidence
 ) -> tuple[FloatArray, bool]:
     """A step, and whether there is one."""
+    algorithm = _planned(algorithm)
     p = scores.student[algorithm.temperature]
     observed = None
     if algorithm.form is Form.SAMPLED:
@@ -237,6 +237,17 @@ def _step(
     if found.base is None or found.is_noise:
         return np.zeros(len(p)), False
     return found.base, True
+
+
+def _planned(algorithm: Algorithm) -> Algorithm:
+    """The algorithm by which rollouts are spent, where all of its step is not known beforehand.
+
+    Of a loss of whole sequences that is the reverse KL of its own token; a reward's part is the
+    ideal gradient, about which there is nothing to find out.
+    """
+    if algorithm.is_sequential:
+        return Algorithm(Loss.REVERSE_KL)
+    return replace(algorithm, reward_weight=0.0)
 
 
 def _by_place(

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unmask_server.diagnosis import Algorithm, Form, Loss
+from unmask_server.diagnosis import Algorithm, Form, Loss, Rest, TopKOf
 from unmask_server.diagnosis.allocation import Forecast, Objective, Range, Statistic
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_ENUMS: dict[str, Callable[[Any], Any]] = {
+    "loss": Loss, "form": Form, "top_k_of": TopKOf, "rest": Rest, "reward_loss": Loss,
+}  # fmt: skip
+"""Settings of an algorithm that are stored by their value."""
 
 
 class Allocation(enum.Enum):
@@ -77,8 +87,8 @@ class GrowthSpec:
         """Plain data; `from_json` is its inverse."""
         data = asdict(self)
         data["allocation"] = self.allocation.value
-        for algorithm, plain in zip(self.algorithms, data["algorithms"], strict=True):
-            plain.update(loss=algorithm.loss.value, form=algorithm.form.value)
+        for plain in data["algorithms"]:
+            plain.update({key: v.value for key, v in plain.items() if isinstance(v, enum.Enum)})
         if self.objective is not None:
             data["objective"]["statistic"] = self.objective.statistic.value
         return data
@@ -88,7 +98,7 @@ class GrowthSpec:
         """The spec that `to_json` made plain."""
         targets = tuple(Target(**{**t, "prefix": tuple(t["prefix"])}) for t in data["targets"])
         algorithms = tuple(
-            Algorithm(**{**plain, "loss": Loss(plain["loss"]), "form": Form(plain["form"])})
+            Algorithm(**{key: _ENUMS.get(key, _same)(v) for key, v in plain.items()})
             for plain in data.get("algorithms", ())
         )
         objective = data.get("objective")

@@ -36,6 +36,9 @@ class Scored:
     measured: Measured
     divergence: float | None
     """KL(P|T) in nats at the loss's temperature; None without a teacher or where it is infinite."""
+    weight: float | None
+    """How often training meets the node, relative to the student's own data; None where all data
+    are the student's."""
     p_best: float | None = None
     """Posterior probability that this teacher's cosine is the highest of those under the same
     algorithm that have one here, in [0, 1]; None where it has none."""
@@ -119,6 +122,7 @@ def _score(
     observed = None
     if algorithm.form is Form.SAMPLED and evidence.observed is not None:
         observed = int(np.flatnonzero(scores.ids == evidence.observed)[0])
+    key, sequel = (-1 if teacher is None else teacher, algorithm), evidence.sequel
     measured = measure(
         drawn,
         algorithm,
@@ -130,19 +134,22 @@ def _score(
         reward_std=None if group is None or group.std == 0 else group.std,
         min_coverage=min_coverage,
         noise=0.0 if teacher is None else scores.noise[teacher],
+        continuations=sequel.continuations.get(key),
+        later=sequel.later.get(key),
+        mean_reward=0.0 if group is None else group.mean,
+        weight=sequel.weight.get(key, 1.0),
     )
     divergence = None if t is None else _divergence(p, t)
-    return Scored(teacher, algorithm, measured, divergence)
+    return Scored(teacher, algorithm, measured, divergence, sequel.weight.get(key))
 
 
 def _advantage(nodes: NodeSet, algorithm: Algorithm, group: Group | None) -> float | None:
     """The advantage of the observed trajectory in its group, for the sampled policy gradients."""
-    if algorithm.loss not in (Loss.GRPO, Loss.DR_GRPO) or algorithm.form is not Form.SAMPLED:
-        return None
-    if group is None or nodes.trajectory is None:
+    if not algorithm.is_rewarded or group is None or nodes.trajectory is None:
         return None
     reward = nodes.trajectory.rewards[nodes.verifier.key]
-    if algorithm.loss is Loss.DR_GRPO:
+    loss = algorithm.reward_loss if algorithm.needs_teacher else algorithm.loss
+    if loss is Loss.DR_GRPO:
         return reward - group.mean
     return (reward - group.mean) / group.std if group.std > 0 else 0.0
 

@@ -16,6 +16,7 @@ from unmask_server.diagnosis import Counts, Support, candidate_ids
 from unmask_server.engines.base import Sampling
 from unmask_server.nodes.distributions import Distribution, ScoreJob, Scorer
 from unmask_server.nodes.resolve import NodeSet, shown_prompt
+from unmask_server.nodes.sequel import NO_SEQUEL, Sequel
 from unmask_server.tree import FINISH_LENGTH, NodeCounts, TreeView
 
 FloatArray = NDArray[np.float64]
@@ -61,6 +62,8 @@ class Evidence:
     """Shape (m + 1,): tokens after which nothing is sampled, graded or not."""
     truncated: FloatArray
     """Shape (m + 1,): rollouts cut off by their limit; not counted for the tail."""
+    sequel: Sequel = NO_SEQUEL
+    """What losses of whole sequences need."""
 
 
 class EvidenceReader:

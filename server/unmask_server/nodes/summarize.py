@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from unmask_server.diagnosis import Algorithm, NodeTerms, SetDifference, SetSummary, SetTerms
 from unmask_server.diagnosis.resampling import Resamples
 from unmask_server.diagnosis.sets import ResampledSet, probabilities_best
-from unmask_server.nodes.diagnose import Group, alignments, posterior
+from unmask_server.nodes.diagnose import Group, Scored, alignments, posterior
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
 
@@ -81,6 +81,7 @@ class Summarizer:
                         status=scored.alignment.status,
                         effective_support=scored.alignment.effective_support,
                         draws=scored.draws,
+                        sample_variance=_weighted(scored),
                     )
                 )
 
@@ -109,3 +110,9 @@ class Summarizer:
                 if algorithm.needs_teacher:
                     less = sets[teacher, algorithm].less(sets[other, algorithm])
                     yield Comparison(teacher, other, algorithm, less)
+
+
+def _weighted(scored: Scored) -> float | None:
+    """The variance of the step as the set counts it."""
+    variance, weight = scored.alignment.sample_variance, scored.weight
+    return variance if variance is None or weight is None else weight**2 * variance

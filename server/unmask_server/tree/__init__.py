@@ -5,6 +5,7 @@ from __future__ import annotations
 from unmask_server.tree.check import check_tree
 from unmask_server.tree.distributions import DistributionStore, merge
 from unmask_server.tree.fingerprint import prefix_fingerprints, seed_fingerprint
+from unmask_server.tree.scores import RolloutScoreStore
 from unmask_server.tree.store import TreeStore
 from unmask_server.tree.types import (
     FINISH_LENGTH,
@@ -31,6 +32,7 @@ __all__ = [
     "DistributionStore",
     "NewRollout",
     "NodeCounts",
+    "RolloutScoreStore",
     "StoredDistribution",
     "StoredRollout",
     "TreeCorruptError",

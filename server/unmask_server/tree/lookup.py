@@ -91,6 +91,7 @@ _reward_sum = func.coalesce(node_stat.c.reward_sum, 0.0)
 _look_up = (
     select(
         tree.c.version,
+        tree.c.rollouts,
         tree_verifier.c.verifier_key,
         _found.c.is_on_path,
         _found.c.id,
@@ -146,13 +147,13 @@ def look_up(
     ).all()
     if not rows:
         raise UnknownTreeError(f"there is no tree {tree_id}")
-    version, active_key = rows[0][:2]
+    version, rollouts, active_key = rows[0][:3]
     if active_key is None:
         raise VerifiersDifferError(f"verifier {verifier_key} is not active on tree {tree_id}")
     on_path: list[_Edge] = []
     below: dict[int, list[_Child]] = {}
     # Unpacked by position: rows are many, and their attributes are slow.
-    for _, _, is_on_path, id_, parent_id, depth, edge, n, rewards, truncated, *free in rows:
+    for _, _, _, is_on_path, id_, parent_id, depth, edge, n, rewards, truncated, *free in rows:
         if is_on_path:
             on_path.append(_Edge(id_, parent_id, depth, edge, n, rewards, truncated))
         elif n > 0:
@@ -160,7 +161,8 @@ def look_up(
             below.setdefault(parent_id, []).append((token, n, rewards, truncated, *free))
     for children in below.values():
         children.sort()
-    return TreeView(version, _count(_verified_path(on_path, packed), below, positions))
+    nodes = _count(_verified_path(on_path, packed), below, positions)
+    return TreeView(version, nodes, rollouts)
 
 
 def _verified_path(rows: list[_Edge], packed: bytes) -> list[tuple[_Edge, int]]:

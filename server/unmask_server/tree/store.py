@@ -34,6 +34,7 @@ from unmask_server.tree.types import (
 )
 
 _SEEDS_KEPT = 100_000
+_PAGE = 5000
 _LENGTHS = 1000
 _FEW_LENGTHS = 20
 _OTHER_TREES = 20
@@ -209,6 +210,20 @@ class TreeStore:
             self._engine,
             lambda c: rollouts.spell(c, tree_id, list(c.execute(statement))),
         )
+
+    def first_rollouts(self, tree_id: int, number: int, after_id: int = 0) -> list[StoredRollout]:
+        """Read those of the first `number` rollouts of a tree that come after an id.
+
+        `TreeView.rollouts` of them are those that were there when it was looked up.
+        """
+        found: list[StoredRollout] = []
+        beyond = first_id(tree_id) + number
+        while page := self.iter_rollouts(tree_id, after_id, _PAGE):
+            found += [rollout for rollout in page if rollout.id < beyond]
+            after_id = page[-1].id
+            if after_id >= beyond - 1:
+                break
+        return found
 
     def versions(self, tree_ids: Iterable[int]) -> dict[int, int]:
         """Read the versions of trees; those that do not exist are left out."""

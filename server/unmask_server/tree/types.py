@@ -156,6 +156,8 @@ class TreeView:
     version: int
     nodes: list[NodeCounts]
     """In the order of the positions asked for."""
+    rollouts: int = 0
+    """How many the tree held, anywhere in it."""
 
 
 @dataclass(frozen=True, slots=True)
