@@ -38,6 +38,12 @@ def student(
     )
 
 
+def answer_node(trajectory: str) -> diagnosis_pb2.NodeRef:
+    return diagnosis_pb2.NodeRef(
+        trajectory=diagnosis_pb2.TrajectoryPosition(trajectory=trajectory, position=0)
+    )
+
+
 async def grown(world: World, trajectory: str) -> growth_pb2.Growth:
     started = await world.stubs.growth.StartGrowth(
         growth_pb2.StartGrowthRequest(
@@ -85,15 +91,19 @@ async def test_from_registration_to_an_alignment(
     assert growth.state == growth_pb2.GROWTH_STATE_SUCCEEDED
     assert growth.rollouts_sampled > 0
     answer = await world.stubs.diagnosis.GetAlignment(
-        diagnosis_pb2.GetAlignmentRequest(
-            node=diagnosis_pb2.NodeRef(
-                trajectory=diagnosis_pb2.TrajectoryPosition(trajectory=trajectory, position=0)
-            ),
-            teachers=["t"],
-        )
+        diagnosis_pb2.GetAlignmentRequest(node=answer_node(trajectory), teachers=["t"])
     )
     assert answer.alignments[0].status != diagnosis_pb2.ALIGNMENT_STATUS_UNSPECIFIED
     assert answer.node.rollouts > 0
+    # Losses of whole sequences have the rollouts scored by the servers, too.
+    whole = await world.stubs.diagnosis.GetAlignment(
+        diagnosis_pb2.GetAlignmentRequest(
+            node=answer_node(trajectory),
+            teachers=["t"],
+            algorithms=[diagnosis_pb2.Algorithm(loss=diagnosis_pb2.LOSS_MINILLM)],
+        )
+    )
+    assert whole.alignments[0].sample_variance > 0
     # Another way of sampling the same model needs no server of its own, nor to be told where.
     other = await catalog.RegisterPolicy(
         catalog_pb2.RegisterPolicyRequest(

@@ -9,6 +9,7 @@ from unmask_server.engines.base import EngineError, Sampling
 from unmask_server.engines.sglang.payloads import (
     read_generated,
     read_input_logprob,
+    read_input_own,
     read_input_top,
     read_output_top,
     sampling_params,
@@ -45,6 +46,15 @@ def test_entries_are_found_by_their_index_in_the_input() -> None:
     assert second.ids.tolist() == [2, 8]
     assert read_input_logprob(ANSWER) == -0.5
     assert read_output_top(ANSWER).ids.tolist() == [7]
+
+
+def test_what_the_sequence_itself_goes_on_with() -> None:
+    assert read_input_own(ANSWER, 4, 5, 9) == -1.5
+    # Another token than was asked about: the last one stands for none.
+    assert read_input_own(ANSWER, 4, 5, 3) is None
+    assert read_input_own(ANSWER, 4, 4, 3) is None
+    with pytest.raises(EngineError):
+        read_input_own(answer(input_token_logprobs=[[None, 3], [NAN, 9]]), 4, 5, 9)
 
 
 @pytest.mark.parametrize("index", [3, 4, 7])

@@ -80,7 +80,7 @@ class RolloutScorer:
             scores = await engine.score(
                 ScoreRequest(
                     prompt=prompt,
-                    continuation=rollout.tokens[:-1],
+                    continuation=rollout.tokens,
                     positions=tuple(range(rollout.forced_depth, len(rollout.tokens))),
                     top_k=1,
                     also=tuple((token,) for token in tokens),

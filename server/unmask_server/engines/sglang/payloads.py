@@ -135,6 +135,19 @@ def read_input_logprob(answer: Json) -> float:
     return _finite(value, "the last input token")
 
 
+def read_input_own(answer: Json, start: int, index: int, token: int) -> float | None:
+    """Log-probability of the input token at `index`; None if the answer is about another one.
+
+    Raises: as `read_input_top`.
+    """
+    entries = _logprobs(answer, "input_token_logprobs")
+    place = index - start
+    entry = entries[place] if 0 < place < len(entries) else None
+    if not entry or entry[1] != token:
+        return None
+    return _finite(entry[0], f"input token {index}")
+
+
 def read_output_top(answer: Json) -> Likeliest:
     """The likeliest ids for the first sampled token, at the request's temperature.
 

@@ -28,6 +28,7 @@ from unmask_server.engines.sglang.client import Json
 from unmask_server.engines.sglang.payloads import (
     Likeliest,
     read_input_logprob,
+    read_input_own,
     read_input_top,
     read_output_top,
     scoring_fields,
@@ -161,6 +162,11 @@ class Scoring:
             self.calls += 1
             for index, likeliest in zip(part, read_input_top(answer, start, part), strict=True):
                 found.at[index] = self._without_padding(likeliest, found.top)
+                # What the sequence itself goes on with is often asked for, and is in the answer.
+                if index < len(tokens):
+                    own = read_input_own(answer, start, index, tokens[index])
+                    if own is not None:
+                        found.extra[index, tokens[index]] = own
         self._remember(key, found)
         return found
 
