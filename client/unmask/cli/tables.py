@@ -199,6 +199,9 @@ def summary_table(summaries: Iterable[pb.AlignmentSummary], names: Mapping[str, 
             sure = summary.probability_best >= SURE
             best = f"\nP(best) {probability(summary.probability_best)}"
             teacher.append(best, "green" if sure else "")
+        if summary.HasField("sample_noise"):
+            # How far training on single sampled tokens strays, in steps of the expected length.
+            teacher.append(f"\nnoise {summary.sample_noise**0.5:.3g}×", "dim")
         made.add_row(
             teacher,
             nodes,
