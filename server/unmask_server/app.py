@@ -30,6 +30,7 @@ from unmask_server.growth.store import GrowthStore
 from unmask_server.growth.trajectories import TrajectoryMaker
 from unmask_server.growth.work import WorkReader
 from unmask_server.launched import LaunchedModels
+from unmask_server.nodes.demonstrations import Demonstrations
 from unmask_server.nodes.distributions import Scorer
 from unmask_server.nodes.evidence import EvidenceReader
 from unmask_server.nodes.resolve import Resolver
@@ -91,9 +92,10 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     resolver = Resolver(catalog, recorder.graded)
     reader = EvidenceReader(catalog, scorer)
     rollout_scorer = RolloutScorer(RolloutScoreStore(database), engines)
+    demonstrations = Demonstrations(catalog, recorder.tree, trees)
     runner = GrowthRunner(
         GrowthStore(database),
-        WorkReader(resolver, reader, recorder, trees),
+        WorkReader(resolver, reader, demonstrations, recorder, trees),
         sampler,
         recorder,
         owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
@@ -107,7 +109,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         runner=runner,
         answers=answers,
         catalog_service=CatalogService(
-            catalog, resolver, launched.endpoints, max_noise=settings.max_noise
+            catalog, resolver, demonstrations, launched.endpoints, max_noise=settings.max_noise
         ),
         trajectory_service=TrajectoryService(
             catalog,
@@ -120,6 +122,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
             resolver,
             reader,
             SequenceReader(catalog, scorer, rollout_scorer, trees),
+            demonstrations,
             recorder,
             trees,
             answers,

@@ -69,16 +69,14 @@ def one(world: World, statement: Select[Any]) -> Any:
 async def grown(world: World, models: Path) -> Grown:
     trajectory = await sampled(world)
     await grow(world, growth_of(growth_pb2.GrowthTarget(trajectory=trajectory.id)))
-    prompts = []
-    for reader in ({"policy": "student"}, {"teacher": "teacher"}):
-        wanted = catalog_pb2.PreviewPromptRequest(question="one", **reader)
-        prompts.append(list((await world.stubs.catalog.PreviewPrompt(wanted)).tokens))
+    wanted = catalog_pb2.PreviewPromptRequest(question="one", policy="student", teacher="teacher")
+    shown = await world.stubs.catalog.PreviewPrompt(wanted)
     trees = TreeStore(world.app.database)
     tree = trees.open_tree(trajectory.policy_id, trajectory.question_id)
     return Grown(
         trajectory,
-        Direct(models / "student", prompts[0]),
-        Direct(models / "teacher", prompts[1]),
+        Direct(models / "student", list(shown.policy.tokens)),
+        Direct(models / "teacher", list(shown.teacher.tokens)),
         trees.iter_rollouts(tree.id, 0, 100_000),
         one(world, select(schema.trajectory.c.rollout_uid).filter_by(id=trajectory.id)),
     )

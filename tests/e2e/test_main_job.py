@@ -200,7 +200,7 @@ async def test_served_numbers_are_the_dense_formula(world: World) -> None:
     dense = {}
     for name, source in (("p", policy.model.source), ("t", teacher.model.source)):
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        logits = model(torch.tensor([[*prompt.tokens, 4]])).logits[0, -1]
+        logits = model(torch.tensor([[*prompt.policy.tokens, 4]])).logits[0, -1]
         # The teacher's padding columns are cut off before the softmax.
         dense[name] = torch.softmax(logits[: policy.model.vocab_size].double(), -1).detach().numpy()
     served = np.zeros(policy.model.vocab_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.text import Text
@@ -12,6 +12,7 @@ from unmask.cli.connect import connected, fail, model_argument, say, stdout
 from unmask.cli.numbers import clip, count
 from unmask.cli.tables import key_values, table
 from unmask.client import Client
+from unmask.requests.catalog import ControlName
 from unmask.v1 import catalog_pb2 as pb
 
 policies = typer.Typer(help="Students: checkpoints with their sampling settings.")
@@ -116,7 +117,8 @@ def register_teacher(
     context: Annotated[
         str,
         typer.Option(
-            help="none, answer, hint, solution, wrong_solution, contrastive, or a name of your own."
+            help="none, answer, hint, solution, summary, demonstration, contrastive, own_correct, "
+            "wrong_solution, misleading, or a name of your own."
         ),
     ] = "",
     context_template: Annotated[
@@ -132,16 +134,26 @@ def register_teacher(
     allow_noisy: Annotated[
         bool, typer.Option("--allow-noisy", help="Take it though its servers disagree.")
     ] = False,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            help="Register a control instead: flattened or sharpened, of a policy; entropy_matched "
+            "or permuted, of a teacher."
+        ),
+    ] = None,
 ) -> None:
-    """Register a teacher."""
+    """Register a teacher, or a control of one."""
+    if control is not None and control not in get_args(ControlName):
+        fail(f"--control {control}: give one of {', '.join(get_args(ControlName))}")
     answer = client.register_teacher(
-        model_argument(model),
+        model if control else model_argument(model),
         name=name,
         context=context,
         context_template=read(context_template),
         prompt_template=read(prompt_template),
         policies=policy or (),
         allow_noisy=allow_noisy,
+        control=cast("ControlName | None", control),
     )
     _warn(answer.warnings)
     teacher = answer.teacher
@@ -162,9 +174,16 @@ def register_teacher(
 @connected
 def list_teachers(client: Client) -> None:
     """List teachers, oldest first."""
-    made = table("id", "name", "model", "context")
+    made = table("id", "name", "model", "context", "control")
     for teacher in client.list_teachers():
-        made.add_row(teacher.id, teacher.name, _short(teacher.model.source), teacher.context.name)
+        control = pb.Control.Name(teacher.control).removeprefix("CONTROL_").lower()
+        made.add_row(
+            teacher.id,
+            teacher.name,
+            _short(teacher.model.source),
+            teacher.context.name,
+            control if teacher.control else "",
+        )
     stdout().print(made)
 
 
@@ -214,11 +233,19 @@ def preview(
     policy: Annotated[str | None, typer.Option(help="What this student is given.")] = None,
     teacher: Annotated[str | None, typer.Option(help="What this teacher is given.")] = None,
 ) -> None:
-    """Print the whole prompt of a student or a teacher for a question."""
-    answer = client.preview_prompt(question, policy=policy, teacher=teacher)
-    _warn(answer.warnings)
-    typer.echo(answer.text)
-    say(f"{len(answer.tokens)} tokens")
+    """Print the whole prompt of a student, of a teacher or of both for a question."""
+    answer = client.preview_prompt(question, policy=policy or "", teacher=teacher or "")
+    both = bool(policy and teacher)
+    for reader in ("policy", "teacher"):
+        if not answer.HasField(reader):
+            continue
+        shown: pb.RenderedPrompt = getattr(answer, reader)
+        _warn(shown.warnings)
+        if both:
+            say(f"what the {reader} is given, {len(shown.tokens)} tokens:")
+        typer.echo(shown.text)
+        if not both:
+            say(f"{len(shown.tokens)} tokens")
 
 
 def _show_policy(policy: pb.Policy) -> None:

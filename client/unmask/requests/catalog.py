@@ -14,6 +14,7 @@ _SERVICE = "CatalogService"
 
 PromptStyle = Literal["chat", "raw"]
 CutOrder = Literal["top_k_first", "joint"]
+ControlName = Literal["flattened", "sharpened", "entropy_matched", "permuted"]
 _CUT_ORDERS: dict[str | None, pb.CutOrder.ValueType] = {
     None: pb.CUT_ORDER_UNSPECIFIED,
     "top_k_first": pb.CUT_ORDER_TOP_K_FIRST,
@@ -99,7 +100,7 @@ def list_policies(*, page_size: int = 0) -> Paged[pb.Policy]:
 
 
 def register_teacher(
-    model: str | os.PathLike[str] | pb.Policy,
+    model: str | os.PathLike[str] | pb.Policy | pb.Teacher,
     *,
     endpoints: str | Iterable[str] = (),
     allow_noisy: bool = False,
@@ -109,8 +110,9 @@ def register_teacher(
     prompt_style: PromptStyle | None = None,
     prompt_template: str = "",
     policies: Ref | Iterable[Ref] = (),
+    control: ControlName | None = None,
 ) -> Unary[pb.RegisterTeacherResponse]:
-    """Register a teacher: a model and what it is shown beside the question.
+    """Register a teacher: a model and what it is shown beside the question; or a control.
 
     Args:
         model: a directory on the server (a path object is made absolute here), or a policy:
@@ -119,19 +121,28 @@ def register_teacher(
         endpoints: as for a policy; not together with a policy.
         allow_noisy: whether to take a teacher whose servers repeat themselves badly.
         name: optional, unique.
-        context: a built-in context (`none`, `answer`, `hint`, `solution`, `wrong_solution`,
-            `contrastive`), or a name for `context_template`. Empty: `none`.
+        context: a built-in context (`none`, `answer`, `hint`, `solution`, `summary`,
+            `demonstration`, `contrastive`, `own_correct`, `wrong_solution`, `misleading`), or a
+            name for `context_template`. Empty: `none`.
         context_template: Jinja over the question's fields giving the user's message.
         prompt_style: as for a policy; None: the policy's own, if there is one.
         prompt_template: as for a policy.
         policies: students it will teach; at least one, unless `model` is a policy.
+        control: registers a control teacher: `flattened` or `sharpened`, of the policy that `model`
+            names, or `entropy_matched` or `permuted`, of the teacher that it names. Nothing but a
+            name is given beside it.
 
     Returns:
         `teacher`, new or found, and `warnings`.
 
     """
-    if isinstance(model, pb.Policy):
+    if isinstance(model, pb.Policy | pb.Teacher):
         model = model.id
+    if control is not None:
+        request = pb.RegisterTeacherRequest(
+            name=name, model=str(model), control=pb.Control.Value(f"CONTROL_{control.upper()}")
+        )
+        return Unary(path(_SERVICE, "RegisterTeacher"), request, pb.RegisterTeacherResponse, itself)
     folder, served = _where(model, endpoints)
     request = pb.RegisterTeacherRequest(
         name=name,
@@ -160,21 +171,16 @@ def list_teachers(*, page_size: int = 0) -> Paged[pb.Teacher]:
 
 
 def preview_prompt(
-    question: Ref, *, policy: Ref | None = None, teacher: Ref | None = None
+    question: Ref, *, policy: Ref = "", teacher: Ref = ""
 ) -> Unary[pb.PreviewPromptResponse]:
-    """The prompt that a policy or a teacher is given for a question: `text`, `tokens`, `warnings`.
+    """The prompts that a policy and a teacher are given for a question: `policy`, `teacher`.
 
-    Raises:
-        ValueError: not exactly one of `policy` and `teacher`.
-
+    Each has `text`, `tokens` and `warnings`. A teacher that is shown the policy's own rollout needs
+    the policy named, too.
     """
-    if (policy is None) == (teacher is None):
-        raise ValueError("preview_prompt: give a policy or a teacher")
-    request = pb.PreviewPromptRequest(question=ref(question))
-    if policy is not None:
-        request.policy = ref(policy)
-    elif teacher is not None:
-        request.teacher = ref(teacher)
+    request = pb.PreviewPromptRequest(
+        question=ref(question), policy=ref(policy), teacher=ref(teacher)
+    )
     return Unary(path(_SERVICE, "PreviewPrompt"), request, pb.PreviewPromptResponse, itself)
 
 

@@ -68,6 +68,43 @@ PROMPT_STYLE_RAW: PromptStyle.ValueType  # 2
 """Prompting.template."""
 Global___PromptStyle: _TypeAlias = PromptStyle  # noqa: Y015
 
+class _Control:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ControlEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Control.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTROL_UNSPECIFIED: _Control.ValueType  # 0
+    """No control."""
+    CONTROL_FLATTENED: _Control.ValueType  # 1
+    """The student, T proportional to P^(1/2)."""
+    CONTROL_SHARPENED: _Control.ValueType  # 2
+    """The student, T proportional to P^(3/2)."""
+    CONTROL_ENTROPY_MATCHED: _Control.ValueType  # 3
+    """The student, flattened or sharpened at every node to the entropy of another teacher there."""
+    CONTROL_PERMUTED: _Control.ValueType  # 4
+    """Another teacher, its log-ratios to the student permuted among tokens of like probability."""
+
+class Control(_Control, metaclass=_ControlEnumTypeWrapper):
+    """How a control teacher is made: from the student at hand, knowing nothing of success. Statements
+    that sort generations by their outcome show a gap for any teacher that is flatter or sharper than
+    the student; what counts is a teacher's alignment beyond its controls. They are teachers like any
+    other, at no sampling cost and scored by no model of their own. At a node the tail bucket is taken
+    as one token.
+    """
+
+CONTROL_UNSPECIFIED: Control.ValueType  # 0
+"""No control."""
+CONTROL_FLATTENED: Control.ValueType  # 1
+"""The student, T proportional to P^(1/2)."""
+CONTROL_SHARPENED: Control.ValueType  # 2
+"""The student, T proportional to P^(3/2)."""
+CONTROL_ENTROPY_MATCHED: Control.ValueType  # 3
+"""The student, flattened or sharpened at every node to the entropy of another teacher there."""
+CONTROL_PERMUTED: Control.ValueType  # 4
+"""Another teacher, its log-ratios to the student permuted among tokens of like probability."""
+Global___Control: _TypeAlias = Control  # noqa: Y015
+
 class _VerifierKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -356,10 +393,16 @@ class Teacher(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     PROMPTING_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
+    BASE_TEACHER_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`tea-` and a hash of everything below but the name."""
     name: _builtins.str
     """Chosen by whoever registered it; empty if none was."""
+    control: Global___Control.ValueType
+    """UNSPECIFIED: a model of its own. Else how it is made."""
+    base_teacher_id: _builtins.str
+    """For controls that are of a teacher: which."""
     @_builtins.property
     def model(self) -> Global___Model:
         """The checkpoint."""
@@ -385,10 +428,12 @@ class Teacher(_message.Message):
         context: Global___Context | None = ...,
         prompting: Global___Prompting | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        control: Global___Control.ValueType = ...,
+        base_teacher_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "model", b"model", "prompting", b"prompting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "id", b"id", "model", b"model", "name", b"name", "prompting", b"prompting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_teacher_id", b"base_teacher_id", "context", b"context", "control", b"control", "create_time", b"create_time", "id", b"id", "model", b"model", "name", b"name", "prompting", b"prompting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -403,12 +448,15 @@ class Context(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """A built-in one (`none`, `answer`, `hint`, `solution`, `wrong_solution`, `contrastive`), or any
-    name for a template of your own.
+    """A built-in one (`none`, `answer`, `hint`, `solution`, `summary`, `demonstration`,
+    `contrastive`, `own_correct`, `wrong_solution`, `misleading`), or any name for a template of your
+    own.
     """
     template: _builtins.str
-    """Jinja over the question's fields, giving the content of the user message. Empty: the built-in
-    template of that name.
+    """Jinja over the question's fields, giving the content of the user message. `own_correct` is no
+    field but the text of the student's own first correct rollout for the question (another one than
+    the generation under diagnosis); that rollout is left out of the estimates at its own nodes.
+    Empty: the built-in template of that name.
     """
     def __init__(
         self,
@@ -762,6 +810,7 @@ class RegisterTeacherRequest(_message.Message):
     POLICIES_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     ALLOW_NOISY_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Optional, unique, at most 200 characters."""
     model: _builtins.str
@@ -771,6 +820,11 @@ class RegisterTeacherRequest(_message.Message):
     allow_noisy: _builtins.bool
     """Whether a teacher is welcome whose servers repeat their own log-probabilities worse than the
     server's threshold (0.1 nats unless configured otherwise). Otherwise it is refused.
+    """
+    control: Global___Control.ValueType
+    """Registers a control. `model` is then the id or name of the teacher that it is of
+    (ENTROPY_MATCHED, PERMUTED) or of a policy (FLATTENED, SHARPENED), and nothing but `name` is
+    given beside it.
     """
     @_builtins.property
     def context(self) -> Global___Context:
@@ -800,10 +854,11 @@ class RegisterTeacherRequest(_message.Message):
         policies: _abc.Iterable[_builtins.str] | None = ...,
         endpoints: _abc.Iterable[_builtins.str] | None = ...,
         allow_noisy: _builtins.bool = ...,
+        control: Global___Control.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "prompting", b"prompting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_noisy", b"allow_noisy", "context", b"context", "endpoints", b"endpoints", "model", b"model", "name", b"name", "policies", b"policies", "prompting", b"prompting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_noisy", b"allow_noisy", "context", b"context", "control", b"control", "endpoints", b"endpoints", "model", b"model", "name", b"name", "policies", b"policies", "prompting", b"prompting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -949,9 +1004,9 @@ class PreviewPromptRequest(_message.Message):
     TEACHER_FIELD_NUMBER: _builtins.int
     QUESTION_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
-    """Id or name of a policy."""
+    """Id or name. Empty: only the teacher's prompt is wanted."""
     teacher: _builtins.str
-    """Id or name of a teacher."""
+    """Id or name. Empty: only the policy's prompt is wanted."""
     question: _builtins.str
     """Id or name of the question."""
     def __init__(
@@ -961,19 +1016,17 @@ class PreviewPromptRequest(_message.Message):
         teacher: _builtins.str = ...,
         question: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "reader", b"reader", "teacher", b"teacher"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "question", b"question", "reader", b"reader", "teacher", b"teacher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "question", b"question", "teacher", b"teacher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_reader: _TypeAlias = _typing.Literal["policy", "teacher"]  # noqa: Y015
-    _WhichOneofArgType_reader: _TypeAlias = _typing.Literal["reader", b"reader"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_reader) -> _WhichOneofReturnType_reader | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PreviewPromptRequest: _TypeAlias = PreviewPromptRequest  # noqa: Y015
 
 @_typing.final
-class PreviewPromptResponse(_message.Message):
-    """See CatalogService.PreviewPrompt."""
+class RenderedPrompt(_message.Message):
+    """A prompt as a model gets it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -984,7 +1037,7 @@ class PreviewPromptResponse(_message.Message):
     """The whole prompt, as the model's own template writes it."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The same as the model gets it."""
+        """The same as token ids."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1000,6 +1053,36 @@ class PreviewPromptResponse(_message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "tokens", b"tokens", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenderedPrompt: _TypeAlias = RenderedPrompt  # noqa: Y015
+
+@_typing.final
+class PreviewPromptResponse(_message.Message):
+    """See CatalogService.PreviewPrompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    TEACHER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___RenderedPrompt:
+        """What the policy is asked; absent unless one was named."""
+
+    @_builtins.property
+    def teacher(self) -> Global___RenderedPrompt:
+        """What the teacher is shown, each by its own template; absent unless one was named."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___RenderedPrompt | None = ...,
+        teacher: Global___RenderedPrompt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "teacher", b"teacher"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "teacher", b"teacher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

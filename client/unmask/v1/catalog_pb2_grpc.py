@@ -159,7 +159,8 @@ class CatalogServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PreviewPrompt(self, request, context):
-        """The prompt that a policy or a teacher is given for a question, as text and as tokens.
+        """The prompts that a policy and a teacher are given for a question, as text and as tokens. They
+        share only what comes after: each is written by its own template, and nothing is ever cut off.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

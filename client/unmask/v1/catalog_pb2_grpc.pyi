@@ -61,7 +61,9 @@ class CatalogServiceStub:
     ListTeachers: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListTeachersRequest, _catalog_pb2.ListTeachersResponse]
     """All teachers, oldest first."""
     PreviewPrompt: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.PreviewPromptRequest, _catalog_pb2.PreviewPromptResponse]
-    """The prompt that a policy or a teacher is given for a question, as text and as tokens."""
+    """The prompts that a policy and a teacher are given for a question, as text and as tokens. They
+    share only what comes after: each is written by its own template, and nothing is ever cut off.
+    """
     RegisterQuestions: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.RegisterQuestionsRequest, _catalog_pb2.RegisterQuestionsResponse]
     """Registers questions; each one succeeds or fails by itself."""
     GetQuestion: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetQuestionRequest, _catalog_pb2.GetQuestionResponse]
@@ -108,7 +110,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     ListTeachers: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListTeachersRequest, _catalog_pb2.ListTeachersResponse]  # type: ignore[assignment]
     """All teachers, oldest first."""
     PreviewPrompt: _aio.UnaryUnaryMultiCallable[_catalog_pb2.PreviewPromptRequest, _catalog_pb2.PreviewPromptResponse]  # type: ignore[assignment]
-    """The prompt that a policy or a teacher is given for a question, as text and as tokens."""
+    """The prompts that a policy and a teacher are given for a question, as text and as tokens. They
+    share only what comes after: each is written by its own template, and nothing is ever cut off.
+    """
     RegisterQuestions: _aio.UnaryUnaryMultiCallable[_catalog_pb2.RegisterQuestionsRequest, _catalog_pb2.RegisterQuestionsResponse]  # type: ignore[assignment]
     """Registers questions; each one succeeds or fails by itself."""
     GetQuestion: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetQuestionRequest, _catalog_pb2.GetQuestionResponse]  # type: ignore[assignment]
@@ -194,7 +198,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.PreviewPromptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.PreviewPromptResponse, _abc.Awaitable[_catalog_pb2.PreviewPromptResponse]]:
-        """The prompt that a policy or a teacher is given for a question, as text and as tokens."""
+        """The prompts that a policy and a teacher are given for a question, as text and as tokens. They
+        share only what comes after: each is written by its own template, and nothing is ever cut off.
+        """
 
     @_abc_1.abstractmethod
     def RegisterQuestions(

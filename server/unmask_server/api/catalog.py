@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -15,8 +15,16 @@ from unmask_server.api import catalog_messages as messages
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.catalog import Catalog, QuestionSpec, parse_jsonl
 from unmask_server.catalog.errors import InvalidArgument
-from unmask_server.catalog.types import Prompting, PromptStyle
+from unmask_server.catalog.types import (
+    Control,
+    Policy,
+    Prompting,
+    PromptStyle,
+    Question,
+    Teacher,
+)
 from unmask_server.engines.base import Sampling
+from unmask_server.nodes.demonstrations import Demonstrations, shows_own
 from unmask_server.nodes.resolve import Resolver
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,14 +36,24 @@ DEFAULT_MAX_NEW_TOKENS = 256
 MAX_QUESTIONS = 10_000
 
 
+_CONTROLS: Mapping[int, Control] = {pb.Control.Value(f"CONTROL_{c.name}"): c for c in Control}
+
+
 class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
     """See proto/unmask/v1/catalog.proto."""
 
     def __init__(
-        self, catalog: Catalog, resolver: Resolver, launched: Launched, *, max_noise: float
+        self,
+        catalog: Catalog,
+        resolver: Resolver,
+        demonstrations: Demonstrations,
+        launched: Launched,
+        *,
+        max_noise: float,
     ) -> None:
         self._catalog = catalog
         self._resolver = resolver
+        self._demonstrations = demonstrations
         self._launched = launched
         self._max_noise = max_noise
 
@@ -94,8 +112,30 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         self, request: pb.RegisterTeacherRequest, context: Context
     ) -> pb.RegisterTeacherResponse:
         """Register a teacher."""
+        if request.control:
+            return await asyncio.to_thread(self._register_control, request)
         endpoints = request.endpoints or await self._launched(request.model)
         return await asyncio.to_thread(self._register_teacher, request, endpoints)
+
+    def _register_control(self, request: pb.RegisterTeacherRequest) -> pb.RegisterTeacherResponse:
+        control = _CONTROLS.get(request.control)
+        if control is None:
+            raise InvalidArgument("control", f"none has the number {request.control}")
+        for field in ("context", "prompting"):
+            if request.HasField(field):
+                raise InvalidArgument(field, "a control has none of its own")
+        if request.endpoints:
+            raise InvalidArgument("endpoints", "a control runs no model of its own")
+        if control.needs_base:
+            if not request.model:
+                raise InvalidArgument("model", "give the teacher that this is a control of")
+            base, student = self._catalog.get_teacher(request.model), None
+        else:
+            base, student = None, self._resolver.policy(request.model, "model")
+        teacher = self._catalog.register_control(
+            control, base=base, student=student, name=request.name or None
+        )
+        return pb.RegisterTeacherResponse(teacher=messages.teacher(teacher))
 
     def _register_teacher(
         self, request: pb.RegisterTeacherRequest, endpoints: Sequence[str]
@@ -162,18 +202,33 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
 
     def _preview(self, request: pb.PreviewPromptRequest) -> pb.PreviewPromptResponse:
         question = self._resolver.question(request.question, "question")
-        match request.WhichOneof("reader"):
-            case "policy":
-                policy = self._resolver.policy(request.policy, "policy")
-                prompt = self._catalog.policy_prompt(policy, question)
-            case "teacher":
-                teacher = self._catalog.get_teacher(request.teacher)
-                prompt = self._catalog.teacher_prompt(teacher, question)
-            case _:
-                raise InvalidArgument("reader", "name a policy or a teacher")
-        return pb.PreviewPromptResponse(
-            text=prompt.text, tokens=prompt.tokens, warnings=prompt.warnings
-        )
+        if not (request.policy or request.teacher):
+            raise InvalidArgument("policy", "name a policy, a teacher or both")
+        response = pb.PreviewPromptResponse()
+        policy = self._resolver.policy(request.policy, "policy") if request.policy else None
+        if policy is not None:
+            shown = self._catalog.policy_prompt(policy, question)
+            response.policy.CopyFrom(messages.rendered(shown))
+        if request.teacher:
+            teacher = self._catalog.get_teacher(request.teacher)
+            if teacher.scored is None:
+                raise InvalidArgument(
+                    "teacher", f"{teacher.id} is made from the student alone: it is shown nothing"
+                )
+            shown = self._catalog.teacher_prompt(
+                teacher.scored, question, own=self._own(teacher, policy, question)
+            )
+            response.teacher.CopyFrom(messages.rendered(shown))
+        return response
+
+    def _own(self, teacher: Teacher, policy: Policy | None, question: Question) -> str | None:
+        if not shows_own(teacher):
+            return None
+        if policy is None:
+            raise InvalidArgument(
+                "policy", f"teacher {teacher.id} is shown a policy's own rollout: name the policy"
+            )
+        return self._demonstrations.text(policy, question, question.verifier)
 
     async def RegisterQuestions(
         self, request: pb.RegisterQuestionsRequest, context: Context

@@ -14,6 +14,7 @@ from unmask_server.catalog.types import (
     Prompting,
     PromptStyle,
     Question,
+    RenderedPrompt,
     Teacher,
     Verifier,
     VerifierKind,
@@ -98,7 +99,16 @@ def teacher(found: Teacher) -> pb.Teacher:
         context=pb.Context(name=found.context, template=found.template),
         prompting=prompting(found.prompting),
         create_time=timestamp(found.created_at),
+        control=pb.Control.Value(
+            f"CONTROL_{found.control.name if found.control else 'UNSPECIFIED'}"
+        ),
+        base_teacher_id=found.base.id if found.base else "",
     )
+
+
+def rendered(found: RenderedPrompt) -> pb.RenderedPrompt:
+    """A RenderedPrompt."""
+    return pb.RenderedPrompt(text=found.text, tokens=found.tokens, warnings=found.warnings)
 
 
 def question(found: Question) -> pb.Question:

@@ -23,6 +23,7 @@ from unmask_server.catalog.types import Teacher
 from unmask_server.diagnosis import Algorithm, Form
 from unmask_server.growth.recorder import Recorder
 from unmask_server.nodes.backup import BackUp, positions_below
+from unmask_server.nodes.demonstrations import Demonstrations
 from unmask_server.nodes.diagnose import Group, Scored, alignments, posterior
 from unmask_server.nodes.evidence import Evidence, EvidenceReader, evidence
 from unmask_server.nodes.resolve import NodeSet, Resolver
@@ -61,6 +62,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         resolver: Resolver,
         reader: EvidenceReader,
         sequences: SequenceReader,
+        demonstrations: Demonstrations,
         recorder: Recorder,
         trees: TreeStore,
         answers: AnswerCache,
@@ -69,6 +71,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         self._resolver = resolver
         self._reader = reader
         self._sequences = sequences
+        self._demonstrations = demonstrations
         self._back_up = BackUp(reader)
         self._recorder = recorder
         self._trees = trees
@@ -191,6 +194,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
     ) -> Read:
         teachers = await asyncio.to_thread(self._resolver.teachers, teacher_names, nodes.policy)
         _check(nodes, teachers, algorithms, options)
+        nodes = await self._demonstrations.attach(nodes, teachers)
         tree = await asyncio.to_thread(
             self._recorder.tree, nodes.policy, nodes.question, nodes.verifier
         )
@@ -281,6 +285,14 @@ def _check(
             raise InvalidArgument(
                 "teachers", f"algorithms[{i}] compares with a teacher; name at least one"
             )
+        whole = algorithm.is_sequential or algorithm.reads_path
+        for k, teacher in enumerate(teachers if whole else ()):
+            if teacher.control is not None:
+                raise InvalidArgument(
+                    f"teachers[{k}]",
+                    f"algorithms[{i}] reads a teacher's probabilities of whole generations, which "
+                    "a control has only at a node; ask for them in another call",
+                )
         if algorithm.form is Form.SAMPLED and None in nodes.observed:
             raise InvalidArgument(
                 f"algorithms[{i}].form",

@@ -13,8 +13,9 @@ from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.api.times import timestamp
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
+from unmask_server.catalog.tokenizer import without_stop
 from unmask_server.catalog.types import Trajectory
-from unmask_server.growth.recorder import LENGTH, STOP, without_stop
+from unmask_server.growth.recorder import LENGTH, STOP
 from unmask_server.growth.trajectories import UNKNOWN, TrajectoryMaker
 from unmask_server.nodes.resolve import Resolver
 

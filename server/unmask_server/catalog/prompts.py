@@ -8,7 +8,7 @@ from functools import lru_cache
 from unmask_server.catalog.errors import FailedPrecondition
 from unmask_server.catalog.models import Models
 from unmask_server.catalog.prompting import render_prompt
-from unmask_server.catalog.templates import BUILT_IN_CONTEXTS, render_context
+from unmask_server.catalog.templates import BUILT_IN_CONTEXTS, OWN_CORRECT, render_context
 from unmask_server.catalog.tokenizer import check_token_ids
 from unmask_server.catalog.types import (
     Model,
@@ -34,18 +34,27 @@ class Prompts:
 
     def of_policy(self, policy: Policy, question: Question) -> RenderedPrompt:
         """What a policy is asked. Raises: as `Catalog.policy_prompt`."""
-        prompt = self._rendered(policy.model, policy.prompting, _PLAIN, question.id)
+        prompt = self._rendered(policy.model, policy.prompting, _PLAIN, question.id, None)
         _check_window(prompt, policy.max_new_tokens, policy.model, policy.id, question.id)
         return prompt
 
-    def of_teacher(self, teacher: Teacher, question: Question, room: int) -> RenderedPrompt:
+    def of_teacher(
+        self, teacher: Teacher, question: Question, room: int, own: str | None
+    ) -> RenderedPrompt:
         """What a teacher is shown. Raises: as `Catalog.teacher_prompt`."""
-        prompt = self._rendered(teacher.model, teacher.prompting, teacher.template, question.id)
+        prompt = self._rendered(
+            teacher.model, teacher.prompting, teacher.template, question.id, own
+        )
         _check_window(prompt, room, teacher.model, teacher.id, question.id)
         return prompt
 
     def _render(
-        self, model: Model, prompting: Prompting, template: str, question_id: str
+        self,
+        model: Model,
+        prompting: Prompting,
+        template: str,
+        question_id: str,
+        own: str | None,
     ) -> RenderedPrompt:
         question = self._question(question_id)
         tokenizer = self._models.tokenizer(model)
@@ -53,7 +62,10 @@ class Prompts:
         if tokens is not None and template == _PLAIN:
             check_token_ids("prompt_tokens", tokens, model.vocab_size, tokenizer)
             return RenderedPrompt(tokenizer.decode(tokens), tokens)
-        content = render_context(template, question.fields, question_id=question_id)
+        fields = dict(question.fields)
+        if own is not None:
+            fields[OWN_CORRECT] = own
+        content = render_context(template, fields, question_id=question_id)
         return render_prompt(prompting, tokenizer, content)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from sqlalchemy import RowMapping
 
 from unmask_server.catalog.types import (
+    Control,
     Model,
     Policy,
     Prompting,
@@ -79,7 +80,7 @@ def policy_of(row: RowMapping, model: Model) -> Policy:
     )
 
 
-def teacher_of(row: RowMapping, model: Model) -> Teacher:
+def teacher_of(row: RowMapping, model: Model, base: Teacher | None) -> Teacher:
     """A row of `teacher`."""
     return Teacher(
         id=row["id"],
@@ -89,6 +90,8 @@ def teacher_of(row: RowMapping, model: Model) -> Teacher:
         template=row["context_template"],
         prompting=prompting_of(row["prompting"]),
         created_at=row["created_at"],
+        control=None if row["control"] is None else Control(row["control"]),
+        base=base,
     )
 
 

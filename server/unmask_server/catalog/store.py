@@ -33,10 +33,11 @@ from unmask_server.catalog.settings import (
     question_entry,
     serving_warnings,
 )
-from unmask_server.catalog.templates import context_template
+from unmask_server.catalog.templates import BUILT_IN_CONTEXTS, context_template
 from unmask_server.catalog.tokenizer import ModelTokenizer
 from unmask_server.catalog.trajectories import TrajectoryStore
 from unmask_server.catalog.types import (
+    Control,
     Model,
     Policy,
     Prompting,
@@ -229,6 +230,46 @@ class Catalog:
         warnings = [*_trial(chosen, tokenizer), *serving_warnings(model)]
         return self.get_teacher(self._records.put(schema.teacher, entry)), warnings
 
+    def register_control(
+        self, control: Control, *, base: Teacher | None, student: Policy | None, name: str | None
+    ) -> Teacher:
+        """Register a control teacher.
+
+        Args:
+            control: how it is made.
+            base: the teacher it is of; for those that need one, else None.
+            student: for the others: a policy.
+            name: the client's, or None.
+
+        Raises:
+            InvalidArgument: `base` is itself a control.
+            AlreadyExists: the name is another teacher's.
+
+        """
+        check_name(name)
+        values: dict[str, Any]
+        if base is not None:
+            if base.control is not None:
+                raise InvalidArgument("model", f"teacher {base.id} is a control itself")
+            values = {
+                "model_fingerprint": base.model.fingerprint,
+                "context": base.context,
+                "context_template": base.template,
+                "prompting": prompting_data(base.prompting),
+                "base_id": base.id,
+            }
+        else:
+            assert student is not None
+            values = {
+                "model_fingerprint": student.model.fingerprint,
+                "context": "none",
+                "context_template": BUILT_IN_CONTEXTS["none"],
+                "prompting": prompting_data(student.prompting),
+            }
+        values["control"] = control.value
+        entry = Entry("tea-" + digest(values), name, values)
+        return self.get_teacher(self._records.put(schema.teacher, entry))
+
     def get_teacher(self, name: str) -> Teacher:
         """A teacher by id or name. Raises NotFound."""
         return self._records.get(schema.teacher, name, self._teacher)
@@ -362,19 +403,24 @@ class Catalog:
         return self.policy_prompt(policy, question).tokens
 
     def teacher_prompt(
-        self, teacher: Teacher, question: Question, max_new_tokens: int = 0
+        self,
+        teacher: Teacher,
+        question: Question,
+        max_new_tokens: int = 0,
+        *,
+        own: str | None = None,
     ) -> RenderedPrompt:
         """What a teacher is shown; nothing is ever cut off.
 
         A question that is given as ids is shown as these by the context `none`; any other context
-        needs its text.
+        needs its text. `own` is the student's own correct rollout, for contexts that show it.
 
         Raises:
             InvalidArgument: the question lacks a field that the context needs.
             FailedPrecondition: it and `max_new_tokens` more do not fit the teacher's context.
 
         """
-        return self._prompts.of_teacher(teacher, question, max_new_tokens)
+        return self._prompts.of_teacher(teacher, question, max_new_tokens, own)
 
     # -------------------------------------------------------------------------------- inside
 
@@ -398,7 +444,8 @@ class Catalog:
         return policy_of(row._mapping, self._models.get(row.model_fingerprint))
 
     def _teacher(self, row: AnyRow) -> Teacher:
-        return teacher_of(row._mapping, self._models.get(row.model_fingerprint))
+        base = self.get_teacher(row.base_id) if row.base_id is not None else None
+        return teacher_of(row._mapping, self._models.get(row.model_fingerprint), base)
 
     def _verifier(self, row: AnyRow) -> Verifier:
         return verifier_of(row._mapping)

@@ -13,12 +13,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from unmask_server.catalog.errors import InvalidArgument
 
+OWN_CORRECT = "own_correct"
+"""The name under which templates see the student's own correct rollout."""
+
 BUILT_IN_CONTEXTS = {
     "none": "{{ question }}",
     "answer": "{{ question }}\nThe correct answer is {{ answer }}.",
     "hint": "{{ question }}\nHint: {{ hint }}",
     "solution": "{{ question }}\nA correct solution: {{ solution }}",
+    "summary": "{{ question }}\nA correct solution: {{ summary }}",
+    "demonstration": (
+        "{{ question }}\n\nThis is an example of a response to the question:\n"
+        "{{ demonstration | default(solution) }}\n\n"
+        "Now answer with a response of your own, including the thinking process."
+    ),
+    "own_correct": "{{ question }}\nA correct solution: {{ own_correct }}",
     "wrong_solution": "{{ question }}\nA wrong attempt: {{ wrong_solution }}",
+    "misleading": "{{ question }}\nA correct solution: {{ wrong_solution }}",
     "contrastive": (
         "{{ question }}\nA correct solution: {{ solution }}\nA wrong attempt: {{ wrong_solution }}"
     ),
@@ -79,6 +90,12 @@ def check_template(template: str, field: str) -> frozenset[str]:
     except RENDER_ERRORS as error:
         raise InvalidArgument(field, f"is no template: {error}") from None
     return frozenset(names)
+
+
+@lru_cache(maxsize=256)
+def uses_own_correct(template: str) -> bool:
+    """Whether a context shows the student's own correct rollout."""
+    return OWN_CORRECT in meta.find_undeclared_variables(_environment().parse(template))
 
 
 def render_context(template: str, fields: Mapping[str, Any], *, question_id: str) -> str:

@@ -263,3 +263,8 @@ def _converted(folder: Path) -> Tokenizer:
         ) from None
     loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     return Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+
+
+def without_stop(tokens: tuple[int, ...], stop_ids: Sequence[int]) -> tuple[int, ...]:
+    """The tokens that are text: a stop token ends a generation and is not part of its text."""
+    return tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens

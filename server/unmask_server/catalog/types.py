@@ -70,6 +70,24 @@ class Policy:
     created_at: float
 
 
+class Control(enum.Enum):
+    """How a control teacher is made: from the student, and knowing nothing of success."""
+
+    FLATTENED = "flattened"
+    """The student, T proportional to P^(1/2)."""
+    SHARPENED = "sharpened"
+    """The student, T proportional to P^(3/2)."""
+    ENTROPY_MATCHED = "entropy_matched"
+    """The student, flattened or sharpened at every node to the entropy of another teacher there."""
+    PERMUTED = "permuted"
+    """Another teacher, its log-ratios to the student permuted among tokens of like probability."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether there is another teacher that it is a control of."""
+        return self in (Control.ENTROPY_MATCHED, Control.PERMUTED)
+
+
 @dataclass(frozen=True, slots=True)
 class Teacher:
     """A model and a context."""
@@ -83,6 +101,15 @@ class Teacher:
     """Jinja over the question's fields."""
     prompting: Prompting
     created_at: float
+    control: Control | None = None
+    """None for a model of its own."""
+    base: Teacher | None = None
+    """What a control is of, if it is of a teacher; it shares its model, context and prompting."""
+
+    @property
+    def scored(self) -> Teacher | None:
+        """Whose model is asked: its own or its base's; None where the student says all."""
+        return self if self.control is None else self.base
 
 
 class VerifierKind(enum.Enum):

@@ -87,6 +87,8 @@ teacher = Table(
     Column("context", Text, nullable=False, comment="name of the context"),
     Column("context_template", Text, nullable=False, comment="Jinja over the question's fields"),
     Column("prompting", JSON, nullable=False),
+    Column("control", String(20), comment="how it is made; null: its own model"),
+    Column("base_id", String(40), comment="the teacher that a control is of"),
     Column("created_at", Float, nullable=False),
 )
 

@@ -10,7 +10,7 @@ from unmask_server.diagnosis.alignment import (
     measure,
 )
 from unmask_server.diagnosis.continuation import Continuations
-from unmask_server.diagnosis.controls import entropy, permuted, tempered
+from unmask_server.diagnosis.controls import entropy, permuted, powered, tempered
 from unmask_server.diagnosis.counts import Counts
 from unmask_server.diagnosis.divergence import kl
 from unmask_server.diagnosis.gradients import (
@@ -86,6 +86,7 @@ __all__ = [
     "kl",
     "measure",
     "permuted",
+    "powered",
     "summarize_set",
     "tempered",
     "with_tail",

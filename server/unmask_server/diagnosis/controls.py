@@ -25,10 +25,28 @@ def entropy(p: ArrayLike) -> float:
     return max(0.0, -float(live @ np.log(live)))
 
 
+def powered(p: ArrayLike, exponent: float) -> FloatArray:
+    """T proportional to P^exponent; the tail bucket is taken as one token, as everywhere.
+
+    Args:
+        p: the student's probabilities, shape (m + 1,), tail last.
+        exponent: below 1 flattens, above 1 sharpens; >= 0.
+
+    Returns:
+        Shape (m + 1,), zero where P is.
+
+    """
+    values = np.asarray(p, dtype=np.float64)
+    live = values > 0.0
+    log_p = np.log(values, out=np.zeros_like(values), where=live)
+    log_p -= np.max(log_p, where=live, initial=-np.inf)
+    weights = np.exp(exponent * log_p, out=np.zeros_like(values), where=live)
+    result: FloatArray = weights / weights.sum()
+    return result
+
+
 def tempered(p: ArrayLike, target: float) -> FloatArray:
     """The student flattened or sharpened to an entropy: T proportional to P^a.
-
-    The tail bucket is taken as one token, as everywhere.
 
     Args:
         p: the student's probabilities, shape (m + 1,), tail last.
@@ -39,15 +57,9 @@ def tempered(p: ArrayLike, target: float) -> FloatArray:
         Shape (m + 1,), zero where P is.
 
     """
-    values = np.asarray(p, dtype=np.float64)
-    live = values > 0.0
-    log_p = np.log(values, out=np.zeros_like(values), where=live)
-    log_p -= np.max(log_p, where=live, initial=-np.inf)
 
     def power(exponent: float) -> FloatArray:
-        weights = np.exp(exponent * log_p, out=np.zeros_like(values), where=live)
-        result: FloatArray = weights / weights.sum()
-        return result
+        return powered(p, exponent)
 
     low, high = 0.0, 1.0
     while entropy(power(high)) > target and high < _MAX_EXPONENT:

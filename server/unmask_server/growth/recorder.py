@@ -10,6 +10,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from unmask_server.catalog import Catalog, Grader
+from unmask_server.catalog.tokenizer import without_stop
 from unmask_server.catalog.types import Policy, Question, Trajectory, Verifier
 from unmask_server.engines.base import FinishReason
 from unmask_server.tree import (
@@ -175,11 +176,6 @@ class Recorder:
 
     def _note(self, tree_id: int) -> None:
         self._on_change(tree_id, self._trees.versions([tree_id])[tree_id])
-
-
-def without_stop(tokens: tuple[int, ...], stop_ids: Sequence[int]) -> tuple[int, ...]:
-    """The tokens that are text: a stop token ends a generation and is not part of its text."""
-    return tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens
 
 
 def _call(

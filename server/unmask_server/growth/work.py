@@ -13,6 +13,7 @@ from unmask_server.diagnosis import flat_bound
 from unmask_server.growth.plan import PlanNode, forced_candidates
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.spec import Allocation, GrowthSpec, Target
+from unmask_server.nodes.demonstrations import Demonstrations
 from unmask_server.nodes.evidence import EvidenceReader, Scores
 from unmask_server.nodes.resolve import NodeSet, Resolver
 from unmask_server.tree import NodeCounts, TreeRef, TreeStore, TreeView
@@ -50,10 +51,16 @@ class WorkReader:
     """Prepares a growth's paths and reads how far they are."""
 
     def __init__(
-        self, resolver: Resolver, reader: EvidenceReader, recorder: Recorder, trees: TreeStore
+        self,
+        resolver: Resolver,
+        reader: EvidenceReader,
+        demonstrations: Demonstrations,
+        recorder: Recorder,
+        trees: TreeStore,
     ) -> None:
         self._resolver = resolver
         self._reader = reader
+        self._demonstrations = demonstrations
         self._recorder = recorder
         self._trees = trees
 
@@ -72,6 +79,7 @@ class WorkReader:
                 if compared
                 else []
             )
+            nodes = await self._demonstrations.attach(nodes, teachers)
             scores = await self._reader.scores(
                 nodes, teachers, temperatures=temperatures, top_k=spec.top_k
             )

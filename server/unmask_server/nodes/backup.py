@@ -29,7 +29,7 @@ class BackUp:
 
     def __init__(self, reader: EvidenceReader) -> None:
         self._reader = reader
-        self._kept: OrderedDict[tuple[str, int, int, int], dict[int, Value]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, int, int, int], dict[int, Value]] = OrderedDict()
 
     async def improve(
         self, nodes: NodeSet, found: Sequence[Evidence], view: TreeView, top_k: int
@@ -45,7 +45,8 @@ class BackUp:
         """
         if nodes.trajectory is None or not found:
             return list(found)
-        key = (nodes.trajectory.id, nodes.verifier.key, top_k, view.version)
+        shown = nodes.demonstration.rollout.id if nodes.demonstration is not None else 0
+        key = (nodes.trajectory.id, nodes.verifier.key, top_k, view.version, shown)
         values = self._kept.get(key)
         first = found[0].position + 1
         if values is None or (values and min(values) > first):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from unmask_server.catalog import Catalog
 from unmask_server.catalog.types import Model, Policy, Teacher
 from unmask_server.diagnosis import Counts, Support, candidate_ids
 from unmask_server.engines.base import Sampling
+from unmask_server.nodes.controls import control
 from unmask_server.nodes.distributions import Distribution, ScoreJob, Scorer
 from unmask_server.nodes.resolve import NodeSet, shown_prompt
 from unmask_server.nodes.sequel import NO_SEQUEL, Sequel
@@ -85,12 +87,14 @@ class EvidenceReader:
         losses = tuple(Sampling(temperature=t) for t in temperatures)
         policy = nodes.policy
         student_views = tuple(dict.fromkeys((policy.sampling, *losses)))
-        prompts = await asyncio.to_thread(self._teacher_prompts, nodes, teachers)
+        # Controls are made from the student, and from teachers that are scored once for all.
+        asked = list(dict.fromkeys(s for teacher in teachers if (s := teacher.scored) is not None))
+        prompts = await asyncio.to_thread(self._teacher_prompts, nodes, asked)
         observed = tuple(() if o is None else (o,) for o in nodes.observed)
         student_job = self._job(policy.model, nodes.prompt, nodes, student_views, top_k, observed)
         teacher_jobs = [
             self._job(teacher.model, prompt, nodes, losses, top_k, observed)
-            for teacher, prompt in zip(teachers, prompts, strict=True)
+            for teacher, prompt in zip(asked, prompts, strict=True)
         ]
         first = await asyncio.gather(*map(self._scorer.score, (student_job, *teacher_jobs)))
         student, rest = first[0], first[1:]
@@ -105,23 +109,30 @@ class EvidenceReader:
             *(self._scorer.score(_with_also(job, also)) for job in (student_job, *teacher_jobs))
         )
         student, rest = second[0], second[1:]
-        noise = tuple(math.hypot(policy.model.noise, teacher.model.noise) for teacher in teachers)
-        return [
-            Scores(
-                ids=ids,
-                sampling=student[i][sampling].probabilities(ids),
-                student=_by_temperature(student[i], student_views, losses, ids),
-                teachers=tuple(_by_temperature(s[i], losses, losses, ids) for s in rest),
-                noise=noise,
-            )
-            for i, ids in enumerate(candidates)
-        ]
+        noise = tuple(
+            math.hypot(policy.model.noise, 0.0 if t.scored is None else t.scored.model.noise)
+            for t in teachers
+        )
+        places = [None if t.scored is None else asked.index(t.scored) for t in teachers]
+        found = []
+        for i, ids in enumerate(candidates):
+            mine = _by_temperature(student[i], student_views, losses, ids)
+            theirs = [_by_temperature(s[i], losses, losses, ids) for s in rest]
+            made = [
+                _made(teacher, mine, None if k is None else theirs[k], nodes, i)
+                for teacher, k in zip(teachers, places, strict=True)
+            ]
+            sampled = student[i][sampling].probabilities(ids)
+            found.append(Scores(ids, sampled, mine, tuple(made), noise))
+        return found
 
     def _teacher_prompts(
         self, nodes: NodeSet, teachers: Sequence[Teacher]
     ) -> list[tuple[int, ...]]:
         return [
-            shown_prompt(self._catalog, teacher, nodes.question, len(nodes.tokens), i)
+            shown_prompt(
+                self._catalog, teacher, nodes.question, len(nodes.tokens), i, nodes.demonstration
+            )
             for i, teacher in enumerate(teachers)
         ]
 
@@ -217,6 +228,12 @@ def _evidence_at(
             reward_sum[j] = max(0.0, reward_sum[j] - own_reward)
             if j < m and nodes.trajectory is not None and nodes.trajectory.finish == FINISH_LENGTH:
                 truncated[j] -= 1
+    shown = nodes.demonstration
+    if shown is not None and _follows(shown.rollout.tokens, nodes.tokens, position):
+        j = Support(scored.ids).index(shown.rollout.tokens[position])
+        if not exact[j]:
+            n[j] -= 1
+            reward_sum[j] = max(0.0, reward_sum[j] - shown.rollout.rewards[nodes.verifier.key])
     counted = Counts(n=n, reward_sum=reward_sum, exact=exact)
     return Evidence(
         position=position,
@@ -227,6 +244,40 @@ def _evidence_at(
         ends=ends,
         truncated=truncated,
     )
+
+
+def _made(
+    teacher: Teacher,
+    student: dict[float, FloatArray],
+    scored: dict[float, FloatArray] | None,
+    nodes: NodeSet,
+    index: int,
+) -> dict[float, FloatArray]:
+    """A teacher's probabilities at a node, by temperature: its model's, or a control's."""
+    if teacher.control is None:
+        assert scored is not None
+        return scored
+    seed = _control_seed(teacher, nodes, nodes.positions[index])
+    return {
+        temperature: control(
+            teacher.control, p, None if scored is None else scored[temperature], seed=seed
+        )
+        for temperature, p in student.items()
+    }
+
+
+def _control_seed(teacher: Teacher, nodes: NodeSet, position: int) -> int:
+    """The same node and control give the same permutation."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (teacher.id, nodes.policy.id, nodes.question.id):
+        digest.update(part.encode())
+    digest.update(np.asarray(nodes.tokens[:position], dtype="<u4").tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _follows(tokens: Sequence[int], path: Sequence[int], position: int) -> bool:
+    """Whether `tokens` go on from the first `position` tokens of `path`."""
+    return len(tokens) > position and tuple(tokens[:position]) == tuple(path[:position])
 
 
 def _matters(student: Sequence[FloatArray], teachers: Sequence[FloatArray]) -> NDArray[np.bool_]:

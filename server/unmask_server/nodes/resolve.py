@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from unmask_server.catalog import Catalog, check_token_ids
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
+from unmask_server.catalog.templates import uses_own_correct
 from unmask_server.catalog.types import Policy, Question, Teacher, Trajectory, Verifier
+from unmask_server.tree import StoredRollout
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A correct rollout of the student that a teacher is shown."""
+
+    rollout: StoredRollout
+    text: str
+    """Without its stop token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +37,8 @@ class NodeSet:
     """The token in question at each position, if there is one."""
     trajectory: Trajectory | None
     """The trajectory these are nodes of, if they were named by one; graded by `verifier`."""
+    demonstration: Demonstration | None = None
+    """Where a teacher is shown one: it is left out of the estimates at its own nodes."""
 
 
 GradeTrajectory = Callable[[Policy, Question, Verifier, Trajectory], Trajectory]
@@ -166,7 +179,10 @@ class Resolver:
     def check_teachers(self, teachers: Sequence[Teacher], question: Question, room: int) -> None:
         """Refuse teachers that cannot be shown a question and `room` tokens after it."""
         for i, teacher in enumerate(teachers):
-            shown_prompt(self._catalog, teacher, question, room, i)
+            scored = teacher.scored
+            # What shows a rollout of the student is checked when that is known.
+            if scored is not None and not uses_own_correct(scored.template):
+                shown_prompt(self._catalog, teacher, question, room, i)
 
     def teachers(self, names: Sequence[str], policy: Policy) -> list[Teacher]:
         """Teachers whose tokenizer is the policy's.
@@ -191,9 +207,14 @@ class Resolver:
 
 
 def shown_prompt(
-    catalog: Catalog, teacher: Teacher, question: Question, room: int, index: int
+    catalog: Catalog,
+    teacher: Teacher,
+    question: Question,
+    room: int,
+    index: int,
+    demonstration: Demonstration | None = None,
 ) -> tuple[int, ...]:
-    """The prompt of a request's teacher number `index` for a question.
+    """The prompt of a request's teacher number `index` for a question; a control's is its base's.
 
     Raises:
         FailedPrecondition: they do not go together: the question lacks a field that the context
@@ -201,6 +222,7 @@ def shown_prompt(
 
     """
     try:
-        return catalog.teacher_prompt(teacher, question, room).tokens
+        own = None if demonstration is None else demonstration.text
+        return catalog.teacher_prompt(teacher, question, room, own=own).tokens
     except (InvalidArgument, FailedPrecondition) as error:
         raise FailedPrecondition(f"teachers[{index}]: {error}") from None

@@ -97,7 +97,8 @@ class SequenceReader:
 
     def _prompt(self, teacher: Teacher, nodes: NodeSet, index: int) -> tuple[int, ...]:
         room = max(len(nodes.tokens), nodes.policy.max_new_tokens)
-        return shown_prompt(self._catalog, teacher, nodes.question, room, index)
+        shown = nodes.demonstration
+        return shown_prompt(self._catalog, teacher, nodes.question, room, index, shown)
 
     async def _add_paths(
         self,
@@ -205,13 +206,15 @@ def _followed(
 ) -> list[list[_Followed]]:
     """At each node, the rollouts whose continuation counts: the first few after each token."""
     path = np.asarray(nodes.tokens, dtype=np.int64)
-    own = nodes.trajectory.rollout_uid if nodes.trajectory is not None else None
+    left_out = {nodes.trajectory.rollout_uid} if nodes.trajectory is not None else set()
+    if nodes.demonstration is not None:
+        left_out.add(nodes.demonstration.rollout.uid)
     places = [{int(token): j for j, token in enumerate(at.scores.ids)} for at in found]
     by_position = {at.position: i for i, at in enumerate(found)}
     taken: list[Counter[int]] = [Counter() for _ in found]
     result: list[list[_Followed]] = [[] for _ in found]
     for rollout in rollouts:
-        if rollout.uid == own:
+        if rollout.uid in left_out:
             continue
         tokens = np.asarray(rollout.tokens, dtype=np.int64)
         both = min(len(tokens), len(path))

@@ -17,13 +17,14 @@ from sqlalchemy.exc import IntegrityError
 
 from unmask_server.database.connect import query, transact
 from unmask_server.database.rows import AnyRow
-from unmask_server.database.schema import distribution, node, rollout, tree
+from unmask_server.database.schema import distribution, node, outcome, rollout, tree
 from unmask_server.tree import insert as inserting
 from unmask_server.tree import lookup, regrade, rollouts
-from unmask_server.tree.fingerprint import seed_fingerprint
+from unmask_server.tree.fingerprint import digest, seed_fingerprint
 from unmask_server.tree.ids import first_id, id_range
 from unmask_server.tree.tokens import pack
 from unmask_server.tree.types import (
+    FINISH_STOP,
     AddResult,
     NewRollout,
     StoredRollout,
@@ -224,6 +225,35 @@ class TreeStore:
             if after_id >= beyond - 1:
                 break
         return found
+
+    def first_correct(
+        self, tree_id: int, verifier_key: int, *, without: tuple[int, ...] | None = None
+    ) -> StoredRollout | None:
+        """Read the first free rollout that has stopped with a reward of 1, if there is one.
+
+        Args:
+            tree_id: of `open_tree`.
+            verifier_key: whose reward; active on the tree.
+            without: tokens that it must not have.
+
+        """
+        correct = (
+            select(outcome.c.rollout_id)
+            .where(outcome.c.rollout_id == rollout.c.id)
+            .where(outcome.c.verifier_key == verifier_key, outcome.c.reward >= 1.0)
+        )
+        wanted = (
+            rollouts.rollout_rows(tree_id)
+            .where(rollout.c.forced_depth == 0, rollout.c.finish == FINISH_STOP)
+            .where(correct.exists())
+        )
+        if without is not None:
+            wanted = wanted.where(rollout.c.digest != digest(pack(without)))
+
+        def first(connection: Connection) -> list[StoredRollout]:
+            return rollouts.spell(connection, tree_id, list(connection.execute(wanted.limit(1))))
+
+        return next(iter(query(self._engine, first)), None)
 
     def versions(self, tree_ids: Iterable[int]) -> dict[int, int]:
         """Read the versions of trees; those that do not exist are left out."""
