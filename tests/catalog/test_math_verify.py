@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from unmask_server.catalog.types import Verifier, VerifierKind
 from unmask_server.catalog.verifiers import Grader, check_reference
-from unmask_server.catalog.verifiers.math_worker import as_math, improper
+from unmask_server.catalog.verifiers.mathematics import as_math, improper
 from unmask_server.engines.base import FinishReason
 
 STOP = FinishReason.STOP
@@ -78,7 +78,7 @@ def test_a_closed_grader_starts_no_more_workers() -> None:
 
 def test_workers_hold_no_torch() -> None:
     script = (
-        "import sys, math_verify, unmask_server.catalog.verifiers.math_worker; "
+        "import sys, math_verify, unmask_server.catalog.verifiers.mathematics; "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -87,14 +87,14 @@ def test_workers_hold_no_torch() -> None:
 def test_a_script_without_a_guard_can_grade(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from unmask_server.catalog.verifiers.math_pool import MathPool\n"
+        "from unmask_server.catalog.verifiers.pool import WorkerPool\n"
         "print('started')\n"
-        "pool = MathPool()\n"
-        "print(pool.verify([('5', '5')]))\n"
+        "pool = WorkerPool()\n"
+        "print(pool.ask('mathematics', 'right', '5', '5').value)\n"
         "pool.close()\n"
     )
     done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
-    assert done.stdout == "started\n[True]\n"
+    assert done.stdout == "started\nTrue\n"
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def test_files_load_line_by_line_whatever_their_columns() -> None:
             "answer": "5",
             "level": "3",
         },
+        suited="math_verify",
     )
     assert str(found[3]).startswith("no JSON")
     assert found[5] == QuestionSpec(

@@ -146,7 +146,7 @@ def test_the_address_comes_from_the_environment(
 def test_questions_that_are_refused_are_named_by_line(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
-    (tmp_path / "q.jsonl").write_text("…")
+    (tmp_path / "q.jsonl").write_text("…\n…\n…\n")
     server.answer(
         "RegisterQuestions",
         catalog_pb2.RegisterQuestionsResponse(

@@ -18,7 +18,7 @@ from tests.client.scripted import ScriptedServer
 
 def plan(**changes: Any) -> study.Plan:
     defaults: dict[str, Any] = {
-        "questions": Path("q.jsonl"), "student": "s", "teachers": (("big", "b"),),
+        "questions": "q.jsonl", "student": "s", "teachers": (("big", "b"),),
         "contexts": ("answer",), "losses": ("reverse_kl",), "samples": 2, "rollouts_per_node": 8,
         "max_rollouts": None, "half_width": None, "statistic": "cosine", "allocation": "adaptive",
         "temperature": 1.0, "prompt_template": "",
@@ -144,14 +144,14 @@ def test_a_teacher_whose_name_is_taken_is_registered_without_one(
     server.answer("RegisterQuestions", questions)
     file = tmp_path / "q.jsonl"
     file.write_bytes(b"one\n\nthree\nfour\nfive\n")
-    subjects = study.register(client, plan(questions=file, max_questions=3))
+    subjects = study.register(client, plan(questions=str(file), max_questions=3))
     assert subjects.labels == {"tea-b-": "big", "tea-pol-1-answer": "self+answer"}
     assert [question.id for question in subjects.questions] == ["que-1"]
     assert subjects.remarks == [f"{file}:3: no answer"]
     (request,) = server.requests("RegisterQuestions")
     assert request.jsonl == b"one\n\nthree\nfour\n"
     with pytest.raises(ValueError, match="--max-questions: 1 questions with 1001 samples"):
-        study.register(client, plan(questions=file, samples=1001))
+        study.register(client, plan(questions=str(file), samples=1001))
 
 
 @pytest.mark.parametrize(

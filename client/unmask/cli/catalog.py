@@ -10,6 +10,7 @@ from rich.text import Text
 
 from unmask.cli.connect import connected, fail, model_argument, say, stdout
 from unmask.cli.numbers import clip, count
+from unmask.cli.sources import QUESTIONS, registered
 from unmask.cli.tables import key_values, table
 from unmask.client import Client
 from unmask.requests.catalog import ControlName
@@ -191,24 +192,28 @@ def list_teachers(client: Client) -> None:
 @connected
 def register_questions(
     client: Client,
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="JSONL: an object a line with question and answer.", exists=True, dir_okay=False
-        ),
-    ],
-    verifier: Annotated[str, typer.Option(help="Grades them; default last_number.")] = "",
+    source: Annotated[str, typer.Argument(metavar="QUESTIONS", help=QUESTIONS)],
+    verifier: Annotated[
+        str, typer.Option(help="Grades them; by default what suits each of them.")
+    ] = "",
+    task: Annotated[str, typer.Option(help="The field `task` of those that have none.")] = "",
+    max_questions: Annotated[
+        int | None, typer.Option(help="Only the first so many.", min=1)
+    ] = None,
 ) -> None:
-    """Register questions. Lines that cannot be used are named; the others are registered."""
-    results = client.register_questions(file, verifier=verifier)
-    registered = [result.question for result in results if result.HasField("question")]
-    for result in results:
+    """Register questions. Those that cannot be used are named; the others are registered."""
+    refused, total = 0, 0
+    for origin, result in registered(
+        client, source, verifier=verifier, task=task, most=max_questions
+    ):
+        total += 1
         if result.HasField("error"):
-            say(f"{file}:{result.index}: {result.error}")
-    for question in registered:
-        typer.echo(question.id)
-    if len(registered) < len(results):
-        fail(f"{len(results) - len(registered)} of {len(results)} questions were refused")
+            refused += 1
+            say(f"{origin}: {result.error}")
+        else:
+            typer.echo(result.question.id)
+    if refused:
+        fail(f"{refused} of {total} questions were refused")
 
 
 @questions.command("list")

@@ -24,6 +24,7 @@ from unmask.cli.options import (
     TopK,
     Verifier,
 )
+from unmask.cli.sources import QUESTIONS
 from unmask.client import Client
 from unmask.v1 import growth_pb2
 
@@ -33,12 +34,7 @@ DEFAULT_PER_NODE = 32
 
 def _diagnose(
     client: Client,
-    questions: Annotated[
-        Path,
-        typer.Argument(
-            help="JSONL: an object a line with question and answer.", exists=True, dir_okay=False
-        ),
-    ],
+    questions: Annotated[str, typer.Argument(help=QUESTIONS)],
     student: Annotated[str, typer.Option(help=f"Its directory, in Hugging Face format{SERVED}.")],
     teacher: Annotated[
         list[str] | None,
@@ -81,7 +77,7 @@ def _diagnose(
     prompt_template: Template = None,
     stop_text: StopTexts = None,
     max_questions: Annotated[
-        int | None, typer.Option(help="Only the first so many of the file.", min=1)
+        int | None, typer.Option(help="Only the first so many.", min=1)
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of a generation; 0: 256.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed gives other generations.")] = 0,

@@ -11,8 +11,8 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from unmask.cli.sources import registered
 from unmask.cli.trajectories import is_correct
 from unmask.client import Client
 from unmask.errors import AlreadyExistsError
@@ -40,8 +40,8 @@ _PAIRS = 6
 class Plan:
     """What `unmask diagnose` was asked."""
 
-    questions: Path
-    """JSONL."""
+    questions: str
+    """A path, or a set of reasoning-gym; see `read_questions` and `parse_set`."""
     student: str
     """A directory."""
     teachers: tuple[tuple[str, str], ...]
@@ -250,19 +250,12 @@ def _add_teacher(
 
 
 def _add_questions(client: Client, subjects: Subjects, plan: Plan) -> None:
-    lines = plan.questions.read_bytes().splitlines(keepends=True)
-    # A prefix of the file, so that the server's line numbers are those of the file.
-    wanted: list[bytes] = []
-    full = 0
-    for line in lines:
-        if plan.max_questions is not None and full == plan.max_questions:
-            break
-        wanted.append(line)
-        full += bool(line.strip())
     seen = set()
-    for result in client.register_questions(b"".join(wanted), verifier=plan.verifier):
+    for origin, result in registered(
+        client, plan.questions, verifier=plan.verifier, most=plan.max_questions
+    ):
         if result.HasField("error"):
-            subjects.remarks.append(f"{plan.questions}:{result.index}: {result.error}")
+            subjects.remarks.append(f"{origin}: {result.error}")
         elif result.question.id not in seen:
             seen.add(result.question.id)
             subjects.questions.append(result.question)

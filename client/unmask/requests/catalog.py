@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from unmask.calls import Paged, Unary, itself, path
+from unmask.question_files import parse_set, read_questions
 from unmask.requests.refs import Ref, ref, refs, split_model
 from unmask.v1 import catalog_pb2 as pb
 
@@ -185,17 +187,24 @@ def preview_prompt(
 
 
 def register_questions(
-    questions: str | os.PathLike[str] | bytes | Iterable[Mapping[str, Any] | pb.QuestionSpec],
+    questions: str
+    | os.PathLike[str]
+    | bytes
+    | pb.ReasoningGymSet
+    | Iterable[Mapping[str, Any] | pb.QuestionSpec],
     *,
     verifier: Ref = "",
+    task: str = "",
 ) -> Unary[list[pb.RegisteredQuestion]]:
     """Register questions; each one succeeds or fails by itself.
 
     Args:
-        questions: the path of a JSONL file, its content as bytes, or one mapping for each question
-            with `question`, `answer` and whatever else contexts use; `name` and `prompt_tokens` are
-            taken out of it.
-        verifier: grades them; empty: `last_number`.
+        questions: the path of what `read_questions` reads (JSONL, JSON, a directory of these, ...),
+            a set as `parse_set` reads it (`reasoning-gym:chain_sum?size=50`), JSONL as bytes, or
+            one mapping for each question with `question`, `answer` and whatever else contexts use;
+            `name` and `prompt_tokens` are taken out of it.
+        verifier: grades them; empty: what suits each, see `RegisterQuestionsRequest.verifier`.
+        task: the field `task` of questions that have none.
 
     Returns:
         One result for each question: `index` (its place from 0, or its line in JSONL from 1) with
@@ -203,15 +212,19 @@ def register_questions(
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a mapping's value is no text and no number.
+        ValueError: a file of an unknown kind, no JSON, or a mapping's value is no text and no
+            number.
 
     """
-    request = pb.RegisterQuestionsRequest(verifier=ref(verifier))
+    request = pb.RegisterQuestionsRequest(verifier=ref(verifier), task=task)
+    if isinstance(questions, str):
+        questions = parse_set(questions) or Path(questions)
     if isinstance(questions, bytes):
         request.jsonl = questions
-    elif isinstance(questions, str | os.PathLike):
-        with open(questions, "rb") as file:
-            request.jsonl = file.read()
+    elif isinstance(questions, pb.ReasoningGymSet):
+        request.reasoning_gym.CopyFrom(questions)
+    elif isinstance(questions, os.PathLike):
+        request.jsonl = read_questions(questions).jsonl
     else:
         request.questions.extend(_question(i, given) for i, given in enumerate(questions))
     return Unary(
@@ -249,7 +262,8 @@ def register_verifier(
     Args:
         kind: one of `VERIFIER_KINDS`, e.g. `regex`.
         name: optional, unique.
-        options: for `regex` `pattern`; for `exact` `ignore_case`; for all `truncated` (`grade`).
+        options: for `regex` `pattern`; for `exact` `ignore_case`; for `reasoning_gym` `extract`;
+            for all `truncated` (`grade`).
 
     Raises:
         ValueError: no such kind.

@@ -125,6 +125,8 @@ class _VerifierKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verifier
     """The last match of a pattern (its first group if it has one) equals the reference."""
     VERIFIER_KIND_MATH_VERIFY: _VerifierKind.ValueType  # 6
     """The math-verify library finds the text equivalent to the reference."""
+    VERIFIER_KIND_REASONING_GYM: _VerifierKind.ValueType  # 10
+    """The reasoning-gym library's own scorer of the question's data set, in [0, 1]."""
 
 class VerifierKind(_VerifierKind, metaclass=_VerifierKindEnumTypeWrapper):
     """The kinds of verifiers."""
@@ -143,6 +145,8 @@ VERIFIER_KIND_REGEX: VerifierKind.ValueType  # 5
 """The last match of a pattern (its first group if it has one) equals the reference."""
 VERIFIER_KIND_MATH_VERIFY: VerifierKind.ValueType  # 6
 """The math-verify library finds the text equivalent to the reference."""
+VERIFIER_KIND_REASONING_GYM: VerifierKind.ValueType  # 10
+"""The reasoning-gym library's own scorer of the question's data set, in [0, 1]."""
 Global___VerifierKind: _TypeAlias = VerifierKind  # noqa: Y015
 
 @_typing.final
@@ -581,8 +585,9 @@ class Verifier(_message.Message):
     """Version of the grading code: outcomes of different versions are kept apart."""
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For REGEX `pattern`; for EXACT `ignore_case` (`true`); for all `truncated` (`grade` to grade a
-        generation that was cut off; without it that is a failure).
+        """For REGEX `pattern`; for EXACT `ignore_case` (`true`); for REASONING_GYM `extract` (`tag`: what
+        the last `<answer>` tags hold, the default; `all`: the whole text); for all `truncated` (`grade`
+        to grade a generation that was cut off; without it that is a failure).
         """
 
     def __init__(
@@ -1153,15 +1158,27 @@ class RegisterQuestionsRequest(_message.Message):
     QUESTIONS_FIELD_NUMBER: _builtins.int
     JSONL_FIELD_NUMBER: _builtins.int
     VERIFIER_FIELD_NUMBER: _builtins.int
+    REASONING_GYM_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     jsonl: _builtins.bytes
     """The same as a JSONL file: an object a line with `question` (or `problem`, `prompt`) and `answer`
     (or `solution`, from which the answer is taken), other fields kept. Blank lines are skipped.
+    The columns of GSM8K, MATH and verl's data are understood; docs/questions.md says how.
     """
     verifier: _builtins.str
-    """Id or name of the verifier that grades them. Empty: `last_number`."""
+    """Id or name of the verifier that grades them. Empty: what suits each: `reasoning_gym` where it
+    was made by that library, `math_verify` where the answer stood in a box or the row is MATH's,
+    what the prompt of verl's data asks for, else `last_number`.
+    """
+    task: _builtins.str
+    """The field `task` of questions that have none. Empty: they get none."""
     @_builtins.property
     def questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuestionSpec]:
-        """What to register. Either these or `jsonl`."""
+        """What to register. Either these, `jsonl` or `reasoning_gym`."""
+
+    @_builtins.property
+    def reasoning_gym(self) -> Global___ReasoningGymSet:
+        """A set of the reasoning-gym library. FAILED_PRECONDITION if the server does not have it."""
 
     def __init__(
         self,
@@ -1169,14 +1186,56 @@ class RegisterQuestionsRequest(_message.Message):
         questions: _abc.Iterable[Global___QuestionSpec] | None = ...,
         jsonl: _builtins.bytes = ...,
         verifier: _builtins.str = ...,
+        reasoning_gym: Global___ReasoningGymSet | None = ...,
+        task: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reasoning_gym", b"reasoning_gym"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jsonl", b"jsonl", "questions", b"questions", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jsonl", b"jsonl", "questions", b"questions", "reasoning_gym", b"reasoning_gym", "task", b"task", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterQuestionsRequest: _TypeAlias = RegisterQuestionsRequest  # noqa: Y015
+
+@_typing.final
+class ReasoningGymSet(_message.Message):
+    """Questions that the reasoning-gym library makes. The same set gives the same questions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """Name of its data set, e.g. `chain_sum`."""
+    size: _builtins.int
+    """How many questions: 1 to 10,000."""
+    seed: _builtins.int
+    """At least 0."""
+    config: _builtins.str
+    """The set's other settings as a JSON object, e.g. `{"min_terms": 2}`. Empty: its defaults."""
+    prompt: _builtins.str
+    """Which of the library's instructions on how to answer stands before each question: `default`,
+    `simple`, `direct`, ... or `none`. Empty: `default`, which asks for `<answer>` tags.
+    """
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        size: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        config: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "dataset", b"dataset", "prompt", b"prompt", "seed", b"seed", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReasoningGymSet: _TypeAlias = ReasoningGymSet  # noqa: Y015
 
 @_typing.final
 class RegisterQuestionsResponse(_message.Message):
@@ -1212,7 +1271,7 @@ class RegisteredQuestion(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Which one: its place in `questions` (from 0) or its line in `jsonl` (from 1)."""
+    """Which one: its place in `questions` or in the set (from 0), or its line in `jsonl` (from 1)."""
     error: _builtins.str
     """Refused, and why; the others are not affected."""
     @_builtins.property

@@ -189,7 +189,7 @@ class CatalogServiceServicer:
 
     def RegisterVerifier(self, request, context):
         """Registers a verifier: how a text becomes a reward. The built-in ones need no registration:
-        `last_number`, `hash_answer`, `boxed`, `exact`, `math_verify`.
+        `last_number`, `hash_answer`, `boxed`, `exact`, `math_verify`, `reasoning_gym`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

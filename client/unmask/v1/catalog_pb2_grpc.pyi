@@ -72,7 +72,7 @@ class CatalogServiceStub:
     """All questions, oldest first."""
     RegisterVerifier: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.RegisterVerifierRequest, _catalog_pb2.RegisterVerifierResponse]
     """Registers a verifier: how a text becomes a reward. The built-in ones need no registration:
-    `last_number`, `hash_answer`, `boxed`, `exact`, `math_verify`.
+    `last_number`, `hash_answer`, `boxed`, `exact`, `math_verify`, `reasoning_gym`.
     """
     ListVerifiers: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListVerifiersRequest, _catalog_pb2.ListVerifiersResponse]
     """All verifiers, oldest first."""
@@ -121,7 +121,7 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """All questions, oldest first."""
     RegisterVerifier: _aio.UnaryUnaryMultiCallable[_catalog_pb2.RegisterVerifierRequest, _catalog_pb2.RegisterVerifierResponse]  # type: ignore[assignment]
     """Registers a verifier: how a text becomes a reward. The built-in ones need no registration:
-    `last_number`, `hash_answer`, `boxed`, `exact`, `math_verify`.
+    `last_number`, `hash_answer`, `boxed`, `exact`, `math_verify`, `reasoning_gym`.
     """
     ListVerifiers: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListVerifiersRequest, _catalog_pb2.ListVerifiersResponse]  # type: ignore[assignment]
     """All verifiers, oldest first."""
@@ -233,7 +233,7 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.RegisterVerifierResponse, _abc.Awaitable[_catalog_pb2.RegisterVerifierResponse]]:
         """Registers a verifier: how a text becomes a reward. The built-in ones need no registration:
-        `last_number`, `hash_answer`, `boxed`, `exact`, `math_verify`.
+        `last_number`, `hash_answer`, `boxed`, `exact`, `math_verify`, `reasoning_gym`.
         """
 
     @_abc_1.abstractmethod

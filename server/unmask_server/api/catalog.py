@@ -12,8 +12,9 @@ from unmask.v1 import catalog_pb2 as pb
 from unmask.v1 import catalog_pb2_grpc
 
 from unmask_server.api import catalog_messages as messages
+from unmask_server.api.given_questions import given_questions
 from unmask_server.api.paging import decode_page, encode_page, page_size
-from unmask_server.catalog import Catalog, QuestionSpec, parse_jsonl
+from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import (
     Control,
@@ -33,7 +34,6 @@ Item = TypeVar("Item")
 Launched = Callable[[str], Coroutine[Any, Any, tuple[str, ...]]]
 """Where this server itself has SGLang run a model directory; empty if it does not."""
 DEFAULT_MAX_NEW_TOKENS = 256
-MAX_QUESTIONS = 10_000
 
 
 _CONTROLS: Mapping[int, Control] = {pb.Control.Value(f"CONTROL_{c.name}"): c for c in Control}
@@ -239,20 +239,8 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
     def _register_questions(
         self, request: pb.RegisterQuestionsRequest
     ) -> pb.RegisterQuestionsResponse:
-        if bool(request.questions) == bool(request.jsonl):
-            raise InvalidArgument("questions", "give either questions or jsonl")
-        if len(request.questions) > MAX_QUESTIONS:
-            raise InvalidArgument("questions", f"more than {MAX_QUESTIONS} at once")
-        verifier = self._catalog.get_verifier(request.verifier or "last_number")
-        if request.jsonl:
-            parsed = parse_jsonl(request.jsonl)
-            if len(parsed) > MAX_QUESTIONS:
-                raise InvalidArgument("jsonl", f"more than {MAX_QUESTIONS} questions at once")
-        else:
-            parsed = [
-                (i, QuestionSpec(q.name or None, dict(q.fields), tuple(q.prompt_tokens) or None))
-                for i, q in enumerate(request.questions)
-            ]
+        verifier = self._catalog.get_verifier(request.verifier) if request.verifier else None
+        parsed = given_questions(request, self._catalog.gym)
         response = pb.RegisterQuestionsResponse()
         for (index, _), result in zip(
             parsed,

@@ -28,6 +28,7 @@ KINDS = {
     pb.VERIFIER_KIND_EXACT: VerifierKind.EXACT,
     pb.VERIFIER_KIND_REGEX: VerifierKind.REGEX,
     pb.VERIFIER_KIND_MATH_VERIFY: VerifierKind.MATH_VERIFY,
+    pb.VERIFIER_KIND_REASONING_GYM: VerifierKind.REASONING_GYM,
 }
 _KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
 _STYLES = {PromptStyle.CHAT: pb.PROMPT_STYLE_CHAT, PromptStyle.RAW: pb.PROMPT_STYLE_RAW}

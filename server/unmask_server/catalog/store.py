@@ -50,11 +50,12 @@ from unmask_server.catalog.types import (
 )
 from unmask_server.catalog.verifiers import (
     BUILT_IN,
-    VERSIONS,
     Grader,
     canonical_options,
     check_options,
     check_reference,
+    reference_of,
+    version_of,
 )
 from unmask_server.database import schema
 from unmask_server.database.connect import query
@@ -62,6 +63,7 @@ from unmask_server.database.rows import AnyRow
 from unmask_server.engines.base import Sampling
 
 DEFAULT_MAX_NEW_TOKENS = 256
+DEFAULT_VERIFIER = VerifierKind.LAST_NUMBER.value
 _BUILT_IN_NAMES = frozenset(kind.value for kind in BUILT_IN)
 
 
@@ -84,6 +86,7 @@ class Catalog:
         self._built_in: dict[str, str] = {}
         self._gradeable: dict[tuple[int, str], str | None] = {}
         self.trajectories = TrajectoryStore(engine)
+        self.gym = grader.gym
 
     # ------------------------------------------------------------------------------ policies
 
@@ -327,8 +330,8 @@ class Catalog:
             return None
         key = (verifier.key, question.id)
         if key not in self._gradeable:
-            answer = str(question.fields.get("answer", ""))
-            self._gradeable[key] = check_reference(verifier, answer, self._grader)
+            reference = reference_of(verifier, question.fields)
+            self._gradeable[key] = check_reference(verifier, reference, self._grader)
         return self._gradeable[key]
 
     def list_verifiers(self, size: int, after: Page | None) -> list[Verifier]:
@@ -338,9 +341,12 @@ class Catalog:
     # ----------------------------------------------------------------------------- questions
 
     def register_questions(
-        self, specs: Sequence[QuestionSpec | str], verifier: Verifier
+        self, specs: Sequence[QuestionSpec | str], verifier: Verifier | None = None
     ) -> list[Question | str]:
-        """Register each by itself; what is refused (or was no question) is told in its place."""
+        """Register each by itself; what is refused (or was no question) is told in its place.
+
+        Without a verifier each has the one that suits it: `QuestionSpec.suited`.
+        """
         results: list[Question | str] = []
         entries: dict[int, Entry] = {}
         for i, spec in enumerate(specs):
@@ -348,9 +354,10 @@ class Catalog:
             if isinstance(spec, str):
                 continue
             try:
-                entry = question_entry(spec, verifier)
-                answer = str(spec.fields.get("answer", ""))
-                if problem := check_reference(verifier, answer, self._grader):
+                grades = verifier or self.get_verifier(spec.suited or DEFAULT_VERIFIER)
+                entry = question_entry(spec, grades)
+                reference = reference_of(grades, spec.fields)
+                if problem := check_reference(grades, reference, self._grader):
                     raise InvalidArgument("answer", problem)
                 entries[i] = entry
             except InvalidArgument as error:
@@ -435,7 +442,7 @@ class Catalog:
     ) -> str:
         values: dict[str, Any] = {
             "kind": kind.value,
-            "version": VERSIONS[kind],
+            "version": version_of(kind),
             "options": canonical_options(options),
         }
         return self._records.put(schema.verifier, Entry("ver-" + digest(values), name, values))

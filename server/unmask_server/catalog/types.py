@@ -121,6 +121,7 @@ class VerifierKind(enum.Enum):
     EXACT = "exact"
     REGEX = "regex"
     MATH_VERIFY = "math_verify"
+    REASONING_GYM = "reasoning_gym"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,8 @@ class QuestionSpec:
     name: str | None
     fields: Mapping[str, Any]
     prompt_tokens: tuple[int, ...] | None = None
+    suited: str | None = None
+    """Built-in verifier that suits it, where none is named; None: `last_number`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from unmask_server.catalog import Catalog, Grader
 from unmask_server.catalog.tokenizer import without_stop
 from unmask_server.catalog.types import Policy, Question, Trajectory, Verifier
+from unmask_server.catalog.verifiers import reference_of
 from unmask_server.engines.base import FinishReason
 from unmask_server.tree import (
     AddResult,
@@ -113,7 +114,7 @@ class Recorder:
         items = [
             (
                 tokenizer.decode(without_stop(tokens, policy.stop_ids)),
-                question.fields["answer"],
+                reference_of(verifier, question.fields),
                 FinishReason.LENGTH if finish == LENGTH else FinishReason.STOP,
             )
             for tokens, finish in paths

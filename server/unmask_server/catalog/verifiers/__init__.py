@@ -2,18 +2,20 @@
 
 from unmask_server.catalog.verifiers.grading import (
     BUILT_IN,
-    VERSIONS,
     Grader,
     canonical_options,
     check_options,
     check_reference,
+    reference_of,
+    version_of,
 )
 
 __all__ = [
     "BUILT_IN",
-    "VERSIONS",
     "Grader",
     "canonical_options",
     "check_options",
     "check_reference",
+    "reference_of",
+    "version_of",
 ]

@@ -12,16 +12,17 @@ import re2
 
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Verifier, VerifierKind
-from unmask_server.catalog.verifiers.math_pool import MathPool
+from unmask_server.catalog.verifiers import gym
 from unmask_server.catalog.verifiers.numbers import (
     last_boxed,
     last_number,
     leading_number,
     parse_number,
 )
+from unmask_server.catalog.verifiers.pool import Answered, WorkerPool
 from unmask_server.engines.base import FinishReason
 
-VERSIONS = {
+_VERSIONS = {
     VerifierKind.LAST_NUMBER: 1,
     VerifierKind.HASH_ANSWER: 1,
     VerifierKind.BOXED: 1,
@@ -32,14 +33,26 @@ VERSIONS = {
 }
 """Of the grading code of each kind. Raise one when what it grades changes."""
 
+
+def version_of(kind: VerifierKind) -> int:
+    """The version of a kind's grading code.
+
+    Raises:
+        FailedPrecondition: it is a library's that is not installed.
+
+    """
+    return gym.version_number() if kind is VerifierKind.REASONING_GYM else _VERSIONS[kind]
+
+
 BUILT_IN = tuple(kind for kind in VerifierKind if kind is not VerifierKind.REGEX)
 """Kinds that work without options; they exist by their names without registration."""
 
 _OPTIONS = {
     VerifierKind.EXACT: {"ignore_case"},
     VerifierKind.REGEX: {"pattern", "ignore_case"},
+    VerifierKind.REASONING_GYM: {"extract"},
 }
-_DEFAULTS = {"truncated": "fail", "ignore_case": "false"}
+_DEFAULTS = {"truncated": "fail", "ignore_case": "false", "extract": "tag"}
 
 
 def canonical_options(options: Mapping[str, str]) -> dict[str, str]:
@@ -59,6 +72,8 @@ def check_options(kind: VerifierKind, options: Mapping[str, str]) -> None:
         raise InvalidArgument("options['truncated']", "is `fail` or `grade`")
     if options.get("ignore_case", "false") not in ("true", "false"):
         raise InvalidArgument("options['ignore_case']", "is `true` or `false`")
+    if options.get("extract", "tag") not in ("tag", "all"):
+        raise InvalidArgument("options['extract']", "is `tag` or `all`")
     if kind is VerifierKind.REGEX:
         if not options.get("pattern"):
             raise InvalidArgument("options['pattern']", "give the pattern to look for")
@@ -70,8 +85,16 @@ def check_options(kind: VerifierKind, options: Mapping[str, str]) -> None:
             raise InvalidArgument("options['pattern']", f"no RE2 pattern: {reason}") from None
 
 
+def reference_of(verifier: Verifier, fields: Mapping[str, Any]) -> str:
+    """What of a question a verifier compares with; empty if the question lacks it."""
+    key = gym.ORIGIN if verifier.kind is VerifierKind.REASONING_GYM else "answer"
+    return str(fields.get(key, ""))
+
+
 def check_reference(verifier: Verifier, reference: str, grader: Grader) -> str | None:
-    """Why a verifier could grade nothing by this reference; None if it can."""
+    """Why a verifier could grade nothing by this `reference_of`; None if it can."""
+    if verifier.kind is VerifierKind.REASONING_GYM:
+        return grader.gym.problem(reference)
     if not reference.strip():
         return "the answer is empty"
     match verifier.kind:
@@ -84,7 +107,7 @@ def check_reference(verifier: Verifier, reference: str, grader: Grader) -> str |
             if not _normal(reference):
                 return f"the answer {reference!r} is nothing that a box could hold"
         case VerifierKind.MATH_VERIFY:
-            if not grader.math.parses(reference):
+            if not grader.parses(reference):
                 return f"the answer {reference!r} is nothing that math_verify can compare"
         case _:
             pass
@@ -92,10 +115,11 @@ def check_reference(verifier: Verifier, reference: str, grader: Grader) -> str |
 
 
 class Grader:
-    """Grades texts. Callable from threads; math_verify runs in processes of its own."""
+    """Grades texts. Callable from threads; what may be slow runs in processes of its own."""
 
     def __init__(self) -> None:
-        self.math = MathPool()
+        self._pool = WorkerPool()
+        self.gym = gym.ReasoningGym(self._pool)
 
     def grade_many(
         self, verifier: Verifier, items: Sequence[tuple[str, str, FinishReason]]
@@ -104,26 +128,38 @@ class Grader:
 
         A text that was cut off by its limit has failed, unless the verifier's option says to grade
         it like any other. One that cannot be graded in time has failed, too.
+
+        Raises:
+            FailedPrecondition: a library that the verifier needs is missing, or another version.
+
         """
-        rewards = [0.0] * len(items)
-        wanted = [
-            i
-            for i, (_, _, finish) in enumerate(items)
-            if finish is not FinishReason.LENGTH or verifier.grades_truncated
+        if verifier.kind is VerifierKind.REASONING_GYM:
+            self.gym.check_version(verifier.version)
+        return [
+            0.0
+            if finish is FinishReason.LENGTH and not verifier.grades_truncated
+            else self._grade(verifier, text, reference)
+            for text, reference, finish in items
         ]
-        if verifier.kind is VerifierKind.MATH_VERIFY:
-            pairs = [(items[i][0], items[i][1]) for i in wanted]
-            for i, right in zip(wanted, self.math.verify(pairs), strict=True):
-                rewards[i] = float(right)
-            return rewards
-        for i in wanted:
-            text, reference, _ = items[i]
-            rewards[i] = float(_right(verifier, text, reference))
-        return rewards
+
+    def parses(self, reference: str) -> bool:
+        """Whether math_verify can compare with a reference."""
+        return self._pool.ask("mathematics", "parses", reference) == Answered(True)
 
     def close(self) -> None:
         """End the worker processes."""
-        self.math.close()
+        self._pool.close()
+
+    def _grade(self, verifier: Verifier, text: str, reference: str) -> float:
+        match verifier.kind:
+            case VerifierKind.MATH_VERIFY:
+                answer = self._pool.ask("mathematics", "right", text, reference)
+                return float(answer == Answered(True))
+            case VerifierKind.REASONING_GYM:
+                whole = verifier.options.get("extract") == "all"
+                return self.gym.score(text, reference, whole=whole)
+            case _:
+                return float(_right(verifier, text, reference))
 
 
 def _right(verifier: Verifier, text: str, reference: str) -> bool:
@@ -145,7 +181,7 @@ def _right(verifier: Verifier, text: str, reference: str) -> bool:
         case VerifierKind.REGEX:
             found = _last_match(verifier.options["pattern"], text)
             return found is not None and _equal(found, reference, verifier)
-        case VerifierKind.MATH_VERIFY:
+        case VerifierKind.MATH_VERIFY | VerifierKind.REASONING_GYM:
             raise AssertionError("graded by the workers")
 
 
