@@ -155,8 +155,8 @@ def _many(path: Path, files: list[tuple[str, bytes]]) -> QuestionLines:
     return _lines(located)
 
 
-def _by_number(name: str) -> list[tuple[int, str]]:
-    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
+def _by_number(name: str) -> list[tuple[str, int]]:
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _as_they_are(name: str, data: bytes) -> QuestionLines:

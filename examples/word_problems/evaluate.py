@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from examples.word_problems.contexts import CONTEXTS, Row, render
 from examples.word_problems.questions import load_rows
+from examples.word_problems.tasks import TASKS, load_task
 
 MODELS = Path(__file__).parents[1] / "models"
 MAX_TOKENS = 96
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--only", nargs="+", help="names of models; all if left out")
     parser.add_argument("--contexts", nargs="+", choices=list(CONTEXTS), default=list(CONTEXTS))
+    parser.add_argument("--task", choices=TASKS, help="its questions, not the held-out ones")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--show", type=int, default=0, help="print this many solutions a cell")
@@ -132,7 +134,7 @@ def main() -> None:
     names = arguments.only or sorted(
         path.parent.name for path in arguments.models.glob("*/config.json")
     )
-    rows = load_rows()
+    rows = load_task(arguments.task) if arguments.task else load_rows()
     headings = ["greedy", *arguments.contexts]
     print(f"| model | {' | '.join(headings)} |\n|---|{'---|' * len(headings)}")
     for name in names:

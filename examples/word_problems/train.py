@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from examples.word_problems.data import ExampleSource, collate
+from examples.word_problems.data import Example, ExampleSource, collate
 from examples.word_problems.optimiser import Optimiser
 from examples.word_problems.questions import held_out_signatures
 from examples.word_problems.recipes import RECIPES, Recipe
@@ -59,6 +60,13 @@ def rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP, max(remaining / 0.5, 0.01))
 
 
+def draw_pools(source: ExampleSource, recipe: Recipe) -> Iterator[list[Example]]:
+    """Everything that a recipe's training draws, a pool of batches at a time."""
+    for pool in range(math.ceil(recipe.steps / POOL)):
+        share = drill_share(pool * POOL / recipe.steps)
+        yield [source.draw(share) for _ in range(POOL * recipe.batch)]
+
+
 def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Train a recipe's model, printing the loss (nats per learned token) every 50 steps."""
     torch.manual_seed(recipe.seed)
@@ -67,9 +75,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
     optimiser = Optimiser(model)
     started, tokens, running = time.monotonic(), 0, math.nan
     order = torch.Generator().manual_seed(recipe.seed)
-    for pool in range(math.ceil(recipe.steps / POOL)):
-        share = drill_share(pool * POOL / recipe.steps)
-        examples = [source.draw(share) for _ in range(POOL * recipe.batch)]
+    for pool, examples in enumerate(draw_pools(source, recipe)):
         examples.sort(key=lambda example: len(example.ids))
         for offset, batch in enumerate(torch.randperm(POOL, generator=order).tolist()):
             step = pool * POOL + offset

@@ -1,6 +1,7 @@
 """The questions, the solutions and how slips show in them."""
 
 import itertools
+import json
 import random
 import re
 from dataclasses import replace
@@ -31,6 +32,14 @@ from examples.word_problems.solutions import (
     final_answer,
     text_of,
     write_solution,
+)
+from examples.word_problems.tasks import PATH as TASKS_PATH
+from examples.word_problems.tasks import (
+    PER_TASK,
+    TASKS,
+    load_task,
+    task_rows,
+    trained_signatures,
 )
 
 
@@ -83,6 +92,29 @@ def test_training_never_sees_a_held_out_problem_in_other_words():
     held_out = held_out_signatures()
     problems = training_problems(random.Random(0), held_out)
     assert not held_out & {next(problems).signature for _ in range(2000)}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_is_one_kind_of_problem(task):
+    rows = load_task(task)
+    assert len(rows) == PER_TASK
+    assert len({row.question for row in rows}) == PER_TASK
+    for row in rows:
+        assert solve_text(row.question) == int(row.answer)
+        assert check_arithmetic(row.solution)
+        assert (" bags " in row.question) == (task == "bags")
+    held_out = [row for row in load_rows() if (" bags " in row.question) == (task == "bags")]
+    assert rows[: len(held_out)] == held_out
+
+
+@pytest.mark.slow
+def test_no_question_of_a_task_was_ever_trained_on():
+    trained = trained_signatures()
+    # If the stream that trained the shipped models were drawn otherwise, this would prove nothing.
+    assert len(trained) == 40_508
+    assert not trained & held_out_signatures()
+    written = [json.loads(line) for line in TASKS_PATH.read_text().splitlines()]
+    assert written == task_rows(trained)
 
 
 def test_signature_ignores_the_words():

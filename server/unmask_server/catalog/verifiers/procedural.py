@@ -13,6 +13,9 @@ import random
 from functools import lru_cache
 from typing import Any
 
+_EXAMPLES = ("example_answer", "example_correct_answer", "possible_answer")
+"""Where the metadata of an entry without an answer may hold one."""
+
 
 def load() -> None:
     """Load the library, and what its scorers load when they are first called."""
@@ -37,13 +40,21 @@ def prompts() -> dict[str, str]:
 
 
 def entry(origin: str) -> dict[str, str | None]:
-    """An entry's `question`, `answer` (None where the set has none) and `difficulty`, as texts."""
+    """An entry's `question`, `answer` (None where the set has none) and `difficulty`, as texts.
+
+    Where many answers are right, the answer is the example that the entry may hold.
+    """
     _, made = _entry(origin)
+    metadata = made.get("metadata") or {}
     answer = made.get("answer")
-    difficulty = (made.get("metadata") or {}).get("difficulty")
+    for key in _EXAMPLES:
+        answer = metadata.get(key) if answer is None else answer
+    difficulty = metadata.get("difficulty")
+    if answer is not None and not isinstance(answer, str):
+        answer = json.dumps(answer) if isinstance(answer, dict | list) else str(answer)
     return {
         "question": str(made["question"]),
-        "answer": None if answer is None else str(answer),
+        "answer": answer,
         "difficulty": None if not difficulty else json.dumps(difficulty, default=str),
     }
 
