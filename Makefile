@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-llm test test-slow test-all test-sglang check format proto bench \
-  sglang-cpu clean
+.PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym check \
+  format proto bench sglang-cpu clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,16 @@ sglang-cpu: $(SGLANG_READY) ## Make an environment with SGLang for a machine wit
 
 test-sglang: $(READY) $(SGLANG_READY) ## Run the tests on a real SGLang.
 	$(BIN)/python -m pytest -m sglang tests/sglang
+
+GYM_READY := $(VENV)/.reasoning-gym
+$(GYM_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[reasoning-gym]'
+	@touch $@
+
+test-reasoning-gym: $(GYM_READY) ## Install reasoning-gym (140 MB, needs a C compiler) and run its tests.
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/catalog/test_reasoning_gym.py \
+	  tests/e2e/test_questions.py
 
 check: $(READY) ## Lint, types, protos, and whether generated code is current.
 	$(BIN)/ruff check .
