@@ -14,7 +14,7 @@ from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2
 from unmask_server.catalog.verifiers import gym
 
 from tests.e2e.conftest import World
-from tests.e2e.test_main_job import grow, growth_of, prefix
+from tests.e2e.test_main_job import grow, growth_of, prefix, sampling_of, statistics
 
 SUMS = catalog_pb2.ReasoningGymSet(
     dataset="chain_sum",
@@ -118,6 +118,21 @@ async def test_a_server_without_the_library_says_what_to_install(
         with pytest.raises(grpc.aio.AioRpcError, match="pip install") as caught:
             await register(world, **options)
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_nothing_is_sampled_that_this_servers_library_cannot_grade(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("reasoning_gym")
+    (question, *_) = await register(world, reasoning_gym=SUMS)
+    monkeypatch.setattr(gym.metadata, "version", lambda _: "9.9.9")
+    with pytest.raises(grpc.aio.AioRpcError, match="register the question anew") as caught:
+        await world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=[question.id]))
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    target = growth_pb2.GrowthTarget(node=prefix(question=question.id))
+    with pytest.raises(AssertionError, match="register the question anew"):
+        await grow(world, growth_of(target))
+    assert (await statistics(world)).rollouts_sampled == 0
 
 
 async def test_a_procedural_question_grows_by_its_own_scorer(world: World) -> None:

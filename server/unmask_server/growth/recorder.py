@@ -77,7 +77,13 @@ class Recorder:
         self._active: set[tuple[int, int]] = set()
 
     def tree(self, policy: Policy, question: Question, verifier: Verifier) -> TreeRef:
-        """The tree of a policy and a question, with everything in it graded by `verifier`."""
+        """The tree of a policy and a question, with everything in it graded by `verifier`.
+
+        Raises:
+            FailedPrecondition: see `check_ready`.
+
+        """
+        self.check_ready(verifier)
         key = (policy.id, question.id)
         ref = self._refs.get(key)
         if ref is None:
@@ -85,6 +91,10 @@ class Recorder:
         if (ref.id, verifier.key) not in self._active:
             self.regrade(policy, question, ref, verifier)
         return ref
+
+    def check_ready(self, verifier: Verifier) -> None:
+        """Refuse what could not be graded, before anything is sampled: as `Grader.check_ready`."""
+        self._grader.check_ready(verifier)
 
     def regrade(self, policy: Policy, question: Question, ref: TreeRef, verifier: Verifier) -> int:
         """Grade what the tree holds by `verifier`; returns how many were graded now."""

@@ -51,6 +51,10 @@ class TrajectoryMaker:
         """`count` trajectories a question; those of the same seed that are there are returned.
 
         They are stored as they finish, so that a client that gives up finds them the next time.
+
+        Raises:
+            FailedPrecondition: a question's verifier cannot grade here, and there is any to sample.
+
         """
         by_id = {
             _trajectory_id(policy.id, question.id, seed, ordinal): (question, ordinal)
@@ -62,6 +66,8 @@ class TrajectoryMaker:
         async with self._locks.holding_all(f"{policy.id} {q.id}" for q in questions):
             found = await asyncio.to_thread(self._catalog.trajectories.find, ids)
             missing = [i for i in ids if i not in found]
+            for question in {by_id[i][0].id: by_id[i][0] for i in missing}.values():
+                self._recorder.check_ready(question.verifier)
             await self._sample(policy, seed, [(i, *by_id[i]) for i in missing])
         if missing:
             found = await asyncio.to_thread(self._catalog.trajectories.find, ids)

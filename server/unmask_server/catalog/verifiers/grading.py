@@ -133,14 +133,23 @@ class Grader:
             FailedPrecondition: a library that the verifier needs is missing, or another version.
 
         """
-        if verifier.kind is VerifierKind.REASONING_GYM:
-            self.gym.check_version(verifier.version)
+        self.check_ready(verifier)
         return [
             0.0
             if finish is FinishReason.LENGTH and not verifier.grades_truncated
             else self._grade(verifier, text, reference)
             for text, reference, finish in items
         ]
+
+    def check_ready(self, verifier: Verifier) -> None:
+        """Refuse a verifier whose library is missing or another version.
+
+        Raises:
+            FailedPrecondition: so it is.
+
+        """
+        if verifier.kind is VerifierKind.REASONING_GYM:
+            self.gym.check_version(verifier.version)
 
     def parses(self, reference: str) -> bool:
         """Whether math_verify can compare with a reference."""
