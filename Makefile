@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym check \
+.PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym test-oracles check \
   format proto bench sglang-cpu clean
 
 help: ## Show this list.
@@ -65,6 +65,22 @@ test-reasoning-gym: $(GYM_READY) ## Install reasoning-gym (140 MB, needs a C com
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/catalog/test_reasoning_gym.py \
 	  tests/e2e/test_questions.py
 
+ORACLES := tools/oracles
+ORACLES_VENV ?= .venv-oracles
+ORACLES_READY := $(ORACLES_VENV)/.ready
+# verl without its dependencies: it wants other versions of half of them, and its losses need few.
+$(ORACLES_READY): $(ORACLES)/requirements.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(ORACLES_VENV)
+	$(ORACLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(ORACLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[transformers]' pytest pytest-asyncio pytest-timeout -r $(ORACLES)/requirements.txt
+	$(ORACLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  -r $(ORACLES)/no-deps.txt
+	@touch $@
+
+test-oracles: $(ORACLES_READY) ## Compare the losses with those of TRL and verl, by their own code.
+	$(ORACLES_VENV)/bin/python -m pytest -m oracles tests/oracles
+
 check: $(READY) ## Lint, types, protos, and whether generated code is current.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -117,4 +133,4 @@ bench: $(READY) ## Measure speed, as ratios to ceilings of the same run.
 	$(BIN)/python -m bench
 
 clean: ## Remove what the targets above made.
-	rm -rf .unmask build dist $(VENV) $(SGLANG_VENV)
+	rm -rf .unmask build dist $(VENV) $(SGLANG_VENV) $(ORACLES_VENV)
