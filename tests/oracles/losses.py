@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ def below_k3_clamp(batch: Batch) -> torch.Tensor:
 class _Config(SimpleNamespace):
     """What verl's policy loss reads of its configuration."""
 
-    global_batch_info: dict[str, Any] = {}
+    global_batch_info: ClassVar[dict[str, Any]] = {}
 
     def get(self, key: str, default: Any) -> Any:
         return getattr(self, key, default)
@@ -229,7 +229,7 @@ def _verl_top_k() -> Run:
         from verl.trainer.ppo.core_algos import agg_loss
 
         top = torch.log_softmax(t, -1).topk(K, -1)
-        rows = [part for part in top.values], [part for part in top.indices]
+        rows = list(top.values), list(top.indices)
         settings = SimpleNamespace(use_chunked_topk=False, log_prob_min_clamp=None, topk=K)
         found = compute_forward_kl_topk(
             z.reshape(1, -1, z.shape[-1]),
@@ -268,8 +268,8 @@ def oracles() -> list[Oracle]:
                    _gkd(beta), per_token, "mean over unmasked tokens")
         )  # fmt: skip
         found.append(
-            Oracle(f"distillation, beta {beta:g}", "trl distillation_trainer._chunked_divergence_loss",
-                   same, _distillation(beta), per_token, "mean over unmasked tokens",
+            Oracle(f"distillation, beta {beta:g}",
+                   "trl distillation_trainer._chunked_divergence_loss", same, _distillation(beta), per_token, "mean over unmasked tokens",
                    float32_only=True, limit=5e-6)
         )  # fmt: skip
     for package in ("sdft", "sdpo"):
