@@ -178,6 +178,7 @@ class AsyncClient(AsyncBaseClient):
     alignment = _unary(diagnosis.alignment)
     trajectory_alignments = _streamed(diagnosis.trajectory_alignments)
     summarize = _unary(diagnosis.summarize)
+    compare_groups = _unary(diagnosis.compare_groups)
 
     predict_growth = _unary(growth.predict_growth)
     start_growth = _unary(growth.start_growth)

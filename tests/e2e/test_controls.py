@@ -224,3 +224,48 @@ async def test_what_is_shown_is_left_out_of_the_estimates_at_its_own_nodes(world
     # A generation is not shown itself: at its own nodes it is another one.
     usual = await rollouts(first.id, 0, "self-answer")
     assert await rollouts(first.id, 0, "own") == usual - 1
+
+
+async def test_groups_are_summarised_and_compared(controlled: World) -> None:
+    request = trajectory_pb2.SampleTrajectoriesRequest(
+        policy="student", questions=["one", "two"], count=3, seed=7
+    )
+    found = (await controlled.stubs.trajectory.SampleTrajectories(request)).trajectories
+    for i, trajectory in enumerate(found):
+        target = growth_pb2.GrowthTarget(trajectory=trajectory.id)
+        await grow(controlled, growth_of(target, request_id=f"g{i}", rollouts_per_node=16))
+    ids = [trajectory.id for trajectory in found]
+    teachers = ["teacher", "matched"]
+
+    def asked(*groups: list[str]) -> diagnosis_pb2.CompareGroupsRequest:
+        return diagnosis_pb2.CompareGroupsRequest(
+            groups=[
+                diagnosis_pb2.TrajectoryGroup(name="abc"[i], trajectories=group)
+                for i, group in enumerate(groups)
+            ],
+            teachers=teachers,
+        )
+
+    compare = controlled.stubs.diagnosis.CompareGroups
+    answer = await compare(asked(ids[::2], ids[1::2]))
+    assert answer == await compare(asked(ids[::2], ids[1::2]))
+    assert [group.name for group in answer.groups] == ["a", "b"]
+    alone = await controlled.stubs.diagnosis.SummarizeAlignments(
+        diagnosis_pb2.SummarizeAlignmentsRequest(trajectories=ids[::2], teachers=teachers)
+    )
+    for mine, theirs in zip(answer.groups[0].summaries, alone.summaries, strict=True):
+        assert (mine.nodes, mine.scored, mine.flat) == (theirs.nodes, theirs.scored, theirs.flat)
+    base, control = (summary.teacher_id for summary in alone.summaries)
+    named = [(d.teacher_id, d.less_teacher_id) for d in answer.differences]
+    assert named == [(base, ""), (control, ""), (base, control)]
+    gain = [d.gain_per_unit_step.median for d in answer.differences]
+    assert gain[2] == pytest.approx(gain[0] - gain[1], abs=0.2)
+    for groups, field in (
+        ([ids], "groups"),
+        ([ids, []], "groups[1].trajectories"),
+        ([ids, ids[:1]], "groups[1].trajectories"),
+    ):
+        await refused(compare(asked(*groups)), INVALID, field)
+    twice = asked(ids[:1], ids[1:])
+    twice.groups[1].name = "a"
+    await refused(compare(twice), INVALID, "groups[1].name")

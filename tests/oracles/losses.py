@@ -268,9 +268,12 @@ def oracles() -> list[Oracle]:
                    _gkd(beta), per_token, "mean over unmasked tokens")
         )  # fmt: skip
         found.append(
-            Oracle(f"distillation, beta {beta:g}",
-                   "trl distillation_trainer._chunked_divergence_loss", same, _distillation(beta), per_token, "mean over unmasked tokens",
-                   float32_only=True, limit=5e-6)
+            Oracle(
+                f"distillation, beta {beta:g}",
+                "trl distillation_trainer._chunked_divergence_loss",
+                same, _distillation(beta), per_token, "mean over unmasked tokens",
+                float32_only=True, limit=5e-6,
+            )
         )  # fmt: skip
     for package in ("sdft", "sdpo"):
         where = f"trl {package}.loss_utils"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from unmask.algorithms import AlgorithmLike, parse_algorithms
 from unmask.calls import Streamed, Unary, itself, path
@@ -218,3 +218,44 @@ def summarize(
         pb.SummarizeAlignmentsResponse,
         itself,
     )
+
+
+def compare_groups(
+    groups: Mapping[str, Ref | Iterable[Ref]],
+    *,
+    teachers: Ref | Iterable[Ref] = (),
+    algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
+    verifier: Ref = "",
+    top_k: int = 0,
+    min_coverage: float | None = None,
+    latest: bool = False,
+) -> Unary[pb.CompareGroupsResponse]:
+    """Statements over groups of trajectories, and the differences between them.
+
+    Where groups are sorted by outcome, ask about controls beside each teacher: a teacher that knows
+    nothing of success shows a difference, too.
+
+    Args:
+        groups: 2 to 8 by name; 1 to 1000 trajectories of one policy in all.
+        teachers: as for `alignment`.
+        algorithms: as for `alignment`.
+        verifier: as for `alignment`.
+        top_k: as for `alignment`.
+        min_coverage: as for `alignment`.
+        latest: as for `alignment`.
+
+    Returns:
+        `groups`, each with what `summarize` returns; `differences`, every pair of groups for each
+        teacher and algorithm, and that difference less the one under each other teacher.
+
+    """
+    request = pb.CompareGroupsRequest(
+        groups=[
+            pb.TrajectoryGroup(name=name, trajectories=refs(trajectories))
+            for name, trajectories in groups.items()
+        ],
+        options=options(verifier, top_k, min_coverage, latest),
+        teachers=refs(teachers),
+        algorithms=parse_algorithms(algorithms),
+    )
+    return Unary(path(_SERVICE, "CompareGroups"), request, pb.CompareGroupsResponse, itself)

@@ -1396,3 +1396,207 @@ class SummarizeAlignmentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SummarizeAlignmentsResponse: _TypeAlias = SummarizeAlignmentsResponse  # noqa: Y015
+
+@_typing.final
+class TrajectoryGroup(_message.Message):
+    """Trajectories that are taken together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TRAJECTORIES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it is called in the answer; distinct."""
+    @_builtins.property
+    def trajectories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of trajectories of one policy, the same in all groups; at least 1, at most 1000 in all."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        trajectories: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "trajectories", b"trajectories"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrajectoryGroup: _TypeAlias = TrajectoryGroup  # noqa: Y015
+
+@_typing.final
+class CompareGroupsRequest(_message.Message):
+    """See DiagnosisService.CompareGroups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    TEACHERS_FIELD_NUMBER: _builtins.int
+    ALGORITHMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrajectoryGroup]:
+        """2 to 8. A trajectory is in one of them."""
+
+    @_builtins.property
+    def options(self) -> Global___NodeOptions:
+        """Their options."""
+
+    @_builtins.property
+    def teachers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By id or name. May be empty if no algorithm needs a teacher."""
+
+    @_builtins.property
+    def algorithms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Algorithm]:
+        """Empty: REVERSE_KL, EXPECTED."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___TrajectoryGroup] | None = ...,
+        options: Global___NodeOptions | None = ...,
+        teachers: _abc.Iterable[_builtins.str] | None = ...,
+        algorithms: _abc.Iterable[Global___Algorithm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "groups", b"groups", "options", b"options", "teachers", b"teachers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareGroupsRequest: _TypeAlias = CompareGroupsRequest  # noqa: Y015
+
+@_typing.final
+class GroupSummary(_message.Message):
+    """One group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SUMMARIES_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def summaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlignmentSummary]:
+        """As in SummarizeAlignmentsResponse."""
+
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___TeacherComparison]:
+        """As in SummarizeAlignmentsResponse."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        summaries: _abc.Iterable[Global___AlignmentSummary] | None = ...,
+        comparisons: _abc.Iterable[Global___TeacherComparison] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparisons", b"comparisons", "name", b"name", "summaries", b"summaries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupSummary: _TypeAlias = GroupSummary  # noqa: Y015
+
+@_typing.final
+class GroupDifference(_message.Message):
+    """One group less another under a teacher. Intervals resample questions, the same in both groups,
+    then trajectories within each, then rollouts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    OTHER_GROUP_FIELD_NUMBER: _builtins.int
+    TEACHER_ID_FIELD_NUMBER: _builtins.int
+    LESS_TEACHER_ID_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    MEAN_COSINE_FIELD_NUMBER: _builtins.int
+    POOLED_COSINE_FIELD_NUMBER: _builtins.int
+    GAIN_PER_UNIT_STEP_FIELD_NUMBER: _builtins.int
+    MEAN_ADVANTAGE_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """The group."""
+    other_group: _builtins.str
+    """The one that is subtracted."""
+    teacher_id: _builtins.str
+    """The teacher; empty where the algorithm has none."""
+    less_teacher_id: _builtins.str
+    """If there is one: the same difference under this teacher is subtracted. What is left of a
+    teacher's difference beyond that of its control is its own.
+    """
+    @_builtins.property
+    def algorithm(self) -> Global___Algorithm:
+        """The algorithm, with every default filled in."""
+
+    @_builtins.property
+    def mean_cosine(self) -> Global___Interval:
+        """Difference of mean cosines. Absent where one of them is; likewise the others."""
+
+    @_builtins.property
+    def pooled_cosine(self) -> Global___Interval:
+        """Difference of pooled cosines."""
+
+    @_builtins.property
+    def gain_per_unit_step(self) -> Global___Interval:
+        """Difference of gains per unit step."""
+
+    @_builtins.property
+    def mean_advantage(self) -> Global___Interval:
+        """Difference of mean advantages."""
+
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        other_group: _builtins.str = ...,
+        teacher_id: _builtins.str = ...,
+        less_teacher_id: _builtins.str = ...,
+        algorithm: Global___Algorithm | None = ...,
+        mean_cosine: Global___Interval | None = ...,
+        pooled_cosine: Global___Interval | None = ...,
+        gain_per_unit_step: Global___Interval | None = ...,
+        mean_advantage: Global___Interval | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "gain_per_unit_step", b"gain_per_unit_step", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "pooled_cosine", b"pooled_cosine"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "gain_per_unit_step", b"gain_per_unit_step", "group", b"group", "less_teacher_id", b"less_teacher_id", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "other_group", b"other_group", "pooled_cosine", b"pooled_cosine", "teacher_id", b"teacher_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupDifference: _TypeAlias = GroupDifference  # noqa: Y015
+
+@_typing.final
+class CompareGroupsResponse(_message.Message):
+    """See DiagnosisService.CompareGroups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupSummary]:
+        """In the order asked."""
+
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupDifference]:
+        """Every pair of groups, the first less the later one: for each teacher and algorithm, then for
+        every pair of teachers.
+        """
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___GroupSummary] | None = ...,
+        differences: _abc.Iterable[Global___GroupDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences", "groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareGroupsResponse: _TypeAlias = CompareGroupsResponse  # noqa: Y015

@@ -64,6 +64,11 @@ class DiagnosisServiceStub:
                 request_serializer=unmask_dot_v1_dot_diagnosis__pb2.SummarizeAlignmentsRequest.SerializeToString,
                 response_deserializer=unmask_dot_v1_dot_diagnosis__pb2.SummarizeAlignmentsResponse.FromString,
                 _registered_method=True)
+        self.CompareGroups = channel.unary_unary(
+                '/unmask.v1.DiagnosisService/CompareGroups',
+                request_serializer=unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsResponse.FromString,
+                _registered_method=True)
 
 
 class DiagnosisServiceServicer:
@@ -110,6 +115,15 @@ class DiagnosisServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareGroups(self, request, context):
+        """The same for groups of trajectories (incorrect and correct ones, say), with the differences
+        between them. Sorting by outcome selects: a teacher that knows nothing of success shows a gap,
+        too. Ask about controls beside each teacher; what counts is its gap less theirs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DiagnosisServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +151,11 @@ def add_DiagnosisServiceServicer_to_server(servicer, server):
                     servicer.SummarizeAlignments,
                     request_deserializer=unmask_dot_v1_dot_diagnosis__pb2.SummarizeAlignmentsRequest.FromString,
                     response_serializer=unmask_dot_v1_dot_diagnosis__pb2.SummarizeAlignmentsResponse.SerializeToString,
+            ),
+            'CompareGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareGroups,
+                    request_deserializer=unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -279,6 +298,33 @@ class DiagnosisService:
             '/unmask.v1.DiagnosisService/SummarizeAlignments',
             unmask_dot_v1_dot_diagnosis__pb2.SummarizeAlignmentsRequest.SerializeToString,
             unmask_dot_v1_dot_diagnosis__pb2.SummarizeAlignmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.DiagnosisService/CompareGroups',
+            unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsRequest.SerializeToString,
+            unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsResponse.FromString,
             options,
             channel_credentials,
             insecure,

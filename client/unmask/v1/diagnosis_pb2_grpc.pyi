@@ -50,6 +50,11 @@ class DiagnosisServiceStub:
     """The same for every token of a trajectory, in order."""
     SummarizeAlignments: _grpc.UnaryUnaryMultiCallable[_diagnosis_pb2.SummarizeAlignmentsRequest, _diagnosis_pb2.SummarizeAlignmentsResponse]
     """The same for sets of trajectories, as one statement for each teacher and algorithm."""
+    CompareGroups: _grpc.UnaryUnaryMultiCallable[_diagnosis_pb2.CompareGroupsRequest, _diagnosis_pb2.CompareGroupsResponse]
+    """The same for groups of trajectories (incorrect and correct ones, say), with the differences
+    between them. Sorting by outcome selects: a teacher that knows nothing of success shows a gap,
+    too. Ask about controls beside each teacher; what counts is its gap less theirs.
+    """
 
 @_typing.type_check_only
 class DiagnosisServiceAsyncStub(DiagnosisServiceStub):
@@ -73,6 +78,11 @@ class DiagnosisServiceAsyncStub(DiagnosisServiceStub):
     """The same for every token of a trajectory, in order."""
     SummarizeAlignments: _aio.UnaryUnaryMultiCallable[_diagnosis_pb2.SummarizeAlignmentsRequest, _diagnosis_pb2.SummarizeAlignmentsResponse]  # type: ignore[assignment]
     """The same for sets of trajectories, as one statement for each teacher and algorithm."""
+    CompareGroups: _aio.UnaryUnaryMultiCallable[_diagnosis_pb2.CompareGroupsRequest, _diagnosis_pb2.CompareGroupsResponse]  # type: ignore[assignment]
+    """The same for groups of trajectories (incorrect and correct ones, say), with the differences
+    between them. Sorting by outcome selects: a teacher that knows nothing of success shows a gap,
+    too. Ask about controls beside each teacher; what counts is its gap less theirs.
+    """
 
 class DiagnosisServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers from what is stored. Nothing here samples; missing next-token distributions are scored
@@ -123,5 +133,16 @@ class DiagnosisServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_diagnosis_pb2.SummarizeAlignmentsResponse, _abc.Awaitable[_diagnosis_pb2.SummarizeAlignmentsResponse]]:
         """The same for sets of trajectories, as one statement for each teacher and algorithm."""
+
+    @_abc_1.abstractmethod
+    def CompareGroups(
+        self,
+        request: _diagnosis_pb2.CompareGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_diagnosis_pb2.CompareGroupsResponse, _abc.Awaitable[_diagnosis_pb2.CompareGroupsResponse]]:
+        """The same for groups of trajectories (incorrect and correct ones, say), with the differences
+        between them. Sorting by outcome selects: a teacher that knows nothing of success shows a gap,
+        too. Ask about controls beside each teacher; what counts is its gap less theirs.
+        """
 
 def add_DiagnosisServiceServicer_to_server(servicer: DiagnosisServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,12 +28,13 @@ from unmask_server.nodes.diagnose import Group, Scored, alignments, posterior
 from unmask_server.nodes.evidence import Evidence, EvidenceReader, evidence
 from unmask_server.nodes.resolve import NodeSet, Resolver
 from unmask_server.nodes.sequences import SequenceReader, with_sequels
-from unmask_server.nodes.summarize import Summarizer
+from unmask_server.nodes.summarize import GroupedSummary, Summarizer
 from unmask_server.tree import NodeCounts, TreeRef, TreeStore, TreeView
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_SUMMARIZED = 1000
+MAX_GROUPS = 8
 STREAM_CHUNK = 32
 """Positions of a stream that are computed together, while the ones before are on their way."""
 
@@ -132,35 +133,81 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         self, request: pb.SummarizeAlignmentsRequest, context: Context
     ) -> pb.SummarizeAlignmentsResponse:
         """One statement for each teacher and algorithm over many trajectories."""
+        found, teachers = await self._summarize(
+            request, [("trajectories", list(request.trajectories))]
+        )
+        (group,) = found.groups
+        return pb.SummarizeAlignmentsResponse(
+            summaries=[messages.summary(row, teachers) for row in group.rows],
+            comparisons=[messages.comparison(pair, teachers) for pair in group.comparisons],
+        )
+
+    async def CompareGroups(
+        self, request: pb.CompareGroupsRequest, context: Context
+    ) -> pb.CompareGroupsResponse:
+        """Statements over groups of trajectories, and the differences between them."""
+        if not 2 <= len(request.groups) <= MAX_GROUPS:
+            raise InvalidArgument("groups", f"give 2 to {MAX_GROUPS} groups")
+        names = [group.name for group in request.groups]
+        for i, name in enumerate(names):
+            if not name or name in names[:i]:
+                raise InvalidArgument(f"groups[{i}].name", "is empty, or another group's")
+        found, teachers = await self._summarize(
+            request,
+            [
+                (f"groups[{i}].trajectories", list(group.trajectories))
+                for i, group in enumerate(request.groups)
+            ],
+        )
+        return pb.CompareGroupsResponse(
+            groups=[
+                messages.group(name, group, teachers)
+                for name, group in zip(names, found.groups, strict=True)
+            ],
+            differences=[
+                messages.group_difference(one, names, teachers) for one in found.differences
+            ],
+        )
+
+    async def _summarize(
+        self,
+        request: pb.SummarizeAlignmentsRequest | pb.CompareGroupsRequest,
+        groups: Sequence[tuple[str, Sequence[str]]],
+    ) -> tuple[GroupedSummary, Sequence[Teacher]]:
+        """Everything about groups of trajectories, each with the field that names it."""
         options = node_options(request.options, "options")
         algorithms = parse_algorithms(request.algorithms, "algorithms")
-        if not 1 <= len(request.trajectories) <= MAX_SUMMARIZED:
-            raise InvalidArgument("trajectories", f"give 1 to {MAX_SUMMARIZED} trajectories")
-        if len(set(request.trajectories)) < len(request.trajectories):
-            raise InvalidArgument("trajectories", "a trajectory is named twice")
-        summarizer = Summarizer(algorithms, min_coverage=options.min_coverage)
+        total = sum(len(trajectories) for _, trajectories in groups)
+        for field, trajectories in groups:
+            if not trajectories or total > MAX_SUMMARIZED:
+                raise InvalidArgument(field, f"give 1 to {MAX_SUMMARIZED} trajectories in all")
+        seen: set[str] = set()
+        summarizer = Summarizer(algorithms, min_coverage=options.min_coverage, groups=len(groups))
         first: Read | None = None
-        for i, trajectory in enumerate(request.trajectories):
-            nodes = await asyncio.to_thread(
-                self._resolver.trajectory,
-                trajectory,
-                positions=None,
-                verifier=options.verifier,
-                field=f"trajectories[{i}]",
-            )
-            if first is not None and nodes.policy.id != first.nodes.policy.id:
-                raise InvalidArgument(
-                    f"trajectories[{i}]", "of another policy than the first; ask for one at a time"
+        for place, (field, trajectories) in enumerate(groups):
+            for i, trajectory in enumerate(trajectories):
+                if trajectory in seen:
+                    raise InvalidArgument(field, "a trajectory is named twice")
+                seen.add(trajectory)
+                nodes = await asyncio.to_thread(
+                    self._resolver.trajectory,
+                    trajectory,
+                    positions=None,
+                    verifier=options.verifier,
+                    field=f"{field}[{i}]",
                 )
-            read = await self._read(nodes, request.teachers, algorithms, options)
-            first = first or read
-            await asyncio.to_thread(summarizer.add, nodes, read.evidence, read.group)
+                if first is not None and nodes.policy.id != first.nodes.policy.id:
+                    raise InvalidArgument(
+                        f"{field}[{i}]",
+                        "of another policy than the first; ask for one at a time",
+                    )
+                read = await self._read(nodes, request.teachers, algorithms, options)
+                first = first or read
+                await asyncio.to_thread(
+                    summarizer.add, read.nodes, read.evidence, read.group, place
+                )
         assert first is not None
-        found = await asyncio.to_thread(summarizer.finish)
-        return pb.SummarizeAlignmentsResponse(
-            summaries=[messages.summary(row, first.teachers) for row in found.rows],
-            comparisons=[messages.comparison(pair, first.teachers) for pair in found.comparisons],
-        )
+        return await asyncio.to_thread(summarizer.finish_groups), first.teachers
 
     async def _answer(
         self,

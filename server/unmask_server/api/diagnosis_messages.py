@@ -16,7 +16,7 @@ from unmask_server.diagnosis.selection import KeptNodes
 from unmask_server.nodes.diagnose import Scored
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
-from unmask_server.nodes.summarize import Comparison, SummaryRow
+from unmask_server.nodes.summarize import Comparison, GroupDifference, Summary, SummaryRow
 
 _STATUSES = {
     Status.OK: pb.ALIGNMENT_STATUS_OK,
@@ -185,6 +185,33 @@ def comparison(pair: Comparison, teachers: Sequence[Teacher]) -> pb.TeacherCompa
         gain_per_unit_step=interval(found.gain_per_unit_step),
         mean_advantage=interval(found.mean_advantage),
         probability_better=found.p_better,
+    )
+
+
+def group(name: str, found: Summary, teachers: Sequence[Teacher]) -> pb.GroupSummary:
+    """One of several groups."""
+    return pb.GroupSummary(
+        name=name,
+        summaries=[summary(row, teachers) for row in found.rows],
+        comparisons=[comparison(pair, teachers) for pair in found.comparisons],
+    )
+
+
+def group_difference(
+    found: GroupDifference, names: Sequence[str], teachers: Sequence[Teacher]
+) -> pb.GroupDifference:
+    """One group less another."""
+    less = found.difference
+    return pb.GroupDifference(
+        group=names[found.group],
+        other_group=names[found.other],
+        teacher_id="" if found.teacher is None else teachers[found.teacher].id,
+        less_teacher_id="" if found.less_teacher is None else teachers[found.less_teacher].id,
+        algorithm=algorithm_message(found.algorithm),
+        mean_cosine=interval(less.mean_cosine),
+        pooled_cosine=interval(less.pooled_cosine),
+        gain_per_unit_step=interval(less.gain_per_unit_step),
+        mean_advantage=interval(less.mean_advantage),
     )
 
 

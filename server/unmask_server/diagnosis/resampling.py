@@ -63,23 +63,39 @@ class Resamples:
     @classmethod
     def of(cls, keys: Sequence[Key], *, seed: int) -> Resamples:
         """Resamples of these trajectories. Equal keys and seed give equal resamples."""
-        ordered = tuple(sorted(keys))
+        return cls.of_groups([keys], seed=seed)[0]
+
+    @classmethod
+    def of_groups(cls, groups: Sequence[Sequence[Key]], *, seed: int) -> list[Resamples]:
+        """Resamples of groups of trajectories together: the same questions come up in all of them.
+
+        Trajectories are drawn within their group, so that each stays what it is (the incorrect ones
+        of a question, say); a group may be empty in a resample.
+        """
+        ordered = [tuple(sorted(keys)) for keys in groups]
         rng = np.random.default_rng(seed)
-        inside: dict[str, list[int]] = {}
-        for place, (question, _) in enumerate(ordered):
-            inside.setdefault(question, []).append(place)
-        weights = np.zeros((RESAMPLES, len(ordered)))
-        places = np.zeros((RESAMPLES, len(ordered)))
-        if ordered:
-            count = len(inside)
-            times = rng.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES)
-            for k, members in enumerate(inside.values()):
-                size = len(members)
-                # A question that came up twice has its trajectories drawn twice.
-                even = np.full(size, 1.0 / size)
-                weights[:, members] = rng.multinomial(times[:, k] * size, even)
-                places[:, members] = rng.random((RESAMPLES, 1))
-        return cls(ordered, weights, places)
+        questions = sorted({question for keys in ordered for question, _ in keys})
+        count = len(questions)
+        found = [
+            cls(keys, np.zeros((RESAMPLES, len(keys))), np.zeros((RESAMPLES, len(keys))))
+            for keys in ordered
+        ]
+        if not count:
+            return found
+        times = rng.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES)
+        for k, question in enumerate(questions):
+            for group in found:
+                members = [i for i, (of, _) in enumerate(group.keys) if of == question]
+                if members:
+                    # A question that came up twice has its trajectories drawn twice.
+                    even = np.full(len(members), 1.0 / len(members))
+                    drawn = rng.multinomial(times[:, k] * len(members), even)
+                    group.weights[:, members] = drawn
+            place = rng.random((RESAMPLES, 1))
+            for group in found:
+                members = [i for i, (of, _) in enumerate(group.keys) if of == question]
+                group.places[:, members] = place
+        return found
 
     def statistics(self, sums: Mapping[Key, Sums]) -> Statistics:
         """Statistics of sums over just these trajectories."""

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unmask_server.diagnosis.alignment import Status
 from unmask_server.diagnosis.intervals import Interval
@@ -36,6 +37,8 @@ from unmask_server.diagnosis.resampling import (
 )
 from unmask_server.diagnosis.selection import KeptNodes, shares_of_defined
 from unmask_server.diagnosis.terms import Draws
+
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,14 @@ class ResampledSet:
     statistics: Statistics
     resamples: Resamples
 
+    @property
+    def contrast(self) -> Contrast:
+        """Its statistics, to be compared."""
+        found = self.statistics
+        return Contrast(
+            found.mean_cosine, found.pooled_cosine, found.gain_per_unit_step, found.mean_advantage
+        )
+
     def less(self, other: ResampledSet) -> SetDifference:
         """This set less another on the same resamples.
 
@@ -182,14 +193,42 @@ class ResampledSet:
         """
         if self.resamples is not other.resamples:
             raise ValueError("sets can be compared only on the same resamples")
-        a, b = self.statistics, other.statistics
-        better = shares_of_defined([a.gain_per_unit_step, b.gain_per_unit_step])
+        return self.contrast.less(other.contrast).difference
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Statistics of sets, or differences of such, on resamples; shape (RESAMPLES,), NaN where
+    undefined.
+
+    Contrasts may be taken wherever the same questions and draws came up: of teachers over one set,
+    of groups of trajectories under one teacher (`Resamples.of_groups`), and of these differences.
+    """
+
+    mean_cosine: FloatArray
+    pooled_cosine: FloatArray
+    gain_per_unit_step: FloatArray
+    mean_advantage: FloatArray
+
+    def less(self, other: Contrast) -> Contrast:
+        """This one less another."""
+        return Contrast(
+            self.mean_cosine - other.mean_cosine,
+            self.pooled_cosine - other.pooled_cosine,
+            self.gain_per_unit_step - other.gain_per_unit_step,
+            self.mean_advantage - other.mean_advantage,
+        )
+
+    @property
+    def difference(self) -> SetDifference:
+        """With intervals."""
+        above = shares_of_defined([self.gain_per_unit_step, np.zeros_like(self.mean_cosine)])
         return SetDifference(
-            mean_cosine=interval(a.mean_cosine - b.mean_cosine),
-            pooled_cosine=interval(a.pooled_cosine - b.pooled_cosine),
-            gain_per_unit_step=interval(a.gain_per_unit_step - b.gain_per_unit_step),
-            mean_advantage=interval(a.mean_advantage - b.mean_advantage),
-            p_better=better[0],
+            mean_cosine=interval(self.mean_cosine),
+            pooled_cosine=interval(self.pooled_cosine),
+            gain_per_unit_step=interval(self.gain_per_unit_step),
+            mean_advantage=interval(self.mean_advantage),
+            p_better=above[0],
         )
 
 

@@ -51,21 +51,57 @@ Row = tuple[int | None, Algorithm]
 """A teacher, if the algorithm has one, under an algorithm."""
 
 
+@dataclass(frozen=True, slots=True)
+class GroupDifference:
+    """One group less another under a teacher; less the same under another teacher, if one is named.
+
+    All by their places in the request.
+    """
+
+    group: int
+    other: int
+    teacher: int | None
+    less_teacher: int | None
+    algorithm: Algorithm
+    difference: SetDifference
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedSummary:
+    """All about several groups of trajectories."""
+
+    groups: list[Summary]
+    differences: list[GroupDifference]
+    """Pair by pair, each teacher (and what has none), then each pair of teachers."""
+
+
 class Summarizer:
-    """Adds up trajectories one at a time.
+    """Adds up trajectories one at a time, in one group or several.
 
     A node that several trajectories share counts once for each of them: a training step on them
     would follow it as often.
     """
 
-    def __init__(self, algorithms: Sequence[Algorithm], *, min_coverage: float) -> None:
+    def __init__(
+        self, algorithms: Sequence[Algorithm], *, min_coverage: float, groups: int = 1
+    ) -> None:
         self._algorithms = algorithms
         self._min_coverage = min_coverage
-        self._terms: dict[Row, SetTerms] = {}
+        self._terms: list[dict[Row, SetTerms]] = [{} for _ in range(groups)]
         self._digest = hashlib.blake2b(digest_size=8)
 
-    def add(self, nodes: NodeSet, found: Sequence[Evidence], group: Group | None) -> None:
-        """Count the nodes of a trajectory in."""
+    def add(
+        self, nodes: NodeSet, found: Sequence[Evidence], group: Group | None, place: int = 0
+    ) -> None:
+        """Count the nodes of a trajectory in.
+
+        Args:
+            nodes: of the trajectory.
+            found: evidence at them.
+            group: rewards of the question's free rollouts.
+            place: in which group of trajectories it is.
+
+        """
         trajectory = nodes.trajectory.id if nodes.trajectory else ""
         self._digest.update(trajectory.encode())
         for at in found:
@@ -74,7 +110,7 @@ class Summarizer:
                 nodes, at, drawn, self._algorithms, group=group, min_coverage=self._min_coverage
             ):
                 key = (scored.teacher, scored.algorithm)
-                self._terms.setdefault(key, SetTerms()).add(
+                self._terms[place].setdefault(key, SetTerms()).add(
                     NodeTerms(
                         question=nodes.question.id,
                         trajectory=trajectory,
@@ -86,11 +122,23 @@ class Summarizer:
                 )
 
     def finish(self) -> Summary:
-        """Everything about the set, on one set of resamples."""
+        """Everything about the one group, on one set of resamples."""
+        return self.finish_groups().groups[0]
+
+    def finish_groups(self) -> GroupedSummary:
+        """Everything about the groups, on resamples in which the same questions come up."""
         seed = int.from_bytes(self._digest.digest(), "little")
-        keys = {key for terms in self._terms.values() for key in terms.keys}
-        resamples = Resamples.of(sorted(keys), seed=seed)
-        sets = {row: terms.on(resamples) for row, terms in self._terms.items()}
+        keys = [sorted({key for t in terms.values() for key in t.keys}) for terms in self._terms]
+        groups = [
+            {row: terms.on(resamples) for row, terms in of.items()}
+            for of, resamples in zip(self._terms, Resamples.of_groups(keys, seed=seed), strict=True)
+        ]
+        return GroupedSummary(
+            groups=[self._summary(sets) for sets in groups],
+            differences=list(_differences(groups)),
+        )
+
+    def _summary(self, sets: Mapping[Row, ResampledSet]) -> Summary:
         best: dict[Row, float | None] = {}
         for algorithm in self._algorithms:
             rivals = [row for row in sets if row[1] == algorithm]
@@ -110,6 +158,19 @@ class Summarizer:
                 if algorithm.needs_teacher:
                     less = sets[teacher, algorithm].less(sets[other, algorithm])
                     yield Comparison(teacher, other, algorithm, less)
+
+
+def _differences(groups: Sequence[Mapping[Row, ResampledSet]]) -> Iterator[GroupDifference]:
+    for (i, first), (k, second) in itertools.combinations(enumerate(groups), 2):
+        gaps = {
+            row: first[row].contrast.less(second[row].contrast) for row in first if row in second
+        }
+        for (teacher, algorithm), gap in gaps.items():
+            yield GroupDifference(i, k, teacher, None, algorithm, gap.difference)
+        for (a, algorithm), (b, other) in itertools.combinations(gaps, 2):
+            if a is not None and b is not None and algorithm == other:
+                beyond = gaps[a, algorithm].less(gaps[b, algorithm])
+                yield GroupDifference(i, k, a, b, algorithm, beyond.difference)
 
 
 def _weighted(scored: Scored) -> float | None:
