@@ -9,6 +9,7 @@ import typer
 import unmask
 from unmask.cli import answers, catalog, growth, trajectories
 from unmask.cli.diagnose import diagnose
+from unmask.cli.findings import findings
 
 app = typer.Typer(
     name="unmask",
@@ -35,6 +36,7 @@ def _main(
 
 
 app.command("diagnose")(diagnose)
+app.command("findings")(findings)
 app.command()(answers.view)
 app.command()(answers.align)
 app.command()(answers.node)
