@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym test-oracles check \
-  format proto bench sglang-cpu clean
+  findings findings-llm format proto bench sglang-cpu clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -128,6 +128,23 @@ demo-llm: $(LLM)/config.json ## The same on a real language model, SmolLM2-135M,
 	  --context answer --context solution --context wrong_solution --temperature 0.7 \
 	  --max-new-tokens 48 --verifier hash_answer --max-questions 4 --samples 2 \
 	  --rollouts-per-node 12 --max-rollouts 600 --database .unmask/demo-llm.db
+
+FINDINGS := examples/word_problems/tasks.jsonl --student student=examples/models/student \
+  --student small=examples/models/student-small --teacher strong=examples/models/teacher-strong \
+  --teacher verbose=examples/models/teacher-verbose --context none --context answer \
+  --context wrong_solution --temperature 0.7 --max-new-tokens 80 --verifier hash_answer \
+  --max-questions 16 --samples 3 --max-rollouts 4000 --methods-on 8
+
+findings: $(READY) ## Do the paper's findings hold on the models that ship? Writes docs/findings.md.
+	$(BIN)/unmask findings $(FINDINGS) --database .unmask/findings.db \
+	  --json .unmask/findings.json --out docs/findings.md
+
+findings-llm: $(LLM)/config.json ## The same on SmolLM2-135M, with few questions.
+	$(BIN)/unmask findings examples/smollm2/questions.jsonl --student smollm2=$(LLM) \
+	  --prompt-template examples/smollm2/prompt.jinja --stop-text '\n' --context none \
+	  --context answer --context solution --context wrong_solution --temperature 0.7 \
+	  --max-new-tokens 48 --verifier hash_answer --max-questions 4 --samples 3 --max-rollouts 800 \
+	  --methods-on 2 --database .unmask/findings-llm.db --json .unmask/findings-llm.json
 
 bench: $(READY) ## Measure speed, as ratios to ceilings of the same run.
 	$(BIN)/python -m bench

@@ -132,6 +132,7 @@ def _run(client: Client, plan: study.Plan) -> reports.Report:
     begun = time.monotonic()
     with console.status("registering"):
         subjects = study.register(client, plan)
+        study.check_size(subjects.questions, plan)
     sampled = [
         study.sample(client, subjects, plan, questions)
         for questions in track(

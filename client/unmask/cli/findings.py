@@ -50,7 +50,7 @@ def _findings(
     ] = None,
     samples: Annotated[int, typer.Option(help="Generations for each question.", min=1)] = 4,
     max_questions: Annotated[
-        int | None, typer.Option(help="Only the first so many of the file.", min=1)
+        int | None, typer.Option(help="Only the first so many of each task.", min=1)
     ] = None,
     max_rollouts: Annotated[
         int, typer.Option(help="The budget of each student on each task.", min=1)
@@ -93,7 +93,7 @@ def _findings(
         temperature=temperature,
         prompt_template=read(prompt_template),
         stop_texts=tuple(unescape(text) for text in stop_text or ()),
-        max_questions=max_questions,
+        max_questions=None,
         max_new_tokens=max_new_tokens,
         seed=seed,
         verifier=verifier,
@@ -106,6 +106,7 @@ def _findings(
         plan=plan,
         methods=METHODS if methods_on else (),
         methods_on=methods_on,
+        questions_per_task=max_questions,
     )
     parse_algorithms([FIRST, *wanted.methods])
     console = stderr()

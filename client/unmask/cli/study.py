@@ -93,7 +93,7 @@ def register(client: Client, plan: Plan) -> Subjects:
     """Register the student, the teachers and the questions.
 
     Raises:
-        ValueError: no question is usable, or more generations than a summary may cover.
+        ValueError: no question is usable.
         UnmaskError: the server refused one of them.
 
     """
@@ -110,12 +110,16 @@ def register(client: Client, plan: Plan) -> Subjects:
     for context in plan.contexts:
         _add_teacher(client, subjects, plan, f"self+{context}", answer.policy.id, context)
     _add_questions(client, subjects, plan)
-    if len(subjects.questions) * plan.samples > MAX_TRAJECTORIES:
+    return subjects
+
+
+def check_size(questions: Sequence[catalog_pb2.Question], plan: Plan) -> None:
+    """Refuse more generations than one summary may cover. Raises ValueError."""
+    if len(questions) * plan.samples > MAX_TRAJECTORIES:
         raise ValueError(
-            f"--max-questions: {len(subjects.questions)} questions with {plan.samples} samples are "
+            f"--max-questions: {len(questions)} questions with {plan.samples} samples are "
             f"more than {MAX_TRAJECTORIES} generations; ask for fewer"
         )
-    return subjects
 
 
 def batches(subjects: Subjects, plan: Plan) -> list[list[catalog_pb2.Question]]:

@@ -38,6 +38,8 @@ class Wanted:
     """Algorithms compared with reverse KL."""
     methods_on: int
     """Generations that they are compared on: one for each of so many questions."""
+    questions_per_task: int | None
+    """Only the first so many of each task; None for all."""
 
 
 @dataclass(slots=True)
@@ -93,7 +95,9 @@ def cells(client: Client, wanted: Wanted, step: Step) -> Iterator[Cell]:
         subjects = study.register(client, plan)
         controls = _register_controls(client, subjects)
         for task, questions in _tasks(subjects.questions).items():
-            of_task = dataclasses.replace(subjects, questions=questions)
+            some = questions[: wanted.questions_per_task]
+            of_task = dataclasses.replace(subjects, questions=some)
+            study.check_size(some, plan)
             cell = Cell(name, task, of_task, controls)
             _fill(client, wanted, plan, cell, step)
             yield cell
