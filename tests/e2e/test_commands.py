@@ -229,3 +229,45 @@ def test_diagnose_on_the_models_that_ship(address: str, tmp_path: Path) -> None:
     assert "self+none · reverse_kl: no score." in output
     assert shown["scored"] > 0
     assert len(found["examples"]) == 2
+
+
+@pytest.mark.slow
+def test_findings_are_examined_and_a_second_run_pays_nothing(
+    address: str, client: unmask.Client, models: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tasks.jsonl"
+    rows = [
+        {"task": task, "question": f"q {i} 2", "answer": "3", "wrong_solution": "2 so #### 1"}
+        for task in ("easy", "hard")
+        for i in (1, 2)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def examine(name: str) -> dict:
+        arguments = (
+            "findings", file, "--student", f"s={models / 'student'}",
+            "--teacher", f"big={models / 'teacher'}", "--context", "none", "--context", "answer",
+            "--samples", "3", "--max-rollouts", "100",
+            "--methods-on", "1", "--out", tmp_path / f"{name}.md",
+            "--json", tmp_path / f"{name}.json", *SAMPLING,
+        )  # fmt: skip
+        output = run(address, *arguments)
+        assert "Stronger teachers are better" in output
+        return json.loads((tmp_path / f"{name}.json").read_text())
+
+    first = examine("first")
+    rollouts = client.statistics().rollouts_sampled
+    second = examine("second")
+    assert second == first
+    assert client.statistics().rollouts_sampled == rollouts
+    assert [cell["task"] for cell in first["cells"]] == ["easy", "hard"]
+    assert len(first["findings"]) == 8
+    verdicts = {"supported", "contradicted", "undecided at this budget"}
+    assert {finding["verdict"] for finding in first["findings"]} <= verdicts
+    (silent,) = [f for f in first["findings"] if "without a useful context" in f["claim"]]
+    assert all(
+        row["no signal"] == "100%" for row in silent["rows"] if row["teacher"] == "self+none"
+    )
+    text = (tmp_path / "first.md").read_text()
+    assert text.count("## ") == 8
+    assert "beyond matched" in text
