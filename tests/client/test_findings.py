@@ -116,3 +116,4 @@ def test_what_is_written() -> None:
     }  # fmt: skip
     assert plain["rows"][1]["value"] is None
     assert cell_text(0.123456) == "0.123"
+    assert cell_text(Range(0.0123, -0.004, 0.03)) == "+0.012 (-0.004 to +0.030)"

@@ -11,6 +11,9 @@ from unmask.cli.numbers import NOTHING, count
 from unmask.findings.collect import Cell
 from unmask.findings.finding import Finding, Range, Value
 
+_SMALL = 0.1
+"""Numbers all below it are shown with a digit more."""
+
 
 def page(cells: Sequence[Cell], findings: Sequence[Finding], command: str) -> str:
     """Markdown."""
@@ -96,7 +99,9 @@ def cell_text(value: Value) -> str:
     if value is None:
         return NOTHING
     if isinstance(value, Range):
-        return f"{value.median:+.2f} ({value.low:+.2f} to {value.high:+.2f})"
+        digits = 2 if max(abs(value.low), abs(value.high)) >= _SMALL else 3
+        median, low, high = (f"{v:+.{digits}f}" for v in (value.median, value.low, value.high))
+        return f"{median} ({low} to {high})"
     if isinstance(value, int):
         return count(value)
     return f"{value:.3g}" if isinstance(value, float) else value

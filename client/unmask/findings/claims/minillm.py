@@ -15,6 +15,7 @@ from unmask.findings.finding import (
     given,
     together,
 )
+from unmask.v1 import diagnosis_pb2 as pb
 
 MINILLM = "minillm"
 
@@ -30,7 +31,10 @@ def examine(cells: Sequence[Cell]) -> Finding:
             teacher = cell.teachers[summary.teacher_id]
             mean = given(summary, "mean_cosine")
             found = given(summary, "pooled_cosine")
-            noise = summary.sample_noise**0.5 if summary.HasField("sample_noise") else None
+            # Of the SAMPLED form it would be about the step of the one token that was drawn.
+            expected = summary.algorithm.form == pb.FORM_EXPECTED
+            known = expected and summary.HasField("sample_noise")
+            noise = summary.sample_noise**0.5 if known else None
             rows.append((cell.name, teacher, algorithm, summary.scored, mean, found, noise))
             pooled[teacher, algorithm] = found
         for teacher in dict.fromkeys(teacher for teacher, _ in pooled):
