@@ -151,7 +151,7 @@ def test_a_teacher_whose_name_is_taken_is_registered_without_one(
     (request,) = server.requests("RegisterQuestions")
     assert request.jsonl == b"one\n\nthree\nfour\n"
     with pytest.raises(ValueError, match="--max-questions: 1 questions with 1001 samples"):
-        study.register(client, plan(questions=str(file), samples=1001))
+        study.check_size(subjects.questions, plan(samples=1001))
 
 
 @pytest.mark.parametrize(
