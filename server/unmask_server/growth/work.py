@@ -124,7 +124,7 @@ def _work_node(nodes: NodeSet, index: int, scored: Scores, spec: GrowthSpec) -> 
     candidates = forced_candidates(
         scored.ids,
         scored.sampling,
-        [teacher[1.0] for teacher in scored.teachers],
+        [teacher[1.0] for teacher in scored.teachers if teacher],
         nodes.observed[index],
         spec.top_k,
     )
