@@ -161,7 +161,7 @@ def register_teacher(
     if control is not None and control not in get_args(ControlName):
         fail(f"--control {control}: give one of {', '.join(get_args(ControlName))}")
     answer = client.register_teacher(
-        model if control else model_argument(model),
+        model if control or not model else model_argument(model),
         name=name,
         context=context,
         context_template=read(context_template),
