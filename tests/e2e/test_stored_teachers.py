@@ -86,7 +86,8 @@ async def answers(
 
 async def grown(world: World) -> trajectory_pb2.Trajectory:
     """A correct trajectory, with many rollouts at each of its nodes."""
-    trajectory, *_ = await two_correct(world)
+    trajectory = max(await two_correct(world), key=lambda one: one.length)
+    assert trajectory.length > 1
     target = growth_pb2.GrowthTarget(trajectory=trajectory.id)
     await grow(world, growth_of(target, rollouts_per_node=400))
     return trajectory
@@ -234,6 +235,34 @@ async def test_nothing_is_spent_where_the_file_says_nothing(world: World, models
         ),
     )
     assert done.state == growth_pb2.GROWTH_STATE_SUCCEEDED
+
+
+async def test_a_node_of_which_nothing_is_stored_is_no_node_to_grow(
+    world: World, models: Path
+) -> None:
+    trajectory = max(await two_correct(world), key=lambda one: one.length)
+    assert trajectory.length > 1
+    await stored(world)
+    await put(world, "filed", (await said(world, models, trajectory))[0])
+    target = growth_pb2.GrowthTarget(trajectory=trajectory.id)
+    for i, (teachers, algorithms, skipped) in enumerate(
+        (
+            (["filed"], [REVERSE_KL], trajectory.length - 1),
+            (["filed", "teacher"], [REVERSE_KL], 0),
+            (["filed"], [REVERSE_KL, diagnosis_pb2.Algorithm(loss=diagnosis_pb2.LOSS_GRPO)], 0),
+        )
+    ):
+        done = await grow(
+            world,
+            growth_of(
+                target,
+                request_id=f"g{i}",
+                allocation=growth_pb2.ALLOCATION_EQUAL,
+                teachers=teachers,
+                algorithms=algorithms,
+            ),
+        )
+        assert (done.nodes, done.nodes_flat) == (trajectory.length, skipped)
 
 
 LN = math.log(0.25)
