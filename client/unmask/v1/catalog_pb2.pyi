@@ -1030,7 +1030,7 @@ class TeacherDistribution(_message.Message):
     trajectory: _builtins.str
     """Instead of a question and a prefix: id of a trajectory, and"""
     position: _builtins.int
-    """which of its tokens comes next, from 0 to its length."""
+    """which of its tokens comes next, from 0 and below its length."""
     @_builtins.property
     def prefix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The generated tokens before the node."""
