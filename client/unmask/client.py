@@ -182,6 +182,7 @@ class Client(BaseClient):
     register_teacher = _unary(catalog.register_teacher)
     get_teacher = _unary(catalog.get_teacher)
     list_teachers = _paged(catalog.list_teachers)
+    put_teacher_distributions = _unary(catalog.put_teacher_distributions)
     preview_prompt = _unary(catalog.preview_prompt)
     register_questions = _unary(catalog.register_questions)
     get_question = _unary(catalog.get_question)

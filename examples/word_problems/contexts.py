@@ -46,6 +46,8 @@ class Row:
     answer: str
     hint: str
     solution: str
+    summary: str
+    """The solution's sums alone: what it comes to, without how it is told."""
     wrong_solution: str
 
 
@@ -61,10 +63,12 @@ def make_row(problem: Problem, rng: random.Random) -> tuple[Row, bool]:
         wrong = write_solution(problem, MISTAKEN, rng)
     steps = problem.steps(backwards=backwards)
     hinted = max(steps, key=lambda step: (step.hard, step.result))
+    sums = [f"{step.expression} {step.result}." for step in steps]
     row = Row(
         question=problem.question,
         answer=str(problem.answer),
         hint=f"{hinted.expression} {hinted.result}.",
+        summary=" ".join([*sums, f"#### {problem.answer}"]),
         solution=text_of(write_solution(problem, REFERENCE, rng, order)),
         wrong_solution=text_of(wrong),
     )

@@ -36,6 +36,7 @@ from unmask_server.nodes.evidence import EvidenceReader
 from unmask_server.nodes.resolve import Resolver
 from unmask_server.nodes.rollout_scores import RolloutScorer
 from unmask_server.nodes.sequences import SequenceReader
+from unmask_server.nodes.stored import StoredTeachers
 from unmask_server.nodes.versions import TreeVersions
 from unmask_server.tree import DistributionStore, RolloutScoreStore, TreeStore
 
@@ -86,11 +87,13 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     engines = EnginePool(
         open_engine or _opener(settings, catalog, launched), max_engines=settings.max_engines
     )
-    scorer = Scorer(DistributionStore(database), engines)
+    distributions = DistributionStore(database)
+    scorer = Scorer(distributions, engines)
+    stored = StoredTeachers(catalog, distributions)
     recorder = Recorder(catalog, trees, grader, versions.note)
     sampler = Sampler(catalog, engines)
     resolver = Resolver(catalog, recorder.graded)
-    reader = EvidenceReader(catalog, scorer)
+    reader = EvidenceReader(catalog, scorer, stored)
     rollout_scorer = RolloutScorer(RolloutScoreStore(database), engines)
     demonstrations = Demonstrations(catalog, recorder.tree, trees)
     runner = GrowthRunner(
@@ -109,7 +112,12 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         runner=runner,
         answers=answers,
         catalog_service=CatalogService(
-            catalog, resolver, demonstrations, launched.endpoints, max_noise=settings.max_noise
+            catalog,
+            resolver,
+            demonstrations,
+            stored,
+            launched.endpoints,
+            max_noise=settings.max_noise,
         ),
         trajectory_service=TrajectoryService(
             catalog,

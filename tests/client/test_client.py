@@ -30,7 +30,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "get_trajectory": ("trj-1",), "trajectory_alignments": ("trj-1",), "summarize": ("trj-1",),
     "compare_groups": ({"a": "trj-1", "b": "trj-2"},),
     "start_growth": ("trj-1",), "predict_growth": ("trj-1",), "get_growth": ("gro-1",),
-    "watch_growth": ("gro-1",),
+    "watch_growth": ("gro-1",), "put_teacher_distributions": ("t", []),
     "cancel_growth": ("gro-1",), "regrade": ("p", "q", "v"),
 }  # fmt: skip
 KEYWORDS: dict[str, dict[str, Any]] = {

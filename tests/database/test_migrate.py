@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, select, text
+from sqlalchemy import insert, inspect, select, text
 from unmask_server.database.connect import open_database, read, write
 from unmask_server.database.migrate import (
     SchemaRevisionError,
@@ -68,6 +68,35 @@ def test_what_is_stored_survives_the_way_down_to_each_revision_and_up_again(
         migrate(empty_url, revision)
         migrate(empty_url)
         assert everything() == before
+    engine.dispose()
+
+
+def test_teachers_of_later_kinds_go_on_the_way_down(empty_url: str) -> None:
+    migrate(empty_url)
+    engine = open_database(empty_url)
+    fill_catalog(engine)
+    common = {"model_fingerprint": "m", "context": "", "context_template": "", "prompting": {}}
+    rows: list[dict[str, object]] = [
+        {"id": "plain"},
+        {"id": "flat", "control": "flattened"},
+        {"id": "filed", "stored": "a file"},
+        {"id": "permuted", "control": "permuted", "base_id": "filed"},
+    ]
+    blank = {"control": None, "base_id": None, "stored": None, "created_at": 0.0}
+    with write(engine) as connection:
+        connection.execute(insert(metadata.tables["teacher"]), [common | blank | r for r in rows])
+
+    def teachers() -> set[str]:
+        with read(engine) as connection:
+            return set(connection.scalars(text("SELECT id FROM teacher")))
+
+    for revision, left in (
+        ("0005_controls", {"plain", "flat"}),
+        ("0004_rollout_scores", {"plain"}),
+    ):
+        engine.dispose()
+        migrate(empty_url, revision)
+        assert teachers() == left
     engine.dispose()
 
 

@@ -127,6 +127,57 @@ def test_step_by_step(address: str, client: unmask.Client, models: Path, questio
     assert "rollouts" in run(address, "stats")
 
 
+def test_controls_and_a_teacher_from_a_file_step_by_step(
+    address: str, client: unmask.Client, models: Path, tmp_path: Path
+) -> None:
+    run(address, "policy", "register", models / "student", "--name", "pupil", "--temperature",
+        "0.9", *SAMPLING)  # fmt: skip
+    run(address, "teacher", "register", "pupil", "--name", "told", "--context", "hint")
+    run(address, "teacher", "register", "pupil", "--name", "flatter", "--control", "flattened")
+    filed = run(address, "teacher", "register", "--stored", "some API", "--policy", "pupil",
+                "--name", "filed")  # fmt: skip
+    assert "some API" in filed
+    for base in ("told", "filed"):
+        run(address, "teacher", "register", base, "--name", f"{base}-permuted", "--control",
+            "permuted")  # fmt: skip
+    listed = run(address, "teacher", "list")
+    assert "some API" in listed
+    assert "permuted" in listed
+    assert "give a MODEL, or --stored" in run(address, "teacher", "register", code=2)
+
+    (result,) = client.register_questions([{"question": "q 3 1", "answer": 4, "hint": "3 1"}])
+    found = client.sample_trajectories("pupil", result.question, count=8).trajectories
+    trajectory = max(found, key=lambda one: one.length)
+    assert trajectory.length > 1
+    file = tmp_path / "filed.jsonl"
+    rows = [
+        {"trajectory": trajectory.id, "position": 0, "ids": [1, 2], "logprobs": [-0.2, -2.0]},
+        {"question": result.question.id, "prefix": [3] * 7, "ids": [3], "logprobs": [-0.1]},
+    ]
+    file.write_text("\n\n".join(map(json.dumps, rows)) + "\n")
+    assert "2" in run(address, "teacher", "load", "filed", file)
+    assert client.put_teacher_distributions("filed", rows).known == 2
+    assert client.put_teacher_distributions("filed", file).known == 2
+    file.write_text(json.dumps(rows[0]) + "\n" + json.dumps({**rows[1], "logprobs": [0.1]}))
+    refused = run(address, "teacher", "load", "filed", file, code=2)
+    assert refused.startswith("error: jsonl[line 2].logprobs[0]: ")
+
+    names = ("told", "flatter", "told-permuted", "filed", "filed-permuted")
+    teachers = [part for name in names for part in ("--teacher", name)]
+    run(address, "grow", trajectory.id, "--rollouts", "200", *teachers)
+    viewed = run(address, "view", trajectory.id, *teachers, "--table")
+    for name in names:
+        assert f"{name} · reverse_kl" in viewed
+    assert "nothing is stored of the teacher here" in run(
+        address, "view", trajectory.id, "--teacher", "filed"
+    )
+    summary = run(address, "summary", trajectory.id, *teachers)
+    assert "not covered" in summary
+    found = client.summarize(trajectory, teachers=names)
+    assert [row.not_covered for row in found.summaries] == [0, 0, 0, *2 * [trajectory.length - 1]]
+    assert len(found.comparisons) == 10
+
+
 def test_mistakes_name_the_field(address: str, client: unmask.Client, models: Path) -> None:
     refused = run(address, "policy", "register", models / "student", "--temperature", "0", code=2)
     assert refused.startswith("error: sampling.temperature: ")

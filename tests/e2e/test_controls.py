@@ -99,6 +99,27 @@ async def test_controls_cost_no_sampling_and_no_scoring(controlled: World) -> No
     assert await statistics(controlled) == before
 
 
+async def test_a_trajectory_is_shown_with_its_controls(controlled: World) -> None:
+    trajectory = await sampled(controlled)
+    await grow(controlled, growth_of(growth_pb2.GrowthTarget(trajectory=trajectory.id)))
+
+    async def stream(*teachers: str) -> list[list[diagnosis_pb2.Alignment]]:
+        request = diagnosis_pb2.StreamTrajectoryAlignmentsRequest(
+            trajectory=trajectory.id, teachers=teachers
+        )
+        answers = controlled.stubs.diagnosis.StreamTrajectoryAlignments(request)
+        return [list(answer.alignments) async for answer in answers]
+
+    await stream("teacher")
+    before = await statistics(controlled)
+    assert before.distributions_scored > 0
+    # A control may come before the teacher that it is of, or without it.
+    found = await stream(*KINDS, "teacher")
+    assert [len(alignments) for alignments in found] == [5] * trajectory.length
+    assert len(await stream("matched")) == trajectory.length
+    assert await statistics(controlled) == before
+
+
 async def test_controls_are_compared_like_any_other_teacher(controlled: World) -> None:
     trajectory = await sampled(controlled)
     await grow(
@@ -195,6 +216,23 @@ async def test_a_teacher_is_shown_the_students_own_correct_rollout(world: World)
     assert await preview(asked) == shown
     bare = catalog_pb2.PreviewPromptRequest(question="two", teacher=teacher.id)
     await refused(preview(bare), INVALID, "policy")
+
+
+async def test_what_is_too_long_to_show_is_refused_and_not_cut(controlled: World) -> None:
+    # The student's own rollout again and again, beyond the 256 tokens of the model.
+    long = "{{ question }}" + " {{ own_correct }}" * 300
+    context = catalog_pb2.Context(name="drill", template=long)
+    await register(controlled, name="drilled", model="student", context=context)
+    _, second, *_ = await two_correct(controlled)
+    for teachers in (["drilled"], ["flat", "matched", "permuted", "drilled"]):
+        request = diagnosis_pb2.GetAlignmentRequest(node=at(second.id, 0), teachers=teachers)
+        await refused(
+            controlled.stubs.diagnosis.GetAlignment(request),
+            PRECONDITION,
+            f"teachers[{len(teachers) - 1}]: ",
+        )
+    asked = catalog_pb2.PreviewPromptRequest(question="two", policy="student", teacher="drilled")
+    await refused(controlled.stubs.catalog.PreviewPrompt(asked), PRECONDITION, "256")
 
 
 async def test_what_is_shown_is_left_out_of_the_estimates_at_its_own_nodes(world: World) -> None:

@@ -68,7 +68,7 @@ def test_every_number_is_one_token(tokenizer):
         assert len(tokenizer.encode(str(number), add_special_tokens=False)) == 1
 
 
-@pytest.mark.parametrize("field", ["question", "solution", "wrong_solution", "hint"])
+@pytest.mark.parametrize("field", ["question", "solution", "summary", "wrong_solution", "hint"])
 def test_decoding_reads_like_the_text_and_encodes_to_the_same_ids(tokenizer, field):
     for row in ROWS:
         text = getattr(row, field)

@@ -73,6 +73,9 @@ def test_shipped_row_is_right(row):
     assert row.solution.endswith(f"#### {row.answer}")
     assert check_arithmetic(row.solution)
     assert check_arithmetic(row.hint)
+    # The summary is what the solution says in numbers, in its order.
+    sums = re.findall(r"\d+ [-+*] \d+ = \d+\.", row.solution)
+    assert row.summary == " ".join([*sums, f"#### {row.answer}"])
     wrong = re.findall(r"#### (\d+)$", row.wrong_solution)
     assert len(wrong) == 1
     assert wrong[0] != row.answer

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
-from unmask_server.tree import DistributionStore, StoredDistribution, merge
+from unmask_server.tree import DiffersError, DistributionStore, StoredDistribution, merge
 
 from tests.tree.making import uid
 
@@ -128,3 +128,34 @@ def test_what_is_malformed_is_refused_with_its_whole_call(
     with pytest.raises(ValueError, match=message):
         store.put({uid(1): part(0), key: entry})
     assert store.get([uid(1)]) == {}
+
+
+def test_what_is_stated_once_never_changes(database: Engine) -> None:
+    store = DistributionStore(database)
+    assert store.put_once({}) == set()
+    assert store.put_once({uid(1): part(0, 1), uid(2): part(5, 6)}) == {uid(1), uid(2)}
+    assert store.put_once({uid(1): part(0, 1), uid(3): part(7)}) == {uid(3)}
+    for other in (part(0, 1, 2), part(0, 2), part(0)):
+        with pytest.raises(DiffersError) as caught:
+            store.put_once({uid(0): part(0), uid(1): other, uid(4): part(0)})
+        assert caught.value.key == uid(1)
+    # Of what was refused nothing was kept.
+    found = store.get([uid(n) for n in range(5)])
+    assert found.keys() == {uid(1), uid(2), uid(3)}
+    assert_same(found[uid(1)], part(0, 1))
+
+
+def test_of_two_who_state_different_things_at_once_one_is_refused(database: Engine) -> None:
+    store = DistributionStore(database)
+    keys = [uid(n) for n in range(20)]
+
+    def state(token: int) -> int:
+        try:
+            return len(store.put_once({key: part(token) for key in keys}))
+        except DiffersError:
+            return -1
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(state, range(4)))
+    assert sorted(outcomes) == [-1, -1, -1, len(keys)]
+    assert {int(one.ids[0]) for one in store.get(keys).values()} == {outcomes.index(len(keys))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -20,6 +21,8 @@ policies = typer.Typer(help="Students: checkpoints with their sampling settings.
 teachers = typer.Typer(help="Teachers: models and what they are shown beside the question.")
 questions = typer.Typer(help="Questions with reference answers.")
 
+_PART_BYTES, _PART_LINES = 1 << 20, 5000
+"""Of a file, sent at once."""
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}
 
 Template = Annotated[
@@ -108,9 +111,10 @@ def register_teacher(
         str,
         typer.Argument(
             help="A policy (self-distillation then), or a directory in Hugging Face format"
-            f"{SERVED}."
+            f"{SERVED}.",
+            show_default=False,
         ),
-    ],
+    ] = "",
     name: Annotated[str, typer.Option(help="How to call it from now on.")] = "",
     policy: Annotated[
         list[str] | None, typer.Option(help="A student it will teach, unless MODEL is a policy.")
@@ -142,12 +146,22 @@ def register_teacher(
             "or permuted, of a teacher."
         ),
     ] = None,
+    stored: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Register a stored teacher instead, without a MODEL: what it said is put by "
+            "`unmask teacher load`; this says where that comes from.",
+        ),
+    ] = "",
 ) -> None:
-    """Register a teacher, or a control of one."""
+    """Register a teacher, a control of one, or one that only a file knows."""
+    if not (model or stored):
+        fail("give a MODEL, or --stored")
     if control is not None and control not in get_args(ControlName):
         fail(f"--control {control}: give one of {', '.join(get_args(ControlName))}")
     answer = client.register_teacher(
-        model if control else model_argument(model),
+        model if control or not model else model_argument(model),
         name=name,
         context=context,
         context_template=read(context_template),
@@ -155,6 +169,7 @@ def register_teacher(
         policies=policy or (),
         allow_noisy=allow_noisy,
         control=cast("ControlName | None", control),
+        stored=stored,
     )
     _warn(answer.warnings)
     teacher = answer.teacher
@@ -163,12 +178,47 @@ def register_teacher(
             [
                 ("teacher", teacher.id),
                 ("name", teacher.name),
-                ("model", teacher.model.source),
-                *_served(teacher.model),
-                ("context", teacher.context.name),
+                *_source(teacher),
             ]
         )
     )
+
+
+@teachers.command("load")
+@connected
+def load_teacher(
+    client: Client,
+    teacher: Annotated[str, typer.Argument(help="Id or name of a stored teacher.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="JSONL: `question` and `prefix` (token ids), or `trajectory` and `position`; then "
+            "`ids` and `logprobs` of the next token.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+) -> None:
+    """Put what a stored teacher said; loading the same again is harmless."""
+    added = known = 0
+    for first, lines in _parts(file):
+        answer = client.put_teacher_distributions(teacher, lines, first_line=first)
+        added, known = added + answer.added, known + answer.known
+    stdout().print(key_values([("nodes added", count(added)), ("known before", count(known))]))
+
+
+def _parts(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The file in parts that fit a call: (number of the first line, lines)."""
+    first, size, lines = 1, 0, list[bytes]()
+    with file.open("rb") as opened:
+        for number, line in enumerate(opened, start=1):
+            if lines and (size + len(line) > _PART_BYTES or len(lines) == _PART_LINES):
+                yield first, b"".join(lines)
+                first, size, lines = number, 0, []
+            size += len(line)
+            lines.append(line)
+    if any(map(bytes.strip, lines)) or first == 1:
+        yield first, b"".join(lines)
 
 
 @teachers.command("list")
@@ -181,7 +231,7 @@ def list_teachers(client: Client) -> None:
         made.add_row(
             teacher.id,
             teacher.name,
-            _short(teacher.model.source),
+            teacher.stored or _short(teacher.model.source),
             teacher.context.name,
             control if teacher.control else "",
         )
@@ -285,6 +335,17 @@ def _served(model: pb.Model) -> list[tuple[str, str]]:
         ("served at", ", ".join(model.endpoints)),
         ("weights", serving.weight_version),
         ("noise", f"{serving.noise:.2g} nats"),
+    ]
+
+
+def _source(teacher: pb.Teacher) -> list[tuple[str, str]]:
+    """Whence a teacher's probabilities come."""
+    if not teacher.HasField("model"):
+        return [("stored", teacher.stored)] if teacher.stored else []
+    return [
+        ("model", teacher.model.source),
+        *_served(teacher.model),
+        ("context", teacher.context.name),
     ]
 
 

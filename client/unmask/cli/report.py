@@ -209,6 +209,7 @@ def _cautions(report: Report) -> Sequence[str]:
 
 def _why_no_score(summary: diagnosis_pb2.AlignmentSummary) -> str:
     reasons = {
+        summary.not_covered: "Nothing is stored of this teacher here.",
         summary.no_signal: "The teacher says the same as the student.",
         summary.flat: "Nowhere was an effect on success to be seen.",
         summary.unbounded: "The loss is infinite: the teacher excludes tokens of the student.",

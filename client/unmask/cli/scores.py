@@ -29,6 +29,7 @@ class Verdict(enum.Enum):
     NO_SIGNAL = "~"
     UNBOUNDED = "!"
     NO_DATA = "_"
+    NOT_COVERED = "/"
 
 
 MEANINGS = {
@@ -39,6 +40,7 @@ MEANINGS = {
     Verdict.NO_SIGNAL: "the teacher says nothing here",
     Verdict.UNBOUNDED: "infinite loss: the teacher excludes a token",
     Verdict.NO_DATA: "no rollout yet",
+    Verdict.NOT_COVERED: "nothing is stored of the teacher here",
 }
 """What the marks mean, one short line each."""
 
@@ -47,6 +49,7 @@ _BY_STATUS = {
     pb.ALIGNMENT_STATUS_NO_SIGNAL: Verdict.NO_SIGNAL,
     pb.ALIGNMENT_STATUS_UNBOUNDED: Verdict.UNBOUNDED,
     pb.ALIGNMENT_STATUS_NO_DATA: Verdict.NO_DATA,
+    pb.ALIGNMENT_STATUS_NOT_COVERED: Verdict.NOT_COVERED,
 }
 
 

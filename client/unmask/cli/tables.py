@@ -191,6 +191,7 @@ def summary_table(summaries: Iterable[pb.AlignmentSummary], names: Mapping[str, 
             (summary.no_signal, "no signal"),
             (summary.unbounded, "unbounded"),
             (summary.no_data, "no data"),
+            (summary.not_covered, "not covered"),
         ):
             if number:
                 nodes.append(f"\n{share(number, summary.nodes)} {name}", "dim")

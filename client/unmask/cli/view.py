@@ -30,6 +30,7 @@ _MAX_WIDTH = 100
 _DIM = Style(dim=True)
 _UNBOUNDED = Style(underline=True, bold=True)
 _SCORED = (Verdict.HELPS, Verdict.HURTS, Verdict.UNDECIDED)
+_UNSCORED = (Verdict.FLAT, Verdict.NO_SIGNAL, Verdict.NO_DATA, Verdict.NOT_COVERED)
 
 
 def is_plain(console: Console, plain: bool = False) -> bool:
@@ -139,6 +140,7 @@ def _in_words(counts: Counter[Verdict]) -> str:
             (Verdict.NO_SIGNAL, "no signal"),
             (Verdict.UNBOUNDED, "unbounded"),
             (Verdict.NO_DATA, "no data"),
+            (Verdict.NOT_COVERED, "not covered"),
         )
         if counts[verdict]
     )
@@ -154,7 +156,7 @@ def _colour_legend(seen: Counter[Verdict]) -> Text:
         legend.append("  undecided ", "dim")
         for cosine in (-1.0, 1.0):
             legend.append(f" {cosine:+.0f} ", shade(cosine, decided=False))
-    if any(seen[verdict] for verdict in (Verdict.FLAT, Verdict.NO_SIGNAL, Verdict.NO_DATA)):
+    if any(seen[verdict] for verdict in _UNSCORED):
         legend.append("  dim: no score", "dim")
     if seen[Verdict.UNBOUNDED]:
         legend.append("  ")

@@ -102,7 +102,7 @@ def list_policies(*, page_size: int = 0) -> Paged[pb.Policy]:
 
 
 def register_teacher(
-    model: str | os.PathLike[str] | pb.Policy | pb.Teacher,
+    model: str | os.PathLike[str] | pb.Policy | pb.Teacher = "",
     *,
     endpoints: str | Iterable[str] = (),
     allow_noisy: bool = False,
@@ -113,8 +113,10 @@ def register_teacher(
     prompt_template: str = "",
     policies: Ref | Iterable[Ref] = (),
     control: ControlName | None = None,
+    stored: str = "",
 ) -> Unary[pb.RegisterTeacherResponse]:
-    """Register a teacher: a model and what it is shown beside the question; or a control.
+    """Register a teacher: a model and what it is shown beside the question; a control; or a stored
+    one.
 
     Args:
         model: a directory on the server (a path object is made absolute here), or a policy:
@@ -133,6 +135,9 @@ def register_teacher(
         control: registers a control teacher: `flattened` or `sharpened`, of the policy that `model`
             names, or `entropy_matched` or `permuted`, of the teacher that it names. Nothing but a
             name is given beside it.
+        stored: registers a stored teacher, of whom only what `put_teacher_distributions` puts is
+            known: where that comes from, e.g. a model's name. Without a `model`; its ids are those
+            of the tokenizer of `policies`.
 
     Returns:
         `teacher`, new or found, and `warnings`.
@@ -149,6 +154,7 @@ def register_teacher(
     request = pb.RegisterTeacherRequest(
         name=name,
         model=folder,
+        stored=stored,
         endpoints=served,
         allow_noisy=allow_noisy,
         context=_context(context, context_template),
@@ -169,6 +175,47 @@ def list_teachers(*, page_size: int = 0) -> Paged[pb.Teacher]:
     request = pb.ListTeachersRequest(page_size=page_size)
     return Paged(
         path(_SERVICE, "ListTeachers"), request, pb.ListTeachersResponse, lambda r: r.teachers
+    )
+
+
+def put_teacher_distributions(
+    teacher: Ref,
+    distributions: os.PathLike[str] | bytes | Iterable[Mapping[str, Any] | pb.TeacherDistribution],
+    *,
+    first_line: int = 1,
+) -> Unary[pb.PutTeacherDistributionsResponse]:
+    """Put next-token distributions of a stored teacher: all of the request's, or none.
+
+    Args:
+        teacher: registered with `stored`.
+        distributions: the path of a JSONL file, JSONL as bytes, or one mapping for each node:
+            `question` and `prefix` (token ids), or `trajectory` and `position`; `ids` and their
+            `logprobs`.
+        first_line: number of the first line of JSONL given as bytes, for errors.
+
+    Returns:
+        How many nodes were `added`, and how many were `known`.
+
+    Raises:
+        OSError: the file cannot be read.
+        TypeError, ValueError: a mapping's field is unknown or not of its kind.
+
+    """
+    request = pb.PutTeacherDistributionsRequest(teacher=ref(teacher), first_line=first_line)
+    if isinstance(distributions, os.PathLike):
+        distributions = Path(distributions).read_bytes()
+    if isinstance(distributions, bytes):
+        request.jsonl = distributions
+    else:
+        request.distributions.extend(
+            one if isinstance(one, pb.TeacherDistribution) else pb.TeacherDistribution(**one)
+            for one in distributions
+        )
+    return Unary(
+        path(_SERVICE, "PutTeacherDistributions"),
+        request,
+        pb.PutTeacherDistributionsResponse,
+        itself,
     )
 
 

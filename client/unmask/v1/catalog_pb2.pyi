@@ -399,6 +399,7 @@ class Teacher(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     CONTROL_FIELD_NUMBER: _builtins.int
     BASE_TEACHER_ID_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`tea-` and a hash of everything below but the name."""
     name: _builtins.str
@@ -407,17 +408,19 @@ class Teacher(_message.Message):
     """UNSPECIFIED: a model of its own. Else how it is made."""
     base_teacher_id: _builtins.str
     """For controls that are of a teacher: which."""
+    stored: _builtins.str
+    """Of a stored teacher: where its distributions come from, as it was registered. Empty: a model runs."""
     @_builtins.property
     def model(self) -> Global___Model:
-        """The checkpoint."""
+        """The checkpoint. Absent for a stored teacher and its controls."""
 
     @_builtins.property
     def context(self) -> Global___Context:
-        """What it is shown beside the question."""
+        """What it is shown beside the question. Absent where `model` is."""
 
     @_builtins.property
     def prompting(self) -> Global___Prompting:
-        """How that becomes its prompt."""
+        """How that becomes its prompt. Absent where `model` is."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -434,10 +437,11 @@ class Teacher(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         control: Global___Control.ValueType = ...,
         base_teacher_id: _builtins.str = ...,
+        stored: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "model", b"model", "prompting", b"prompting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_teacher_id", b"base_teacher_id", "context", b"context", "control", b"control", "create_time", b"create_time", "id", b"id", "model", b"model", "name", b"name", "prompting", b"prompting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_teacher_id", b"base_teacher_id", "context", b"context", "control", b"control", "create_time", b"create_time", "id", b"id", "model", b"model", "name", b"name", "prompting", b"prompting", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,7 +463,8 @@ class Context(_message.Message):
     template: _builtins.str
     """Jinja over the question's fields, giving the content of the user message. `own_correct` is no
     field but the text of the student's own first correct rollout for the question (another one than
-    the generation under diagnosis); that rollout is left out of the estimates at its own nodes.
+    the generation under diagnosis); that rollout is left out of the estimates at its own nodes, for
+    all teachers of the request, so that they are compared on the same rollouts.
     Empty: the built-in template of that name.
     """
     def __init__(
@@ -816,6 +821,7 @@ class RegisterTeacherRequest(_message.Message):
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     ALLOW_NOISY_FIELD_NUMBER: _builtins.int
     CONTROL_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Optional, unique, at most 200 characters."""
     model: _builtins.str
@@ -830,6 +836,13 @@ class RegisterTeacherRequest(_message.Message):
     """Registers a control. `model` is then the id or name of the teacher that it is of
     (ENTROPY_MATCHED, PERMUTED) or of a policy (FLATTENED, SHARPENED), and nothing but `name` is
     given beside it.
+    """
+    stored: _builtins.str
+    """Registers a stored teacher: no model runs, its distributions are put by PutTeacherDistributions.
+    This says where they come from (a model's name, a file's), at most 200 characters; the same text
+    and first policy name the same teacher. `policies` is required, whose tokenizer its ids are of;
+    nothing but `name` is given beside these. It takes part at the nodes that it has, in losses of
+    temperature 1 that look at one node at a time.
     """
     @_builtins.property
     def context(self) -> Global___Context:
@@ -860,10 +873,11 @@ class RegisterTeacherRequest(_message.Message):
         endpoints: _abc.Iterable[_builtins.str] | None = ...,
         allow_noisy: _builtins.bool = ...,
         control: Global___Control.ValueType = ...,
+        stored: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "prompting", b"prompting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_noisy", b"allow_noisy", "context", b"context", "control", b"control", "endpoints", b"endpoints", "model", b"model", "name", b"name", "policies", b"policies", "prompting", b"prompting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_noisy", b"allow_noisy", "context", b"context", "control", b"control", "endpoints", b"endpoints", "model", b"model", "name", b"name", "policies", b"policies", "prompting", b"prompting", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -998,6 +1012,121 @@ class ListTeachersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTeachersResponse: _TypeAlias = ListTeachersResponse  # noqa: Y015
+
+@_typing.final
+class TeacherDistribution(_message.Message):
+    """What a stored teacher said at one node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    TRAJECTORY_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    question: _builtins.str
+    """Id or name of the question. Empty where `trajectory` is given."""
+    trajectory: _builtins.str
+    """Instead of a question and a prefix: id of a trajectory, and"""
+    position: _builtins.int
+    """which of its tokens comes next, from 0 and below its length."""
+    @_builtins.property
+    def prefix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The generated tokens before the node."""
+
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Next tokens, 1 to 1000, in any order; what they lack to 1 is the tail. It is spread over all other
+        tokens in proportion to the student's probabilities, so that losses are those over these tokens
+        and one bucket.
+        """
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Natural log-probabilities of `ids` at temperature 1, at most 0; -inf is probability zero."""
+
+    def __init__(
+        self,
+        *,
+        question: _builtins.str = ...,
+        prefix: _abc.Iterable[_builtins.int] | None = ...,
+        trajectory: _builtins.str = ...,
+        position: _builtins.int = ...,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "logprobs", b"logprobs", "position", b"position", "prefix", b"prefix", "question", b"question", "trajectory", b"trajectory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TeacherDistribution: _TypeAlias = TeacherDistribution  # noqa: Y015
+
+@_typing.final
+class PutTeacherDistributionsRequest(_message.Message):
+    """See CatalogService.PutTeacherDistributions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_FIELD_NUMBER: _builtins.int
+    DISTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    JSONL_FIELD_NUMBER: _builtins.int
+    FIRST_LINE_FIELD_NUMBER: _builtins.int
+    teacher: _builtins.str
+    """Id or name of a stored teacher."""
+    jsonl: _builtins.bytes
+    """The same as a JSONL file: an object a line with the fields of TeacherDistribution. Blank lines are
+    skipped.
+    """
+    first_line: _builtins.int
+    """Number of the first line of `jsonl`, for errors. 0: 1."""
+    @_builtins.property
+    def distributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TeacherDistribution]:
+        """What it said. Either these or `jsonl`."""
+
+    def __init__(
+        self,
+        *,
+        teacher: _builtins.str = ...,
+        distributions: _abc.Iterable[Global___TeacherDistribution] | None = ...,
+        jsonl: _builtins.bytes = ...,
+        first_line: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distributions", b"distributions", "first_line", b"first_line", "jsonl", b"jsonl", "teacher", b"teacher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutTeacherDistributionsRequest: _TypeAlias = PutTeacherDistributionsRequest  # noqa: Y015
+
+@_typing.final
+class PutTeacherDistributionsResponse(_message.Message):
+    """See CatalogService.PutTeacherDistributions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDED_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    added: _builtins.int
+    """Nodes that are new."""
+    known: _builtins.int
+    """Nodes that had the same already."""
+    def __init__(
+        self,
+        *,
+        added: _builtins.int = ...,
+        known: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "known", b"known"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutTeacherDistributionsResponse: _TypeAlias = PutTeacherDistributionsResponse  # noqa: Y015
 
 @_typing.final
 class PreviewPromptRequest(_message.Message):

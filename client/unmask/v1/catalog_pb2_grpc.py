@@ -68,6 +68,11 @@ class CatalogServiceStub:
                 request_serializer=unmask_dot_v1_dot_catalog__pb2.ListTeachersRequest.SerializeToString,
                 response_deserializer=unmask_dot_v1_dot_catalog__pb2.ListTeachersResponse.FromString,
                 _registered_method=True)
+        self.PutTeacherDistributions = channel.unary_unary(
+                '/unmask.v1.CatalogService/PutTeacherDistributions',
+                request_serializer=unmask_dot_v1_dot_catalog__pb2.PutTeacherDistributionsRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_catalog__pb2.PutTeacherDistributionsResponse.FromString,
+                _registered_method=True)
         self.PreviewPrompt = channel.unary_unary(
                 '/unmask.v1.CatalogService/PreviewPrompt',
                 request_serializer=unmask_dot_v1_dot_catalog__pb2.PreviewPromptRequest.SerializeToString,
@@ -158,6 +163,20 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutTeacherDistributions(self, request, context):
+        """Puts next-token distributions of a stored teacher: all of the request's, or none. What is there
+        already is left as it is, so putting the same again is harmless.
+
+        INVALID_ARGUMENT: what is no distribution (log-probabilities that are no numbers or above 0,
+        probabilities that add up to more than 1.001, an id twice or without a token, no id at all).
+        NOT_FOUND: no such teacher, question or trajectory.
+        FAILED_PRECONDITION: the teacher is no stored one; the trajectory's policy has another tokenizer.
+        ALREADY_EXISTS: the node has other values already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PreviewPrompt(self, request, context):
         """The prompts that a policy and a teacher are given for a question, as text and as tokens. They
         share only what comes after: each is written by its own template, and nothing is ever cut off.
@@ -234,6 +253,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.ListTeachers,
                     request_deserializer=unmask_dot_v1_dot_catalog__pb2.ListTeachersRequest.FromString,
                     response_serializer=unmask_dot_v1_dot_catalog__pb2.ListTeachersResponse.SerializeToString,
+            ),
+            'PutTeacherDistributions': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutTeacherDistributions,
+                    request_deserializer=unmask_dot_v1_dot_catalog__pb2.PutTeacherDistributionsRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_catalog__pb2.PutTeacherDistributionsResponse.SerializeToString,
             ),
             'PreviewPrompt': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewPrompt,
@@ -432,6 +456,33 @@ class CatalogService:
             '/unmask.v1.CatalogService/ListTeachers',
             unmask_dot_v1_dot_catalog__pb2.ListTeachersRequest.SerializeToString,
             unmask_dot_v1_dot_catalog__pb2.ListTeachersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutTeacherDistributions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.CatalogService/PutTeacherDistributions',
+            unmask_dot_v1_dot_catalog__pb2.PutTeacherDistributionsRequest.SerializeToString,
+            unmask_dot_v1_dot_catalog__pb2.PutTeacherDistributionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

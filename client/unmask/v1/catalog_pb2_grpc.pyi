@@ -60,6 +60,16 @@ class CatalogServiceStub:
     """One teacher. NOT_FOUND if there is none."""
     ListTeachers: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListTeachersRequest, _catalog_pb2.ListTeachersResponse]
     """All teachers, oldest first."""
+    PutTeacherDistributions: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.PutTeacherDistributionsRequest, _catalog_pb2.PutTeacherDistributionsResponse]
+    """Puts next-token distributions of a stored teacher: all of the request's, or none. What is there
+    already is left as it is, so putting the same again is harmless.
+
+    INVALID_ARGUMENT: what is no distribution (log-probabilities that are no numbers or above 0,
+    probabilities that add up to more than 1.001, an id twice or without a token, no id at all).
+    NOT_FOUND: no such teacher, question or trajectory.
+    FAILED_PRECONDITION: the teacher is no stored one; the trajectory's policy has another tokenizer.
+    ALREADY_EXISTS: the node has other values already.
+    """
     PreviewPrompt: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.PreviewPromptRequest, _catalog_pb2.PreviewPromptResponse]
     """The prompts that a policy and a teacher are given for a question, as text and as tokens. They
     share only what comes after: each is written by its own template, and nothing is ever cut off.
@@ -109,6 +119,16 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """One teacher. NOT_FOUND if there is none."""
     ListTeachers: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListTeachersRequest, _catalog_pb2.ListTeachersResponse]  # type: ignore[assignment]
     """All teachers, oldest first."""
+    PutTeacherDistributions: _aio.UnaryUnaryMultiCallable[_catalog_pb2.PutTeacherDistributionsRequest, _catalog_pb2.PutTeacherDistributionsResponse]  # type: ignore[assignment]
+    """Puts next-token distributions of a stored teacher: all of the request's, or none. What is there
+    already is left as it is, so putting the same again is harmless.
+
+    INVALID_ARGUMENT: what is no distribution (log-probabilities that are no numbers or above 0,
+    probabilities that add up to more than 1.001, an id twice or without a token, no id at all).
+    NOT_FOUND: no such teacher, question or trajectory.
+    FAILED_PRECONDITION: the teacher is no stored one; the trajectory's policy has another tokenizer.
+    ALREADY_EXISTS: the node has other values already.
+    """
     PreviewPrompt: _aio.UnaryUnaryMultiCallable[_catalog_pb2.PreviewPromptRequest, _catalog_pb2.PreviewPromptResponse]  # type: ignore[assignment]
     """The prompts that a policy and a teacher are given for a question, as text and as tokens. They
     share only what comes after: each is written by its own template, and nothing is ever cut off.
@@ -191,6 +211,22 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.ListTeachersResponse, _abc.Awaitable[_catalog_pb2.ListTeachersResponse]]:
         """All teachers, oldest first."""
+
+    @_abc_1.abstractmethod
+    def PutTeacherDistributions(
+        self,
+        request: _catalog_pb2.PutTeacherDistributionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.PutTeacherDistributionsResponse, _abc.Awaitable[_catalog_pb2.PutTeacherDistributionsResponse]]:
+        """Puts next-token distributions of a stored teacher: all of the request's, or none. What is there
+        already is left as it is, so putting the same again is harmless.
+
+        INVALID_ARGUMENT: what is no distribution (log-probabilities that are no numbers or above 0,
+        probabilities that add up to more than 1.001, an id twice or without a token, no id at all).
+        NOT_FOUND: no such teacher, question or trajectory.
+        FAILED_PRECONDITION: the teacher is no stored one; the trajectory's policy has another tokenizer.
+        ALREADY_EXISTS: the node has other values already.
+        """
 
     @_abc_1.abstractmethod
     def PreviewPrompt(

@@ -210,6 +210,10 @@ class _AlignmentStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Align
     """The loss is infinite: the teacher gives zero to a token the student may take."""
     ALIGNMENT_STATUS_NO_DATA: _AlignmentStatus.ValueType  # 6
     """No rollout yet."""
+    ALIGNMENT_STATUS_NOT_COVERED: _AlignmentStatus.ValueType  # 7
+    """Nothing is stored for this node: the teacher, or the one that it is a control of, is a stored one.
+    There are no numbers of it here.
+    """
 
 class AlignmentStatus(_AlignmentStatus, metaclass=_AlignmentStatusEnumTypeWrapper):
     """Whether a score can be read as one."""
@@ -228,6 +232,10 @@ ALIGNMENT_STATUS_UNBOUNDED: AlignmentStatus.ValueType  # 5
 """The loss is infinite: the teacher gives zero to a token the student may take."""
 ALIGNMENT_STATUS_NO_DATA: AlignmentStatus.ValueType  # 6
 """No rollout yet."""
+ALIGNMENT_STATUS_NOT_COVERED: AlignmentStatus.ValueType  # 7
+"""Nothing is stored for this node: the teacher, or the one that it is a control of, is a stored one.
+There are no numbers of it here.
+"""
 Global___AlignmentStatus: _TypeAlias = AlignmentStatus  # noqa: Y015
 
 @_typing.final
@@ -866,7 +874,9 @@ class Alignment(_message.Message):
     ideal_norm_bound: _builtins.float
     """|g| is at most this, whatever success is."""
     teacher_covered_mass: _builtins.float
-    """The teacher's mass on the candidates, in [0, 1]. Absent without a teacher."""
+    """The teacher's mass on the candidates, in [0, 1]; of a stored teacher and its controls, what is
+    listed for this node. Absent without a teacher.
+    """
     divergence: _builtins.float
     """KL(P|T) at the loss's temperature over candidates and tail, in nats. Absent without a teacher or
     where it is infinite.
@@ -1175,6 +1185,7 @@ class AlignmentSummary(_message.Message):
     KEPT_FIELD_NUMBER: _builtins.int
     PROBABILITY_BEST_FIELD_NUMBER: _builtins.int
     SAMPLE_NOISE_FIELD_NUMBER: _builtins.int
+    NOT_COVERED_FIELD_NUMBER: _builtins.int
     teacher_id: _builtins.str
     """The teacher; empty where the algorithm has none."""
     nodes: _builtins.int
@@ -1198,6 +1209,8 @@ class AlignmentSummary(_message.Message):
     """sum E|d_y - d|^2 / sum |d|^2 over the nodes where both are known: noise over signal of steps on
     single sampled tokens. Absent where no node has both.
     """
+    not_covered: _builtins.int
+    """NOT_COVERED nodes."""
     @_builtins.property
     def algorithm(self) -> Global___Algorithm:
         """The algorithm, with every default filled in."""
@@ -1251,10 +1264,11 @@ class AlignmentSummary(_message.Message):
         kept: Global___KeptTokens | None = ...,
         probability_best: _builtins.float | None = ...,
         sample_noise: _builtins.float | None = ...,
+        not_covered: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best", "_sample_noise", b"_sample_noise", "algorithm", b"algorithm", "gain_per_unit_step", b"gain_per_unit_step", "kept", b"kept", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "pooled_cosine", b"pooled_cosine", "probability_best", b"probability_best", "sample_noise", b"sample_noise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best", "_sample_noise", b"_sample_noise", "algorithm", b"algorithm", "effective_support_quartiles", b"effective_support_quartiles", "flat", b"flat", "gain_per_unit_step", b"gain_per_unit_step", "kept", b"kept", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "no_data", b"no_data", "no_signal", b"no_signal", "nodes", b"nodes", "pooled_cosine", b"pooled_cosine", "probability_best", b"probability_best", "sample_noise", b"sample_noise", "scored", b"scored", "teacher_id", b"teacher_id", "unbounded", b"unbounded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best", "_sample_noise", b"_sample_noise", "algorithm", b"algorithm", "effective_support_quartiles", b"effective_support_quartiles", "flat", b"flat", "gain_per_unit_step", b"gain_per_unit_step", "kept", b"kept", "mean_advantage", b"mean_advantage", "mean_cosine", b"mean_cosine", "no_data", b"no_data", "no_signal", b"no_signal", "nodes", b"nodes", "not_covered", b"not_covered", "pooled_cosine", b"pooled_cosine", "probability_best", b"probability_best", "sample_noise", b"sample_noise", "scored", b"scored", "teacher_id", b"teacher_id", "unbounded", b"unbounded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__probability_best: _TypeAlias = _typing.Literal["probability_best"]  # noqa: Y015
     _WhichOneofArgType__probability_best: _TypeAlias = _typing.Literal["_probability_best", b"_probability_best"]  # noqa: Y015

@@ -31,7 +31,7 @@ class DiagnosisServiceStub:
     once and kept. The same cache and the same request give the same bytes.
 
     Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer), UNAVAILABLE (a model that is needed is not running).
+    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model that is needed is not running).
     """
 
     @_typing.overload
@@ -62,7 +62,7 @@ class DiagnosisServiceAsyncStub(DiagnosisServiceStub):
     once and kept. The same cache and the same request give the same bytes.
 
     Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer), UNAVAILABLE (a model that is needed is not running).
+    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model that is needed is not running).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -89,7 +89,7 @@ class DiagnosisServiceServicer(metaclass=_abc_1.ABCMeta):
     once and kept. The same cache and the same request give the same bytes.
 
     Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer), UNAVAILABLE (a model that is needed is not running).
+    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model that is needed is not running).
     """
 
     @_abc_1.abstractmethod

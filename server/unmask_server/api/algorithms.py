@@ -8,7 +8,8 @@ from typing import Literal, TypedDict, TypeVar
 
 from unmask.v1 import diagnosis_pb2 as pb
 
-from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
+from unmask_server.catalog.types import Teacher
 from unmask_server.diagnosis import Algorithm, Form, Loss, Rest, TopKOf
 from unmask_server.diagnosis.algorithms import POLICY_GRADIENTS
 
@@ -56,6 +57,24 @@ def check_top_k(algorithm: Algorithm, top_k: int, field: str) -> None:
         raise InvalidArgument(
             field, f"{algorithm.top_k} is above options.top_k, {top_k}; ask for as many there"
         )
+
+
+def check_temperature(algorithm: Algorithm, teachers: Sequence[Teacher], field: str) -> None:
+    """Refuse a temperature at which a stored teacher is not known.
+
+    Raises:
+        FailedPrecondition: it is not 1, and one of the teachers, or what it is of, is a stored one.
+
+    """
+    if algorithm.temperature == 1.0 or not algorithm.needs_teacher:
+        return
+    for k, teacher in enumerate(teachers):
+        if teacher.is_stored:
+            raise FailedPrecondition(
+                f"{field}: teachers[{k}] is a stored teacher, or a control of one, known at "
+                f"temperature 1 only: what its logits over {algorithm.temperature:g} give cannot "
+                "be told from its likeliest tokens"
+            )
 
 
 def _parse(wanted: pb.Algorithm, field: str) -> Algorithm:

@@ -12,10 +12,11 @@ from unmask.v1 import catalog_pb2 as pb
 from unmask.v1 import catalog_pb2_grpc
 
 from unmask_server.api import catalog_messages as messages
+from unmask_server.api.given_distributions import given_distributions
 from unmask_server.api.given_questions import given_questions
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.catalog import Catalog
-from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import (
     Control,
     Policy,
@@ -27,6 +28,7 @@ from unmask_server.catalog.types import (
 from unmask_server.engines.base import Sampling
 from unmask_server.nodes.demonstrations import Demonstrations, shows_own
 from unmask_server.nodes.resolve import Resolver
+from unmask_server.nodes.stored import StoredTeachers
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Item = TypeVar("Item")
@@ -47,6 +49,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         catalog: Catalog,
         resolver: Resolver,
         demonstrations: Demonstrations,
+        stored: StoredTeachers,
         launched: Launched,
         *,
         max_noise: float,
@@ -54,6 +57,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         self._catalog = catalog
         self._resolver = resolver
         self._demonstrations = demonstrations
+        self._stored = stored
         self._launched = launched
         self._max_noise = max_noise
 
@@ -112,10 +116,29 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         self, request: pb.RegisterTeacherRequest, context: Context
     ) -> pb.RegisterTeacherResponse:
         """Register a teacher."""
+        if request.stored:
+            return await asyncio.to_thread(self._register_stored, request)
         if request.control:
             return await asyncio.to_thread(self._register_control, request)
         endpoints = request.endpoints or await self._launched(request.model)
         return await asyncio.to_thread(self._register_teacher, request, endpoints)
+
+    def _register_stored(self, request: pb.RegisterTeacherRequest) -> pb.RegisterTeacherResponse:
+        given = {descriptor.name for descriptor, _ in request.ListFields()}
+        for field in sorted(given - {"name", "policies", "stored"}):
+            raise InvalidArgument(field, "a stored teacher has none: no model runs")
+        students = self._students(request)
+        if not students:
+            raise InvalidArgument("policies", "name the students whose tokenizer its ids are of")
+        teacher = self._catalog.register_stored(
+            request.stored, students=students, name=request.name or None
+        )
+        return pb.RegisterTeacherResponse(teacher=messages.teacher(teacher))
+
+    def _students(self, request: pb.RegisterTeacherRequest) -> list[Policy]:
+        return [
+            self._resolver.policy(name, f"policies[{i}]") for i, name in enumerate(request.policies)
+        ]
 
     def _register_control(self, request: pb.RegisterTeacherRequest) -> pb.RegisterTeacherResponse:
         control = _CONTROLS.get(request.control)
@@ -151,9 +174,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
             raise InvalidArgument(
                 "endpoints", "a policy's model runs where the policy's does; give none, or a model"
             )
-        students = [
-            self._resolver.policy(name, f"policies[{i}]") for i, name in enumerate(request.policies)
-        ]
+        students = self._students(request)
         if own is not None:
             students = [own, *students]
         if not students:
@@ -194,6 +215,26 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
             teachers=[messages.teacher(t) for t in found], next_page_token=token
         )
 
+    async def PutTeacherDistributions(
+        self, request: pb.PutTeacherDistributionsRequest, context: Context
+    ) -> pb.PutTeacherDistributionsResponse:
+        """All of them, or none."""
+        return await asyncio.to_thread(self._put_distributions, request)
+
+    def _put_distributions(
+        self, request: pb.PutTeacherDistributionsRequest
+    ) -> pb.PutTeacherDistributionsResponse:
+        if not request.teacher:
+            raise InvalidArgument("teacher", "give the id or name of a stored teacher")
+        teacher = self._catalog.get_teacher(request.teacher)
+        if teacher.stored is None:
+            raise FailedPrecondition(
+                f"teacher: {teacher.id} is no stored teacher; register one (RegisterTeacher.stored)"
+            )
+        given = given_distributions(request, teacher, self._catalog)
+        added, known = self._stored.put(teacher, given)
+        return pb.PutTeacherDistributionsResponse(added=added, known=known)
+
     async def PreviewPrompt(
         self, request: pb.PreviewPromptRequest, context: Context
     ) -> pb.PreviewPromptResponse:
@@ -214,6 +255,10 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
             if teacher.scored is None:
                 raise InvalidArgument(
                     "teacher", f"{teacher.id} is made from the student alone: it is shown nothing"
+                )
+            if teacher.is_stored:
+                raise InvalidArgument(
+                    "teacher", f"of {teacher.id} only answers are stored, not what it was shown"
                 )
             shown = self._catalog.teacher_prompt(
                 teacher.scored, question, own=self._own(teacher, policy, question)

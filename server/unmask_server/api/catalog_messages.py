@@ -96,10 +96,13 @@ def teacher(found: Teacher) -> pb.Teacher:
     return pb.Teacher(
         id=found.id,
         name=found.name or "",
-        model=model(found.model),
-        context=pb.Context(name=found.context, template=found.template),
-        prompting=prompting(found.prompting),
+        model=None if found.is_stored else model(found.model),
+        context=(
+            None if found.is_stored else pb.Context(name=found.context, template=found.template)
+        ),
+        prompting=None if found.is_stored else prompting(found.prompting),
         create_time=timestamp(found.created_at),
+        stored=found.stored or "",
         control=pb.Control.Value(
             f"CONTROL_{found.control.name if found.control else 'UNSPECIFIED'}"
         ),

@@ -14,7 +14,7 @@ from unmask.v1 import diagnosis_pb2 as pb
 from unmask.v1 import diagnosis_pb2_grpc
 
 from unmask_server.api import diagnosis_messages as messages
-from unmask_server.api.algorithms import check_top_k, parse_algorithms
+from unmask_server.api.algorithms import check_temperature, check_top_k, parse_algorithms
 from unmask_server.api.answers import AnswerCache, encode
 from unmask_server.api.options import Options, node_options, resolve_node
 from unmask_server.catalog import Catalog
@@ -49,6 +49,11 @@ class Read:
     view: TreeView
     group: Group | None
     evidence: list[Evidence]
+
+    @property
+    def is_final(self) -> bool:
+        """Whether only the tree can change the answer: all of its teachers say something."""
+        return all(views for at in self.evidence for views in at.scores.teachers)
 
 
 class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
@@ -227,9 +232,10 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         since = time.monotonic()
         read = await self._read(nodes, request.teachers, algorithms, options)
         data = encode(await asyncio.to_thread(respond, read, options))
-        self._answers.put(
-            key, read.tree.id, read.view.version, data, latest=options.latest, since=since
-        )
+        if read.is_final:
+            self._answers.put(
+                key, read.tree.id, read.view.version, data, latest=options.latest, since=since
+            )
         return data
 
     async def _read(
@@ -334,12 +340,14 @@ def _check(
             )
         whole = algorithm.is_sequential or algorithm.reads_path
         for k, teacher in enumerate(teachers if whole else ()):
-            if teacher.control is not None:
+            if teacher.control is not None or teacher.is_stored:
+                what = "a control" if teacher.control is not None else "a stored teacher"
                 raise InvalidArgument(
                     f"teachers[{k}]",
                     f"algorithms[{i}] reads a teacher's probabilities of whole generations, which "
-                    "a control has only at a node; ask for them in another call",
+                    f"{what} has only at a node; ask for them in another call",
                 )
+        check_temperature(algorithm, teachers, f"algorithms[{i}].temperature")
         if algorithm.form is Form.SAMPLED and None in nodes.observed:
             raise InvalidArgument(
                 f"algorithms[{i}].form",

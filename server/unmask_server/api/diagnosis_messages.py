@@ -25,6 +25,7 @@ _STATUSES = {
     Status.LOW_COVERAGE: pb.ALIGNMENT_STATUS_LOW_COVERAGE,
     Status.UNBOUNDED: pb.ALIGNMENT_STATUS_UNBOUNDED,
     Status.NO_DATA: pb.ALIGNMENT_STATUS_NO_DATA,
+    Status.NOT_COVERED: pb.ALIGNMENT_STATUS_NOT_COVERED,
 }
 
 
@@ -152,6 +153,7 @@ def summary(row: SummaryRow, teachers: Sequence[Teacher]) -> pb.AlignmentSummary
         no_signal=count(Status.NO_SIGNAL, 0),
         unbounded=count(Status.UNBOUNDED, 0),
         no_data=count(Status.NO_DATA, 0),
+        not_covered=count(Status.NOT_COVERED, 0),
         mean_cosine=interval(found.mean_cosine),
         pooled_cosine=interval(found.pooled_cosine),
         gain_per_unit_step=interval(found.gain_per_unit_step),

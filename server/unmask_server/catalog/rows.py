@@ -92,6 +92,7 @@ def teacher_of(row: RowMapping, model: Model, base: Teacher | None) -> Teacher:
         created_at=row["created_at"],
         control=None if row["control"] is None else Control(row["control"]),
         base=base,
+        stored=row["stored"],
     )
 
 

@@ -17,7 +17,7 @@ from unmask_server.catalog.errors import (
 from unmask_server.catalog.models import Models
 from unmask_server.catalog.prompting import choose_prompting, render_prompt
 from unmask_server.catalog.prompts import Prompts
-from unmask_server.catalog.records import Entry, Page, Records, check_name
+from unmask_server.catalog.records import MAX_NAME, Entry, Page, Records, check_name
 from unmask_server.catalog.rows import (
     digest,
     policy_of,
@@ -270,6 +270,42 @@ class Catalog:
                 "prompting": prompting_data(student.prompting),
             }
         values["control"] = control.value
+        entry = Entry("tea-" + digest(values), name, values)
+        return self.get_teacher(self._records.put(schema.teacher, entry))
+
+    def register_stored(
+        self, source: str, *, students: Sequence[Policy], name: str | None
+    ) -> Teacher:
+        """Register a teacher of whom only what is put is known.
+
+        Args:
+            source: where that comes from.
+            students: whom it will teach, at least one; its ids are the first one's.
+            name: the client's, or None.
+
+        Raises:
+            InvalidArgument: `source` is too long.
+            FailedPrecondition: the students have different tokenizers.
+            AlreadyExists: the name is another teacher's.
+
+        """
+        check_name(name)
+        if len(source) > MAX_NAME:
+            raise InvalidArgument("stored", f"is longer than {MAX_NAME} characters")
+        model = students[0].model
+        for i, student in enumerate(students):
+            if differences := self.tokenizer_differences(student.model, model):
+                raise FailedPrecondition(
+                    f"policies[{i}]: policy {student.id} has another tokenizer than policy "
+                    f"{students[0].id}: {'; '.join(differences)}"
+                )
+        values = {
+            "model_fingerprint": model.fingerprint,
+            "context": "",
+            "context_template": "",
+            "prompting": prompting_data(students[0].prompting),
+            "stored": source,
+        }
         entry = Entry("tea-" + digest(values), name, values)
         return self.get_teacher(self._records.put(schema.teacher, entry))
 

@@ -105,11 +105,19 @@ class Teacher:
     """None for a model of its own."""
     base: Teacher | None = None
     """What a control is of, if it is of a teacher; it shares its model, context and prompting."""
+    stored: str | None = None
+    """Where its distributions come from, if they were put and no model is asked: its `model` is a
+    student's then, and only says what ids mean. It has no context and no prompt."""
 
     @property
     def scored(self) -> Teacher | None:
-        """Whose model is asked: its own or its base's; None where the student says all."""
+        """Whose probabilities count: its own or its base's; None where the student says all."""
         return self if self.control is None else self.base
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether these are stored ones, known only where they were put."""
+        return self.scored is not None and self.scored.stored is not None
 
 
 class VerifierKind(enum.Enum):

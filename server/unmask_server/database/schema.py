@@ -89,6 +89,7 @@ teacher = Table(
     Column("prompting", JSON, nullable=False),
     Column("control", String(20), comment="how it is made; null: its own model"),
     Column("base_id", String(40), comment="the teacher that a control is of"),
+    Column("stored", String(200), comment="where its distributions come from; null: a model"),
     Column("created_at", Float, nullable=False),
 )
 

@@ -21,6 +21,7 @@ from unmask_server.diagnosis.gradients import (
 )
 from unmask_server.diagnosis.ideal import IdealGradient, ideal
 from unmask_server.diagnosis.intervals import Interval
+from unmask_server.diagnosis.listed import with_spread_rest
 from unmask_server.diagnosis.node import FLAT_TOLERANCE, NodePosterior
 from unmask_server.diagnosis.posterior import (
     HierarchicalPosterior,
@@ -89,5 +90,6 @@ __all__ = [
     "powered",
     "summarize_set",
     "tempered",
+    "with_spread_rest",
     "with_tail",
 ]

@@ -2,6 +2,7 @@
 
 Status, the first that holds:
 
+0. NOT_COVERED: the teacher is a stored one, and nothing is stored for the node (`not_covered`).
 1. UNBOUNDED: the loss is infinite (the teacher gives zero to a token the student may take).
 2. NO_SIGNAL: |d| is not above what scoring noise alone would make of it.
 3. FLAT by the bound: sqrt(2) (1 - max P) < `FLAT_TOLERANCE`, no rollout needed.
@@ -56,6 +57,7 @@ class Status(enum.Enum):
     LOW_COVERAGE = "low_coverage"
     UNBOUNDED = "unbounded"
     NO_DATA = "no_data"
+    NOT_COVERED = "not_covered"
 
     @property
     def is_scored(self) -> bool:
@@ -154,6 +156,9 @@ class Options(TypedDict, total=False):
     weight: float
     """How often training meets this node, relative to the student's own data; sets count its step
     so. >= 0."""
+    covered_teacher: float | None
+    """For a teacher of whom only some tokens are known: its mass on them, in [0, 1]. None: its mass
+    on the candidates."""
 
 
 def measure(
@@ -192,7 +197,9 @@ def measure(
     taken = step(posterior, algorithm, inputs)
     d = taken.draws(posterior.gradient) if taken.is_known else None
     covered_student = min(posterior.covered, covered_mass(p))
-    covered_teacher = None if t is None else covered_mass(t)
+    covered_teacher = options.get("covered_teacher")
+    if covered_teacher is None and t is not None:
+        covered_teacher = covered_mass(t)
     covered = min(covered_student, 1.0 if covered_teacher is None else covered_teacher)
     status = _status(posterior, taken, covered < options.get("min_coverage", MIN_COVERAGE))
     known = posterior.has_data
@@ -218,6 +225,32 @@ def measure(
     )
     terms = DrawInputs(posterior, taken, cosine, gain, inputs, options.get("weight", 1.0))
     return Measured(alignment, cosine, lambda: draw_terms(terms))
+
+
+def not_covered(posterior: NodePosterior, p: FloatArray) -> Measured:
+    """The answer where nothing is known of the teacher: only what concerns the student.
+
+    Args:
+        posterior: what is known of success.
+        p: the student's probabilities at the loss's temperature, shape (m + 1,), tail last.
+
+    """
+    alignment = Alignment(
+        status=Status.NOT_COVERED,
+        cosine=None,
+        p_positive=None,
+        gain=None,
+        advantage=None,
+        ideal_norm2=posterior.ideal_norm2 if posterior.has_data else None,
+        descent_norm2=None,
+        flat_bound=posterior.flat_bound,
+        effective_support=posterior.effective_support,
+        covered_student=min(posterior.covered, covered_mass(p)),
+        covered_teacher=None,
+        unbounded_id=None,
+        sample_variance=None,
+    )
+    return Measured(alignment, None, lambda: Draws(None, None, None, None, None))
 
 
 def _sample_variance(

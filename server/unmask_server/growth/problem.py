@@ -232,6 +232,8 @@ def _step(
         d = -p
         d[observed] += 1.0
         return d, True
+    if not scores.teachers[teacher]:
+        return np.zeros(len(p)), False
     t = scores.teachers[teacher][algorithm.temperature]
     found = certain_step(algorithm, StepInputs(p, t, observed, noise=scores.noise[teacher]))
     if found.base is None or found.is_noise:

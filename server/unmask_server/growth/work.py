@@ -27,6 +27,8 @@ class WorkNode:
     """Chance that a free rollout from here reaches the next node of the path."""
     bound: float
     """|g| is at most this."""
+    is_asked: bool
+    """Whether any alignment is wanted here: not where nothing is stored of the teachers."""
     candidates: NDArray[np.int32]
     exact: NDArray[np.bool_]
 
@@ -124,7 +126,7 @@ def _work_node(nodes: NodeSet, index: int, scored: Scores, spec: GrowthSpec) -> 
     candidates = forced_candidates(
         scored.ids,
         scored.sampling,
-        [teacher[1.0] for teacher in scored.teachers],
+        [teacher[1.0] for teacher in scored.teachers if teacher],
         nodes.observed[index],
         spec.top_k,
     )
@@ -138,6 +140,11 @@ def _work_node(nodes: NodeSet, index: int, scored: Scores, spec: GrowthSpec) -> 
     return WorkNode(
         reach=reach,
         bound=flat_bound(scored.sampling),
+        is_asked=(
+            not scored.teachers
+            or any(scored.teachers)
+            or any(not a.needs_teacher for a in spec.algorithms)
+        ),
         candidates=candidates,
         exact=np.isin(candidates, stops) | last,
     )
@@ -170,7 +177,7 @@ def _plan_node(path: WorkPath, index: int, counts: NodeCounts, flat_below: float
         key=path.key(index),
         valid=counts.n - own,
         reach=work.reach,
-        flat=not path.free and work.bound < flat_below,
+        flat=not path.free and (work.bound < flat_below or not work.is_asked),
         candidates=work.candidates,
         candidate_valid=np.array(
             [valid.get(token, 0) for token in work.candidates.tolist()], dtype=np.int64

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis import Algorithm, Alignment, Form, Loss, NodePosterior
-from unmask_server.diagnosis.alignment import Measured, measure
+from unmask_server.diagnosis.alignment import Measured, measure, not_covered
 from unmask_server.diagnosis.selection import shares_of_best
 from unmask_server.diagnosis.terms import Draws
 from unmask_server.nodes.evidence import Evidence
@@ -118,6 +118,8 @@ def _score(
 ) -> Scored:
     scores = evidence.scores
     p = scores.student[algorithm.temperature]
+    if teacher is not None and not scores.teachers[teacher]:
+        return Scored(teacher, algorithm, not_covered(drawn, p), None, None)
     t = None if teacher is None else scores.teachers[teacher][algorithm.temperature]
     observed = None
     if algorithm.form is Form.SAMPLED and evidence.observed is not None:
@@ -138,6 +140,7 @@ def _score(
         later=sequel.later.get(key),
         mean_reward=0.0 if group is None else group.mean,
         weight=sequel.weight.get(key, 1.0),
+        covered_teacher=None if teacher is None else scores.listed[teacher],
     )
     divergence = None if t is None else _divergence(p, t)
     return Scored(teacher, algorithm, measured, divergence, sequel.weight.get(key))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from unmask_server.catalog import Catalog
 from unmask_server.catalog.types import Model, Policy, Teacher
 from unmask_server.diagnosis import Counts, Support, candidate_ids
 from unmask_server.engines.base import Sampling
-from unmask_server.nodes.controls import control
 from unmask_server.nodes.distributions import Distribution, ScoreJob, Scorer
 from unmask_server.nodes.resolve import NodeSet, shown_prompt
 from unmask_server.nodes.sequel import NO_SEQUEL, Sequel
+from unmask_server.nodes.stored import StoredTeachers, listed_mass, on_support
+from unmask_server.nodes.teachers import teacher_views
 from unmask_server.tree import FINISH_LENGTH, NodeCounts, TreeView
 
 FloatArray = NDArray[np.float64]
@@ -43,9 +43,12 @@ class Scores:
     student: dict[float, FloatArray]
     """By temperature, shape (m + 1,): the student's softmax, as a loss sees it."""
     teachers: tuple[dict[float, FloatArray], ...]
-    """One a teacher, likewise."""
+    """One a teacher, likewise; empty where nothing is stored of it here. Of a stored one only at
+    temperature 1."""
     noise: tuple[float, ...]
     """One a teacher: how badly log(T / P) repeats, in nats, beyond float32's rounding."""
+    listed: tuple[float | None, ...]
+    """One a teacher: of a stored one, or its control, the mass of the tokens that are listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,10 @@ class Evidence:
 class EvidenceReader:
     """Puts `Scores` and `Evidence` together."""
 
-    def __init__(self, catalog: Catalog, scorer: Scorer) -> None:
+    def __init__(self, catalog: Catalog, scorer: Scorer, stored: StoredTeachers) -> None:
         self._catalog = catalog
         self._scorer = scorer
+        self._stored = stored
 
     async def scores(
         self,
@@ -88,8 +92,11 @@ class EvidenceReader:
         policy = nodes.policy
         student_views = tuple(dict.fromkeys((policy.sampling, *losses)))
         # Controls are made from the student, and from teachers that are scored once for all.
-        asked = list(dict.fromkeys(s for teacher in teachers if (s := teacher.scored) is not None))
-        prompts = await asyncio.to_thread(self._teacher_prompts, nodes, asked)
+        bases = dict.fromkeys(s for teacher in teachers if (s := teacher.scored) is not None)
+        asked = [teacher for teacher in bases if teacher.stored is None]
+        listed = [teacher for teacher in bases if teacher.stored is not None]
+        prompts = await asyncio.to_thread(self._teacher_prompts, nodes, teachers, asked)
+        said = dict(zip(listed, await self._stored.read(listed, nodes), strict=True))
         observed = tuple(() if o is None else (o,) for o in nodes.observed)
         student_job = self._job(policy.model, nodes.prompt, nodes, student_views, top_k, observed)
         teacher_jobs = [
@@ -100,7 +107,15 @@ class EvidenceReader:
         student, rest = first[0], first[1:]
         sampling = student_views.index(policy.sampling)
         candidates = [
-            _candidates(student[i], sampling, [scored[i] for scored in rest], nodes.observed[i])
+            _candidates(
+                student[i],
+                sampling,
+                [
+                    *(scored[i] for scored in rest),
+                    *([there] for row in said.values() if (there := row[i]) is not None),
+                ],
+                nodes.observed[i],
+            )
             for i in range(len(nodes.positions))
         ]
         # Each model now says what it thinks of the others' candidates, where it has not already.
@@ -110,30 +125,53 @@ class EvidenceReader:
         )
         student, rest = second[0], second[1:]
         noise = tuple(
-            math.hypot(policy.model.noise, 0.0 if t.scored is None else t.scored.model.noise)
+            math.hypot(policy.model.noise, t.scored.model.noise if t.scored in asked else 0.0)
             for t in teachers
         )
-        places = [None if t.scored is None else asked.index(t.scored) for t in teachers]
         found = []
         for i, ids in enumerate(candidates):
             mine = _by_temperature(student[i], student_views, losses, ids)
-            theirs = [_by_temperature(s[i], losses, losses, ids) for s in rest]
-            made = [
-                _made(teacher, mine, None if k is None else theirs[k], nodes, i)
-                for teacher, k in zip(teachers, places, strict=True)
-            ]
-            sampled = student[i][sampling].probabilities(ids)
-            found.append(Scores(ids, sampled, mine, tuple(made), noise))
+            theirs: dict[Teacher | None, dict[float, FloatArray]] = {
+                teacher: _by_temperature(scored[i], losses, losses, ids)
+                for teacher, scored in zip(asked, rest, strict=True)
+            }
+            masses: dict[Teacher | None, float] = {}
+            for teacher, row in said.items():
+                there = row[i]
+                theirs[teacher] = {}
+                if there is not None:
+                    theirs[teacher][1.0] = on_support(there, ids, mine[1.0])
+                    masses[teacher] = listed_mass(there)
+            found.append(
+                Scores(
+                    ids,
+                    sampling=student[i][sampling].probabilities(ids),
+                    student=mine,
+                    teachers=tuple(
+                        teacher_views(teacher, mine, theirs.get(teacher.scored), nodes, i)
+                        for teacher in teachers
+                    ),
+                    noise=noise,
+                    listed=tuple(masses.get(teacher.scored) for teacher in teachers),
+                )
+            )
         return found
 
     def _teacher_prompts(
-        self, nodes: NodeSet, teachers: Sequence[Teacher]
+        self, nodes: NodeSet, teachers: Sequence[Teacher], asked: Sequence[Teacher]
     ) -> list[tuple[int, ...]]:
+        """The prompts of `asked`; an error names the place in the request, `teachers`."""
+        first = {teacher.scored: i for i, teacher in reversed(list(enumerate(teachers)))}
         return [
             shown_prompt(
-                self._catalog, teacher, nodes.question, len(nodes.tokens), i, nodes.demonstration
+                self._catalog,
+                teacher,
+                nodes.question,
+                len(nodes.tokens),
+                first[teacher],
+                nodes.demonstration,
             )
-            for i, teacher in enumerate(teachers)
+            for teacher in asked
         ]
 
     def _job(
@@ -246,35 +284,6 @@ def _evidence_at(
     )
 
 
-def _made(
-    teacher: Teacher,
-    student: dict[float, FloatArray],
-    scored: dict[float, FloatArray] | None,
-    nodes: NodeSet,
-    index: int,
-) -> dict[float, FloatArray]:
-    """A teacher's probabilities at a node, by temperature: its model's, or a control's."""
-    if teacher.control is None:
-        assert scored is not None
-        return scored
-    seed = _control_seed(teacher, nodes, nodes.positions[index])
-    return {
-        temperature: control(
-            teacher.control, p, None if scored is None else scored[temperature], seed=seed
-        )
-        for temperature, p in student.items()
-    }
-
-
-def _control_seed(teacher: Teacher, nodes: NodeSet, position: int) -> int:
-    """The same node and control give the same permutation."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in (teacher.id, nodes.policy.id, nodes.question.id):
-        digest.update(part.encode())
-    digest.update(np.asarray(nodes.tokens[:position], dtype="<u4").tobytes())
-    return int.from_bytes(digest.digest(), "little")
-
-
 def _follows(tokens: Sequence[int], path: Sequence[int], position: int) -> bool:
     """Whether `tokens` go on from the first `position` tokens of `path`."""
     return len(tokens) > position and tuple(tokens[:position]) == tuple(path[:position])
@@ -322,6 +331,7 @@ def _narrowed(scored: Scores, keep: NDArray[np.bool_]) -> Scores:
             for teacher in scored.teachers
         ),
         noise=scored.noise,
+        listed=scored.listed,
     )
 
 

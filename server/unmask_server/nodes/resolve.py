@@ -181,7 +181,9 @@ class Resolver:
         for i, teacher in enumerate(teachers):
             scored = teacher.scored
             # What shows a rollout of the student is checked when that is known.
-            if scored is not None and not uses_own_correct(scored.template):
+            if scored is None or scored.stored is not None:
+                continue
+            if not uses_own_correct(scored.template):
                 shown_prompt(self._catalog, teacher, question, room, i)
 
     def teachers(self, names: Sequence[str], policy: Policy) -> list[Teacher]:

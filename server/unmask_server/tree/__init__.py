@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unmask_server.tree.check import check_tree
-from unmask_server.tree.distributions import DistributionStore, merge
+from unmask_server.tree.distributions import DiffersError, DistributionStore, merge
 from unmask_server.tree.fingerprint import prefix_fingerprints, seed_fingerprint
 from unmask_server.tree.scores import RolloutScoreStore
 from unmask_server.tree.store import TreeStore
@@ -29,6 +29,7 @@ __all__ = [
     "FINISH_STOP",
     "AddResult",
     "ChildCounts",
+    "DiffersError",
     "DistributionStore",
     "NewRollout",
     "NodeCounts",

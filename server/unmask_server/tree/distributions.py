@@ -64,6 +64,31 @@ class DistributionStore:
         if rows:
             transact(self._engine, lambda connection: _put(connection, rows, entries))
 
+    def put_once(self, entries: Mapping[bytes, StoredDistribution]) -> set[bytes]:
+        """Store distributions that somebody states: all of them, or none.
+
+        Returns:
+            The keys that were not there. Those that were had the same values.
+
+        Raises:
+            DiffersError: a key has other values already.
+            ValueError: as `put`.
+
+        """
+        rows = [_row(key, entries[key]) for key in _checked(sorted(entries))]
+        if not rows:
+            return set()
+        return transact(self._engine, lambda connection: _put_once(connection, rows))
+
+
+class DiffersError(Exception):
+    """A key has other values already."""
+
+    def __init__(self, key: bytes) -> None:
+        """Say which key."""
+        super().__init__(key.hex())
+        self.key = key
+
 
 def merge(first: StoredDistribution, second: StoredDistribution) -> StoredDistribution:
     """Join two extracts of one distribution, `first` being the one that is stored.
@@ -94,17 +119,33 @@ def merge(first: StoredDistribution, second: StoredDistribution) -> StoredDistri
     )
 
 
+def _insert(connection: Connection, rows: list[dict[str, Any]]) -> set[bytes]:
+    """Insert the rows that are new; their keys."""
+    postgresql = connection.dialect.name == "postgresql"
+    statement = (postgresql_insert if postgresql else sqlite_insert)(distribution)
+    # Inserting first makes this wait for another transaction that is inserting the same key.
+    return set(
+        connection.scalars(statement.on_conflict_do_nothing().returning(distribution.c.key), rows)
+    )
+
+
+def _put_once(connection: Connection, rows: list[dict[str, Any]]) -> set[bytes]:
+    inserted = _insert(connection, rows)
+    given = {row["key"]: row for row in rows if row["key"] not in inserted}
+    if given:
+        for old in connection.execute(_chosen, _bound(list(given))).all():
+            new = given[old.key]
+            if any(getattr(old, name) != new[name] for name in ("ids", "logprobs", "complete")):
+                raise DiffersError(old.key)
+    return inserted
+
+
 def _put(
     connection: Connection,
     rows: list[dict[str, Any]],
     entries: Mapping[bytes, StoredDistribution],
 ) -> None:
-    postgresql = connection.dialect.name == "postgresql"
-    statement = (postgresql_insert if postgresql else sqlite_insert)(distribution)
-    # Inserting first makes this wait for another transaction that is inserting the same key.
-    inserted = set(
-        connection.scalars(statement.on_conflict_do_nothing().returning(distribution.c.key), rows)
-    )
+    inserted = _insert(connection, rows)
     present = [row["key"] for row in rows if row["key"] not in inserted]
     if not present:
         return
