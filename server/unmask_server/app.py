@@ -37,7 +37,7 @@ from unmask_server.nodes.resolve import Resolver
 from unmask_server.nodes.rollout_scores import RolloutScorer
 from unmask_server.nodes.sequences import SequenceReader
 from unmask_server.nodes.versions import TreeVersions
-from unmask_server.tree import DistributionStore, RolloutScoreStore, TreeStore
+from unmask_server.tree import DistributionStore, OutcomeStore, RolloutScoreStore, TreeStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,8 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         open_engine or _opener(settings, catalog, launched), max_engines=settings.max_engines
     )
     scorer = Scorer(DistributionStore(database), engines)
-    recorder = Recorder(catalog, trees, grader, versions.note)
+    outcomes = OutcomeStore(database)
+    recorder = Recorder(catalog, trees, outcomes, grader, versions.note)
     sampler = Sampler(catalog, engines)
     resolver = Resolver(catalog, recorder.graded)
     reader = EvidenceReader(catalog, scorer)
@@ -125,10 +126,11 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
             demonstrations,
             recorder,
             trees,
+            outcomes,
             answers,
         ),
         growth_service=GrowthService(runner, resolver, settings),
-        cache_service=CacheService(trees, recorder, resolver, sampler, scorer),
+        cache_service=CacheService(catalog, trees, outcomes, recorder, resolver, sampler, scorer),
     )
 
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 from unmask_server.tree.check import check_tree
 from unmask_server.tree.distributions import DistributionStore, merge
 from unmask_server.tree.fingerprint import prefix_fingerprints, seed_fingerprint
+from unmask_server.tree.outcomes import (
+    Moments,
+    OutcomeDiffersError,
+    OutcomeStore,
+    UnknownRolloutError,
+)
 from unmask_server.tree.scores import RolloutScoreStore
 from unmask_server.tree.store import TreeStore
 from unmask_server.tree.types import (
@@ -30,8 +36,11 @@ __all__ = [
     "AddResult",
     "ChildCounts",
     "DistributionStore",
+    "Moments",
     "NewRollout",
     "NodeCounts",
+    "OutcomeDiffersError",
+    "OutcomeStore",
     "RolloutScoreStore",
     "StoredDistribution",
     "StoredRollout",
@@ -40,6 +49,7 @@ __all__ = [
     "TreeStatistics",
     "TreeStore",
     "TreeView",
+    "UnknownRolloutError",
     "UnknownTreeError",
     "VerifiersDifferError",
     "check_tree",
