@@ -16,6 +16,7 @@ from unmask_server.tree import StoredRollout, TreeStore
 
 from tests.e2e.conftest import World
 from tests.e2e.test_bad_input import EXISTS, INVALID, NOT_FOUND, PRECONDITION, refused
+from tests.e2e.test_controls import two_correct
 from tests.e2e.test_main_job import at, grow, growth_of, prefix, sampled, sampling_of, statistics
 from tests.tiny import WORDS
 
@@ -458,6 +459,56 @@ async def test_what_is_no_objective_is_refused(
 ) -> None:
     request = diagnosis_pb2.GetNodeRequest(node=prefix(), options=options(terms))
     await refused(world.stubs.diagnosis.GetNode(request), INVALID, field)
+
+
+async def test_questions_with_other_units_do_not_add_up(grown: Grown) -> None:
+    world = grown.world
+    await verifier(world, "kind", catalog_pb2.VERIFIER_KIND_OBJECTIVE, last_number="1", worded="2")
+    specs = [catalog_pb2.QuestionSpec(name="three", fields={"question": "q 3", "answer": "3"})]
+    request = catalog_pb2.RegisterQuestionsRequest(questions=specs, verifier="kind")
+    await world.stubs.catalog.RegisterQuestions(request)
+    three = await world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=["three"]))
+    both = [grown.trajectory.id, three.trajectories[0].id]
+
+    def summary(**fields: Any) -> Any:
+        chosen = diagnosis_pb2.NodeOptions(**fields)
+        return world.stubs.diagnosis.SummarizeAlignments(
+            diagnosis_pb2.SummarizeAlignmentsRequest(
+                trajectories=both, teachers=["teacher"], options=chosen
+            )
+        )
+
+    await refused(summary(), INVALID, "trajectories[1]")
+    await refused(comparison(grown, "own", "long", trajectories=both), INVALID, "trajectories[1]")
+    assert (await summary(verifier="kind")).summaries
+    # A growth has one objective; these questions have verifiers of their own.
+    targets = [growth_pb2.GrowthTarget(trajectory=name) for name in both]
+    for objective, works in (({"own": 1.0, "long": 1.0}, False), ({"long": 2.0}, True)):
+        call = world.stubs.growth.StartGrowth(
+            growth_of(*targets, request_id=f"both-{works}", options=options(objective))
+        )
+        if works:
+            await call
+        else:
+            await refused(call, INVALID, "options.objective")
+
+
+async def test_a_demonstration_is_a_correct_one_whatever_the_objective(world: World) -> None:
+    await verifier(world, "long", catalog_pb2.VERIFIER_KIND_LENGTH, limit="4")
+    await world.stubs.catalog.RegisterTeacher(
+        catalog_pb2.RegisterTeacherRequest(
+            name="own", model="student", context=catalog_pb2.Context(name="own_correct")
+        )
+    )
+    _, second, *_ = await two_correct(world)
+    found = []
+    for objective in ({"own": 1.0}, {"long": -1.0}):
+        request = diagnosis_pb2.GetAlignmentRequest(
+            node=at(second.id, 0), teachers=["own"], options=options(objective)
+        )
+        answer = await world.stubs.diagnosis.GetAlignment(request)
+        found.append((answer.node.rollouts, answer.alignments[0].divergence))
+    assert found[0] == found[1]
 
 
 async def test_what_cannot_be_compared_is_refused(grown: Grown) -> None:

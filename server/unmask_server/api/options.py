@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from unmask.v1 import diagnosis_pb2 as pb
 
 from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.objectives import MAX_TERMS
 from unmask_server.nodes.resolve import NodeSet, Resolver, VerifierRef
 
 DEFAULT_TOP_K = 20
@@ -54,6 +55,8 @@ def graded_by(
     """A verifier or an objective, of which a request may name one."""
     if verifier and terms:
         raise InvalidArgument(verifier_field, f"not together with {terms_field}")
+    if len(terms) > MAX_TERMS:
+        raise InvalidArgument(terms_field, f"{len(terms)} terms are more than {MAX_TERMS}")
     return VerifierRef(verifier, tuple((t.verifier, t.weight) for t in terms), terms_field)
 
 

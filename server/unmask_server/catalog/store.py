@@ -84,6 +84,7 @@ class Catalog:
         self._prompts = Prompts(self._models, self.get_question)
         self._verifiers: dict[int, Verifier] = {}
         self._built_in: dict[str, str] = {}
+        self._objectives: dict[tuple[tuple[str, str], ...], str] = {}
         self._gradeable: dict[tuple[int, str], str | None] = {}
         self.trajectories = TrajectoryStore(engine)
         self.gym = grader.gym
@@ -322,7 +323,10 @@ class Catalog:
         options = objective_options(terms, field)
         if list(options.values()) == ["1.0"]:
             return self.get_verifier(next(iter(options)))
-        return self.get_verifier(self._put_verifier(VerifierKind.OBJECTIVE, options, None))
+        key = tuple(options.items())
+        if key not in self._objectives:
+            self._objectives[key] = self._put_verifier(VerifierKind.OBJECTIVE, options, None)
+        return self.get_verifier(self._objectives[key])
 
     def get_verifier(self, name: str) -> Verifier:
         """A verifier by id, name or built-in name. Raises NotFound.
