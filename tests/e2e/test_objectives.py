@@ -130,11 +130,20 @@ def scale_of(objective: Mapping[str, float]) -> float:
     return sum(map(abs, objective.values()))
 
 
+def dispersion(rewards: list[float]) -> float:
+    """Variance over that of outcomes of 0 and 1, of which four are added."""
+    mean = np.mean(rewards)
+    most = mean * (1 - mean)
+    found = (np.sum((rewards - mean) ** 2) + 4 * most) / ((len(rewards) + 3) * most)
+    return min(1.0, float(found))
+
+
 async def check(grown: Grown, objective: Mapping[str, float]) -> None:
     """Candidates and the ideal gradient are what the rollouts' texts say."""
     node = await grown.node(objective)
     values = by_token(objective, grown.rollouts())
     scale, least = scale_of(objective), sum(min(0.0, w) for w in objective.values())
+    phi = dispersion([(value(objective, r) - least) / scale for r in grown.rollouts()])
     p, s, variance = [], [], []
     for candidate in node.candidates:
         mine = values.get(candidate.token.id, [])
@@ -146,7 +155,7 @@ async def check(grown: Grown, objective: Mapping[str, float]) -> None:
         s.append(np.mean(mine))
         share = (s[-1] - least) / scale
         spread = share * (1 - share) * scale**2
-        variance.append(0.0 if candidate.exact else spread / (len(mine) - 1))
+        variance.append(0.0 if candidate.exact else spread / (len(mine) / phi - 1))
     p, s, variance = np.array(p), np.array(s), np.array(variance)
     p = p / p.sum()
     g = p * (s - p @ s)

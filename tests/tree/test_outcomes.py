@@ -88,10 +88,11 @@ def test_a_deactivated_verifier_is_not_asked_of_new_rollouts(database: Engine) -
 def test_moments_are_of_the_free_rollouts_of_a_version(database: Engine) -> None:
     _, outcomes, tree_id = filled(database)
     # Free are those with even numbers: rewards 0, 2/6 and 4/6.
-    found = outcomes.free_moments(tree_id, 1, 6)
+    found = outcomes.moments(tree_id, 1, 6, free=True)
     assert found.n == 3
     assert found.total == pytest.approx(1.0)
     assert found.squares == pytest.approx(20 / 36)
-    earlier = outcomes.free_moments(tree_id, 1, 3)
+    earlier = outcomes.moments(tree_id, 1, 3, free=True)
     assert (earlier.n, earlier.total) == (2, pytest.approx(1 / 3))
-    assert outcomes.free_moments(tree_id, 1, 0).n == 0
+    assert outcomes.moments(tree_id, 1, 0, free=True).n == 0
+    assert outcomes.moments(tree_id, 1, 6).total == pytest.approx(15 / 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc
@@ -251,6 +252,11 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         )
         place = dict(zip(positions, whole.nodes, strict=True))
         view = TreeView(whole.version, [place[t] for t in nodes.positions])
+        if nodes.verifier.kind.is_fractional:
+            told = await asyncio.to_thread(
+                self._outcomes.moments, tree.id, nodes.verifier.key, whole.rollouts
+            )
+            nodes = replace(nodes, dispersion=told.dispersion)
         group = None
         if any(a.needs_group for a in algorithms):
             group = await asyncio.to_thread(self._group, tree.id, whole.rollouts, nodes)
@@ -269,7 +275,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
     def _group(self, tree_id: int, rollouts: int, nodes: NodeSet) -> Group | None:
         """The question's free rollouts; for a trajectory that is not one of them, with it."""
         key, trajectory = nodes.verifier.key, nodes.trajectory
-        found = self._outcomes.free_moments(tree_id, key, rollouts)
+        found = self._outcomes.moments(tree_id, key, rollouts, free=True)
         own = trajectory is not None and trajectory.rollout_uid is None
         return Group.of(found, trajectory.rewards[key] if trajectory and own else None)
 

@@ -129,6 +129,11 @@ class VerifierKind(enum.Enum):
     OBJECTIVE = "objective"
 
     @property
+    def is_fractional(self) -> bool:
+        """Whether its rewards usually lie between 0 and 1, not at them."""
+        return self in (VerifierKind.LENGTH, VerifierKind.EXTERNAL, VerifierKind.OBJECTIVE)
+
+    @property
     def compares(self) -> bool:
         """Whether it holds a text against a reference answer, so that 1 means correct."""
         return self not in (

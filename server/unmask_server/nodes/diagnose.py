@@ -84,7 +84,12 @@ def node_seed(nodes: NodeSet, evidence: Evidence) -> int:
 
 def posterior(nodes: NodeSet, evidence: Evidence) -> NodePosterior:
     """Posterior draws of success at a node; made once and used for every teacher and algorithm."""
-    return NodePosterior(evidence.known, evidence.scores.sampling, seed=node_seed(nodes, evidence))
+    return NodePosterior(
+        evidence.known,
+        evidence.scores.sampling,
+        seed=node_seed(nodes, evidence),
+        dispersion=nodes.dispersion,
+    )
 
 
 def alignments(

@@ -55,6 +55,8 @@ class NodeSet:
     """The trajectory these are nodes of, if they were named by one; graded by `verifier`."""
     demonstration: Demonstration | None = None
     """Where a teacher is shown one: it is left out of the estimates at its own nodes."""
+    dispersion: float = 1.0
+    """Of the rewards, see `Moments.dispersion`."""
 
 
 GradeTrajectory = Callable[[Policy, Question, Verifier, Trajectory], Trajectory]

@@ -26,6 +26,8 @@ from unmask_server.tree.rollouts import rollout_rows, spell
 from unmask_server.tree.types import StoredRollout
 
 _CHUNK = 500
+_TRUST = 4.0
+_LEAST_DISPERSION = 1e-3
 
 
 class UnknownRolloutError(LookupError):
@@ -44,6 +46,24 @@ class Moments:
     total: float
     squares: float
     """Sum of their squares."""
+
+    @property
+    def dispersion(self) -> float:
+        """Their variance over that of rewards of 0 and 1 with the same mean, in (0, 1].
+
+        The dispersion of a quasi-binomial model (Wedderburn 1974): with it, n rewards tell as much
+        of their mean as n / dispersion outcomes of 0 and 1. It is 1 for those. A few rollouts' own
+        is not trusted: `_TRUST` outcomes of 0 and 1 are added.
+        """
+        if self.n == 0:
+            return 1.0
+        mean = self.total / self.n
+        most = mean * (1.0 - mean)
+        if most <= _LEAST_DISPERSION:
+            return 1.0
+        spread = max(0.0, self.squares - self.n * mean**2)
+        found = (spread + _TRUST * most) / ((self.n - 1 + _TRUST) * most)
+        return min(1.0, max(_LEAST_DISPERSION, found))
 
 
 class OutcomeStore:
@@ -71,16 +91,21 @@ class OutcomeStore:
         found: float | None = query(self._engine, lambda c: c.scalar(wanted))
         return found
 
-    def free_moments(self, tree_id: int, verifier_key: int, number: int) -> Moments:
-        """Of the free ones among a tree's first `number` rollouts, which are the root's."""
+    def moments(
+        self, tree_id: int, verifier_key: int, number: int, *, free: bool = False
+    ) -> Moments:
+        """Of a tree's first `number` rollouts; or of the free ones among them, the root's."""
         first = first_id(tree_id)
         wanted = (
             select(outcome.c.reward, func.count())
-            .join(rollout, rollout.c.id == outcome.c.rollout_id)
-            .where(outcome.c.verifier_key == verifier_key, rollout.c.forced_depth == 0)
-            .where(rollout.c.id >= first, rollout.c.id < first + number)
+            .where(outcome.c.verifier_key == verifier_key)
+            .where(outcome.c.rollout_id >= first, outcome.c.rollout_id < first + number)
             .group_by(outcome.c.reward)
         )
+        if free:
+            wanted = wanted.join(rollout, rollout.c.id == outcome.c.rollout_id).where(
+                rollout.c.forced_depth == 0
+            )
         rows = query(self._engine, lambda c: c.execute(wanted).tuples().all())
         return Moments(
             n=sum(count for _, count in rows),
