@@ -6,6 +6,8 @@ import itertools
 import math
 
 import pytest
+from sqlalchemy import Engine
+from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.objectives import MAX_TERMS, objective_options
 from unmask_server.catalog.types import Verifier, VerifierKind
@@ -71,11 +73,6 @@ def test_what_needs_a_clients_number_is_known() -> None:
     assert A.externals == ()
 
 
-@pytest.fixture
-def grader() -> Grader:
-    return Grader()
-
-
 @pytest.mark.parametrize(
     ("pattern", "text", "reward"),
     [
@@ -95,3 +92,22 @@ def test_a_format_occurs_or_not_whatever_the_answer(
     assert grader.grade_many(shape, items) == [reward, 0.0]
     either = made("f", VerifierKind.FORMAT, pattern=pattern, truncated="grade")
     assert grader.grade_many(either, items) == [reward, reward]
+
+
+def test_an_objective_is_found_again_with_its_terms(
+    catalog: Catalog, database: Engine, grader: Grader
+) -> None:
+    long = catalog.register_verifier(VerifierKind.LENGTH, {"limit": "8"}, "long")
+    right = catalog.get_verifier("last_number")
+    found = catalog.objective([(long, -0.5), (right, 1.0)], "objective")
+    assert catalog.objective([(right, 1.0), (long, -0.5)], "objective").id == found.id
+    named = catalog.register_verifier(
+        VerifierKind.OBJECTIVE, {"long": "-.5", "last_number": "1e0"}, "both"
+    )
+    assert named.id == found.id
+    again = Catalog(database, grader)
+    for one in (again.get_verifier("both"), again.verifier_by_key(found.key)):
+        assert {part.id: weight for part, weight in one.terms} == {right.id: 1.0, long.id: -0.5}
+        assert (one.scale, one.offset) == (1.5, -0.5)
+    # Of one verifier with weight 1 it is that verifier.
+    assert again.objective([(long, 1.0)], "objective").id == long.id
