@@ -180,6 +180,7 @@ class AsyncClient(AsyncBaseClient):
     trajectory_alignments = _streamed(diagnosis.trajectory_alignments)
     summarize = _unary(diagnosis.summarize)
     compare_groups = _unary(diagnosis.compare_groups)
+    compare_objectives = _unary(diagnosis.compare_objectives)
 
     predict_growth = _unary(growth.predict_growth)
     start_growth = _unary(growth.start_growth)
@@ -190,4 +191,6 @@ class AsyncClient(AsyncBaseClient):
 
     statistics = _unary(cache.statistics)
     regrade = _unary(cache.regrade)
+    list_rollouts = _paged(cache.list_rollouts)
+    put_outcomes = _unary(cache.put_outcomes)
     grow = _started(growth.start_growth)

@@ -201,6 +201,7 @@ class Client(BaseClient):
     trajectory_alignments = _streamed(diagnosis.trajectory_alignments)
     summarize = _unary(diagnosis.summarize)
     compare_groups = _unary(diagnosis.compare_groups)
+    compare_objectives = _unary(diagnosis.compare_objectives)
 
     predict_growth = _unary(growth.predict_growth)
     start_growth = _unary(growth.start_growth)
@@ -211,4 +212,6 @@ class Client(BaseClient):
 
     statistics = _unary(cache.statistics)
     regrade = _unary(cache.regrade)
+    list_rollouts = _paged(cache.list_rollouts)
+    put_outcomes = _unary(cache.put_outcomes)
     grow = _started(growth.start_growth)

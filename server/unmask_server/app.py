@@ -38,7 +38,7 @@ from unmask_server.nodes.rollout_scores import RolloutScorer
 from unmask_server.nodes.sequences import SequenceReader
 from unmask_server.nodes.stored import StoredTeachers
 from unmask_server.nodes.versions import TreeVersions
-from unmask_server.tree import DistributionStore, RolloutScoreStore, TreeStore
+from unmask_server.tree import DistributionStore, OutcomeStore, RolloutScoreStore, TreeStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,8 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     distributions = DistributionStore(database)
     scorer = Scorer(distributions, engines)
     stored = StoredTeachers(catalog, distributions)
-    recorder = Recorder(catalog, trees, grader, versions.note)
+    outcomes = OutcomeStore(database)
+    recorder = Recorder(catalog, trees, outcomes, grader, versions.note)
     sampler = Sampler(catalog, engines)
     resolver = Resolver(catalog, recorder.graded)
     reader = EvidenceReader(catalog, scorer, stored)
@@ -133,10 +134,11 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
             demonstrations,
             recorder,
             trees,
+            outcomes,
             answers,
         ),
         growth_service=GrowthService(runner, resolver, settings),
-        cache_service=CacheService(trees, recorder, resolver, sampler, scorer),
+        cache_service=CacheService(catalog, trees, outcomes, recorder, resolver, sampler, scorer),
     )
 
 

@@ -168,7 +168,7 @@ def test_wrong_options_are_refused(kind: VerifierKind, options: dict[str, str], 
 @pytest.mark.parametrize(
     ("kind", "reference"),
     [
-        *((kind, " ") for kind in VerifierKind),
+        *((kind, " ") for kind in VerifierKind if kind.compares),
         (VerifierKind.LAST_NUMBER, "see figure"),
         (VerifierKind.HASH_ANSWER, "7 apples"),
         (VerifierKind.BOXED, "$$"),

@@ -32,6 +32,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "start_growth": ("trj-1",), "predict_growth": ("trj-1",), "get_growth": ("gro-1",),
     "watch_growth": ("gro-1",), "put_teacher_distributions": ("t", []),
     "cancel_growth": ("gro-1",), "regrade": ("p", "q", "v"),
+    "compare_objectives": ("trj-1", ["a", "b"]), "list_rollouts": ("p", "q"),
+    "put_outcomes": ("v", {"r": 0.5}),
 }  # fmt: skip
 KEYWORDS: dict[str, dict[str, Any]] = {
     "preview_prompt": {"question": "q", "policy": "p"},

@@ -9,7 +9,16 @@ import typer
 from unmask.cli.comparisons import summary_view
 from unmask.cli.connect import connected, say, stdout
 from unmask.cli.numbers import count, median
-from unmask.cli.options import Losses, Plain, Position, Teachers, TopK, TrajectoryId, Verifier
+from unmask.cli.options import (
+    Losses,
+    Objective,
+    Plain,
+    Position,
+    Teachers,
+    TopK,
+    TrajectoryId,
+    Verifier,
+)
 from unmask.cli.scores import STATUS_NAMES, by_push
 from unmask.cli.tables import (
     alignment_table,
@@ -53,6 +62,7 @@ def align(
     teacher: Teachers = None,
     algorithm: Losses = None,
     verifier: Verifier = "",
+    objective: Objective = "",
     top_k: TopK = 0,
     latest: Latest = False,
 ) -> None:
@@ -62,6 +72,7 @@ def align(
         teachers=teacher or (),
         algorithms=algorithm or (),
         verifier=verifier,
+        objective=objective,
         top_k=top_k,
         latest=latest,
     )
@@ -88,6 +99,7 @@ def node(
         bool, typer.Option("--gradient", help="The ideal gradient instead of the candidates.")
     ] = False,
     verifier: Verifier = "",
+    objective: Objective = "",
     top_k: TopK = 0,
     latest: Latest = False,
 ) -> None:
@@ -96,6 +108,7 @@ def node(
         **_node(trajectory, position, policy, question, prefix, prefix_tokens, observed),
         "teachers": teacher or (),
         "verifier": verifier,
+        "objective": objective,
         "top_k": top_k,
         "latest": latest,
     }
@@ -127,6 +140,7 @@ def view(
     ] = False,
     plain: Plain = False,
     verifier: Verifier = "",
+    objective: Objective = "",
     top_k: TopK = 0,
     latest: Latest = False,
 ) -> None:
@@ -137,6 +151,7 @@ def view(
         teachers=teacher or (),
         algorithms=algorithm or (),
         verifier=verifier,
+        objective=objective,
         top_k=top_k,
         latest=latest,
     )
@@ -163,6 +178,7 @@ def summary(
     teacher: Teachers = None,
     algorithm: Losses = None,
     verifier: Verifier = "",
+    objective: Objective = "",
     top_k: TopK = 0,
     latest: Latest = False,
 ) -> None:
@@ -178,6 +194,7 @@ def summary(
         teachers=teacher or (),
         algorithms=algorithm or (),
         verifier=verifier,
+        objective=objective,
         top_k=top_k,
         latest=latest,
     )

@@ -19,6 +19,7 @@ from unmask.cli.options import (
     Allocation,
     HalfWidth,
     Losses,
+    Objective,
     Plain,
     Statistic,
     TopK,
@@ -26,6 +27,7 @@ from unmask.cli.options import (
 )
 from unmask.cli.sources import QUESTIONS
 from unmask.client import Client
+from unmask.objectives import parse_terms
 from unmask.v1 import growth_pb2
 
 DEFAULT_PER_NODE = 32
@@ -82,6 +84,7 @@ def _diagnose(
     max_new_tokens: Annotated[int, typer.Option(help="Length of a generation; 0: 256.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed gives other generations.")] = 0,
     verifier: Verifier = "",
+    objective: Objective = "",
     top_k: TopK = 0,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write everything there.")
@@ -114,7 +117,9 @@ def _diagnose(
         seed=seed,
         verifier=verifier,
         top_k=top_k,
+        objective=objective,
     )
+    parse_terms(plan.objective)
     parse_algorithms(plan.losses)  # before anything is paid for
     if not plan.teachers and not plan.contexts:
         raise ValueError("--teacher: give at least one, or a --context")
@@ -155,7 +160,7 @@ def _run(client: Client, plan: study.Plan) -> reports.Report:
             trajectories,
             teachers=list(subjects.labels),
             algorithms=plan.losses,
-            verifier=plan.verifier,
+            **plan.grading,
             top_k=plan.top_k,
         )
         examples = study.examples(client, subjects, plan, trajectories)

@@ -21,6 +21,7 @@ from unmask.cli.options import (
     FlatNorm,
     HalfWidth,
     Losses,
+    Objective,
     Position,
     Statistic,
     Teachers,
@@ -77,6 +78,7 @@ def grow(
         str | None, typer.Option(help="The same id is the same growth for ever.")
     ] = None,
     verifier: Verifier = "",
+    objective: Objective = "",
     top_k: TopK = 0,
 ) -> None:
     """Sample rollouts, so that answers become surer; `unmask predict` says at what price."""
@@ -94,6 +96,7 @@ def grow(
         confidence=confidence,
         request_id=request_id,
         verifier=verifier,
+        objective=objective,
         top_k=top_k,
     )
     started = time.monotonic()
@@ -133,6 +136,7 @@ def predict(
     teacher: Teachers = None,
     algorithm: Losses = None,
     verifier: Verifier = "",
+    objective: Objective = "",
     top_k: TopK = 0,
 ) -> None:
     """What would it cost to be so sure? Samples nothing."""
@@ -147,6 +151,7 @@ def predict(
             flat_norm=flat_norm,
             confidence=confidence,
             verifier=verifier,
+            objective=objective,
             top_k=top_k,
         )
     show_prediction(console, found, _wanted(statistic, half_width, confidence, bool(teacher)))

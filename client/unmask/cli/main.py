@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import unmask
-from unmask.cli import answers, catalog, growth, trajectories
+from unmask.cli import answers, catalog, growth, objectives, trajectories
 from unmask.cli.diagnose import diagnose
 from unmask.cli.findings import findings
 
@@ -41,6 +41,7 @@ app.command()(answers.view)
 app.command()(answers.align)
 app.command()(answers.node)
 app.command()(answers.summary)
+app.command()(objectives.objectives)
 app.command()(growth.grow)
 app.command()(growth.predict)
 app.command()(trajectories.sample)
@@ -49,4 +50,5 @@ app.command()(answers.stats)
 app.add_typer(catalog.policies, name="policy", no_args_is_help=True)
 app.add_typer(catalog.teachers, name="teacher", no_args_is_help=True)
 app.add_typer(catalog.questions, name="question", no_args_is_help=True)
+app.add_typer(objectives.verifiers, name="verifier", no_args_is_help=True)
 app.add_typer(trajectories.trajectories, name="trajectory", no_args_is_help=True)

@@ -25,6 +25,14 @@ Losses = Annotated[
 Verifier = Annotated[
     str, typer.Option(help="Grades the rollouts; by default the question's own verifier.")
 ]
+Objective = Annotated[
+    str,
+    typer.Option(
+        metavar="SUM",
+        help="Instead of a verifier a weighted sum of several, as in own=1,short=-0.1, where `own` "
+        "is the question's own.",
+    ),
+]
 TopK = Annotated[
     int, typer.Option(help="How many of the likeliest tokens are candidates; 0: 20.", min=0)
 ]

@@ -68,7 +68,8 @@ class Push:
 
 
 def push_of(
-    alignment: pb.Alignment | pb.AlignmentSummary, names: Mapping[str, str] | None = None
+    alignment: pb.Alignment | pb.AlignmentSummary | pb.ObjectiveDisagreement,
+    names: Mapping[str, str] | None = None,
 ) -> Push:
     """Whose alignment this is; `names` maps teachers' ids to what the user calls them."""
     teacher = (names or {}).get(alignment.teacher_id, alignment.teacher_id)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from unmask.cli.sources import registered
 from unmask.cli.trajectories import is_correct
@@ -65,6 +66,15 @@ class Plan:
     seed: int
     verifier: str
     top_k: int
+    objective: str = ""
+    """Instead of the verifier, a weighted sum for answers; questions keep the verifier."""
+
+    @property
+    def grading(self) -> dict[str, Any]:
+        """What answers are graded by, as arguments of calls."""
+        if self.objective:
+            return {"objective": self.objective}
+        return {"verifier": self.verifier}
 
 
 @dataclass(slots=True)
@@ -160,7 +170,7 @@ def start_growth(
         half_width=plan.half_width,
         statistic=plan.statistic,
         request_id="",
-        verifier=plan.verifier,
+        **plan.grading,
         top_k=plan.top_k,
     )
     content = build.request.SerializeToString(deterministic=True)
@@ -195,7 +205,7 @@ def examples(
             trajectory,
             teachers=list(subjects.labels),
             algorithms=plan.losses,
-            verifier=plan.verifier,
+            **plan.grading,
             top_k=plan.top_k,
         )
         return Example(trajectory, question, tuple(answers))

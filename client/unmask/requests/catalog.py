@@ -302,15 +302,16 @@ def register_verifier(
     kind: str | pb.VerifierKind.ValueType,
     *,
     name: str = "",
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, str | float] | None = None,
 ) -> Unary[pb.Verifier]:
     """Register a verifier. The built-in ones need no registration.
 
     Args:
         kind: one of `VERIFIER_KINDS`, e.g. `regex`.
         name: optional, unique.
-        options: for `regex` `pattern`; for `exact` `ignore_case`; for `reasoning_gym` `extract`;
-            for all `truncated` (`grade`).
+        options: for `regex` and `format` `pattern`; for `exact` `ignore_case`; for `reasoning_gym`
+            `extract`; for `length` `limit`; for `external` `source`; for those that judge a text
+            `truncated` (`grade`). For `objective` weights by verifiers' ids or names.
 
     Raises:
         ValueError: no such kind.
@@ -320,7 +321,8 @@ def register_verifier(
         if kind not in VERIFIER_KINDS:
             raise ValueError(f"kind: {kind!r} is none of {', '.join(VERIFIER_KINDS)}")
         kind = VERIFIER_KINDS[kind]
-    request = pb.RegisterVerifierRequest(name=name, kind=kind, options=options or {})
+    texts = {key: str(value) for key, value in (options or {}).items()}
+    request = pb.RegisterVerifierRequest(name=name, kind=kind, options=texts)
     return Unary(
         path(_SERVICE, "RegisterVerifier"),
         request,

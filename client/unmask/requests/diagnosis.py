@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from unmask.algorithms import AlgorithmLike, parse_algorithms
 from unmask.calls import Streamed, Unary, itself, path
+from unmask.objectives import Terms, parse_objective
 from unmask.requests.refs import Prefix, Ref, node, options, ref, refs
 from unmask.v1 import diagnosis_pb2 as pb
 
@@ -22,6 +23,7 @@ def get_node(
     observed_token: int | None = None,
     teachers: Ref | Iterable[Ref] = (),
     verifier: Ref = "",
+    objective: Terms = (),
     top_k: int = 0,
     min_coverage: float | None = None,
     latest: bool = False,
@@ -29,7 +31,7 @@ def get_node(
     """Success estimates of a node's candidate tokens.
 
     The node is named by `trajectory` and `position` or by `policy`, `question` and `prefix`, see
-    `unmask.node`; for `verifier`, `top_k`, `min_coverage` and `latest` see `alignment`.
+    `unmask.node`; for the other arguments see `alignment`.
 
     Returns:
         `node`, what this is about; `candidates`, likeliest first; `tail`, everything else.
@@ -44,7 +46,7 @@ def get_node(
             prefix=prefix,
             observed_token=observed_token,
         ),
-        options=options(verifier, top_k, min_coverage, latest),
+        options=options(verifier, top_k, min_coverage, latest, objective),
         teachers=refs(teachers),
     )
     return Unary(path(_SERVICE, "GetNode"), request, pb.GetNodeResponse, itself)
@@ -60,6 +62,7 @@ def ideal_gradient(
     observed_token: int | None = None,
     teachers: Ref | Iterable[Ref] = (),
     verifier: Ref = "",
+    objective: Terms = (),
     top_k: int = 0,
     min_coverage: float | None = None,
     latest: bool = False,
@@ -67,7 +70,7 @@ def ideal_gradient(
     """The logit update that most increases the chance of success at a node.
 
     The node is named by `trajectory` and `position` or by `policy`, `question` and `prefix`, see
-    `unmask.node`; for `verifier`, `top_k`, `min_coverage` and `latest` see `alignment`.
+    `unmask.node`; for the other arguments see `alignment`.
 
     Returns:
         `node`, `status`, `norm`, `norm_bound` and `components`, which are
@@ -83,7 +86,7 @@ def ideal_gradient(
             prefix=prefix,
             observed_token=observed_token,
         ),
-        options=options(verifier, top_k, min_coverage, latest),
+        options=options(verifier, top_k, min_coverage, latest, objective),
         teachers=refs(teachers),
     )
     return Unary(path(_SERVICE, "GetIdealGradient"), request, pb.GetIdealGradientResponse, itself)
@@ -100,6 +103,7 @@ def alignment(
     teachers: Ref | Iterable[Ref] = (),
     algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
     verifier: Ref = "",
+    objective: Terms = (),
     top_k: int = 0,
     min_coverage: float | None = None,
     latest: bool = False,
@@ -116,6 +120,8 @@ def alignment(
         teachers: may be empty if no algorithm needs one.
         algorithms: messages or texts, see `unmask.parse_algorithm`; empty: `reverse_kl`.
         verifier: grades the rollouts; empty: the question's own.
+        objective: instead of a verifier, a weighted sum of several: `own=1,length=-0.1`, or a
+            mapping. "Success" is then its expectation, in its own units; see docs/objectives.md.
         top_k: how many of the likeliest tokens are candidates; 0: 20.
         min_coverage: mass on the candidates below which the answer says LOW_COVERAGE; None: 0.9.
         latest: whether to read everything committed before the call, also by other servers.
@@ -133,7 +139,7 @@ def alignment(
             prefix=prefix,
             observed_token=observed_token,
         ),
-        options=options(verifier, top_k, min_coverage, latest),
+        options=options(verifier, top_k, min_coverage, latest, objective),
         teachers=refs(teachers),
         algorithms=parse_algorithms(algorithms),
     )
@@ -147,6 +153,7 @@ def trajectory_alignments(
     algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
     positions: Iterable[int] = (),
     verifier: Ref = "",
+    objective: Terms = (),
     top_k: int = 0,
     min_coverage: float | None = None,
     latest: bool = False,
@@ -159,6 +166,7 @@ def trajectory_alignments(
         algorithms: as for `alignment`.
         positions: only these, from 0; empty: all.
         verifier: as for `alignment`.
+        objective: as for `alignment`.
         top_k: as for `alignment`.
         min_coverage: as for `alignment`.
         latest: as for `alignment`.
@@ -166,7 +174,7 @@ def trajectory_alignments(
     """
     request = pb.StreamTrajectoryAlignmentsRequest(
         trajectory=ref(trajectory),
-        options=options(verifier, top_k, min_coverage, latest),
+        options=options(verifier, top_k, min_coverage, latest, objective),
         teachers=refs(teachers),
         algorithms=parse_algorithms(algorithms),
         positions=positions,
@@ -185,6 +193,7 @@ def summarize(
     teachers: Ref | Iterable[Ref] = (),
     algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
     verifier: Ref = "",
+    objective: Terms = (),
     top_k: int = 0,
     min_coverage: float | None = None,
     latest: bool = False,
@@ -196,6 +205,7 @@ def summarize(
         teachers: as for `alignment`.
         algorithms: as for `alignment`.
         verifier: as for `alignment`.
+        objective: as for `alignment`.
         top_k: as for `alignment`.
         min_coverage: as for `alignment`.
         latest: as for `alignment`.
@@ -208,7 +218,7 @@ def summarize(
     """
     request = pb.SummarizeAlignmentsRequest(
         trajectories=refs(trajectories),
-        options=options(verifier, top_k, min_coverage, latest),
+        options=options(verifier, top_k, min_coverage, latest, objective),
         teachers=refs(teachers),
         algorithms=parse_algorithms(algorithms),
     )
@@ -226,6 +236,7 @@ def compare_groups(
     teachers: Ref | Iterable[Ref] = (),
     algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
     verifier: Ref = "",
+    objective: Terms = (),
     top_k: int = 0,
     min_coverage: float | None = None,
     latest: bool = False,
@@ -240,6 +251,7 @@ def compare_groups(
         teachers: as for `alignment`.
         algorithms: as for `alignment`.
         verifier: as for `alignment`.
+        objective: as for `alignment`.
         top_k: as for `alignment`.
         min_coverage: as for `alignment`.
         latest: as for `alignment`.
@@ -254,8 +266,48 @@ def compare_groups(
             pb.TrajectoryGroup(name=name, trajectories=refs(trajectories))
             for name, trajectories in groups.items()
         ],
-        options=options(verifier, top_k, min_coverage, latest),
+        options=options(verifier, top_k, min_coverage, latest, objective),
         teachers=refs(teachers),
         algorithms=parse_algorithms(algorithms),
     )
     return Unary(path(_SERVICE, "CompareGroups"), request, pb.CompareGroupsResponse, itself)
+
+
+def compare_objectives(
+    trajectories: Ref | Iterable[Ref],
+    objectives: Iterable[Ref | Mapping[str, float] | pb.Objective],
+    *,
+    teachers: Ref | Iterable[Ref] = (),
+    algorithms: AlgorithmLike | Iterable[AlgorithmLike] = (),
+    top_k: int = 0,
+    min_coverage: float | None = None,
+    latest: bool = False,
+) -> Unary[pb.CompareObjectivesResponse]:
+    """`summarize` under several objectives, and where these disagree about a teacher.
+
+    From the rollouts that are there, regraded; nothing is sampled.
+
+    Args:
+        trajectories: 1 to 1000 of one policy.
+        objectives: 2 to 8, each a verifier (`own`: the question's own) or a weighted sum, as a text
+            `own=1,length=-0.1` or a mapping.
+        teachers: as for `alignment`.
+        algorithms: as for `alignment`.
+        top_k: as for `alignment`.
+        min_coverage: as for `alignment`.
+        latest: as for `alignment`.
+
+    Returns:
+        `objectives`, each with the `summaries` and `comparisons` of `summarize`; `disagreements`,
+        for every pair of objectives, teacher and algorithm: at which `share` of the tokens one of
+        them is sure that the teacher's push helps and the other that it hurts, and which those are.
+
+    """
+    request = pb.CompareObjectivesRequest(
+        trajectories=refs(trajectories),
+        options=options("", top_k, min_coverage, latest),
+        teachers=refs(teachers),
+        algorithms=parse_algorithms(algorithms),
+        objectives=[parse_objective(objective) for objective in objectives],
+    )
+    return Unary(path(_SERVICE, "CompareObjectives"), request, pb.CompareObjectivesResponse, itself)

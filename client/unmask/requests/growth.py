@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from unmask.algorithms import AlgorithmLike, parse_algorithms
 from unmask.calls import Paged, Streamed, Unary, itself, path
+from unmask.objectives import Terms
 from unmask.requests.refs import Ref, Target, options, ref, refs, target
 from unmask.v1 import growth_pb2 as pb
 
@@ -52,6 +53,7 @@ def start_growth(
     confidence: float | None = None,
     request_id: str | None = None,
     verifier: Ref = "",
+    objective: Terms = (),
     top_k: int = 0,
 ) -> Unary[pb.Growth]:
     """Start a growth, or find the one of that request_id.
@@ -89,6 +91,8 @@ def start_growth(
         request_id: the same one is the same growth for ever, so that a retry spends nothing. None:
             a new one.
         verifier: grades the rollouts; empty: the questions' own.
+        objective: instead of a verifier, a weighted sum of several; see `alignment`. Of precisions
+            in units of success it is its scale, the sum of its weights' sizes, that counts as 1.
         top_k: how many of the likeliest tokens are candidates, 1 to 1000; 0: 20.
 
     Raises:
@@ -110,7 +114,7 @@ def start_growth(
         rollouts_per_node=rollouts_per_node,
         allocation=ALLOCATIONS[allocation],
         teachers=refs(teachers),
-        options=options(verifier, top_k),
+        options=options(verifier, top_k, objective=objective),
         algorithms=parse_algorithms(algorithms),
         precision=precision,
     )
@@ -127,6 +131,7 @@ def predict_growth(
     flat_norm: float | None = None,
     confidence: float | None = None,
     verifier: Ref = "",
+    objective: Terms = (),
     top_k: int = 0,
 ) -> Unary[pb.PredictGrowthResponse]:
     """What an adaptive growth to a wanted precision will cost from now on. Samples nothing.
@@ -144,7 +149,7 @@ def predict_growth(
     request = pb.PredictGrowthRequest(
         targets=_targets(targets),
         teachers=refs(teachers),
-        options=options(verifier, top_k),
+        options=options(verifier, top_k, objective=objective),
         algorithms=parse_algorithms(algorithms),
         precision=_precision(half_width, statistic, flat_norm, confidence),
     )

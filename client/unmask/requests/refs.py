@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
+from unmask.objectives import Terms, parse_terms
 from unmask.v1 import diagnosis_pb2, growth_pb2, trajectory_pb2
 
 
@@ -120,6 +121,7 @@ def options(
     top_k: int = 0,
     min_coverage: float | None = None,
     latest: bool = False,
+    objective: Terms = (),
 ) -> diagnosis_pb2.NodeOptions:
     """What a node's numbers rest on.
 
@@ -128,6 +130,7 @@ def options(
         top_k: how many of the likeliest tokens are candidates; 0: 20.
         min_coverage: mass on the candidates below which the answer says LOW_COVERAGE; None: 0.9.
         latest: whether to read everything committed before the call, also by other servers.
+        objective: instead of a verifier, a weighted sum of several; see `unmask.objectives`.
 
     """
     return diagnosis_pb2.NodeOptions(
@@ -137,6 +140,7 @@ def options(
         freshness=(
             diagnosis_pb2.FRESHNESS_LATEST if latest else diagnosis_pb2.FRESHNESS_UNSPECIFIED
         ),
+        objective=parse_terms(objective),
     )
 
 

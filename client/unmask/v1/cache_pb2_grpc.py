@@ -45,6 +45,16 @@ class CacheServiceStub:
                 request_serializer=unmask_dot_v1_dot_cache__pb2.RegradeRolloutsRequest.SerializeToString,
                 response_deserializer=unmask_dot_v1_dot_cache__pb2.RegradeRolloutsResponse.FromString,
                 _registered_method=True)
+        self.ListRollouts = channel.unary_unary(
+                '/unmask.v1.CacheService/ListRollouts',
+                request_serializer=unmask_dot_v1_dot_cache__pb2.ListRolloutsRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_cache__pb2.ListRolloutsResponse.FromString,
+                _registered_method=True)
+        self.PutOutcomes = channel.unary_unary(
+                '/unmask.v1.CacheService/PutOutcomes',
+                request_serializer=unmask_dot_v1_dot_cache__pb2.PutOutcomesRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_cache__pb2.PutOutcomesResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer:
@@ -66,6 +76,25 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRollouts(self, request, context):
+        """The rollouts of a policy on a question, oldest first, as text: what a client gives numbers to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutOutcomes(self, request, context):
+        """Keeps numbers that a client has for rollouts, under a verifier of kind EXTERNAL. All or none are
+        kept; the same number again changes nothing.
+
+        NOT_FOUND: an id. INVALID_ARGUMENT: another kind of verifier, a number outside of [0, 1].
+        ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
+        `source`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +107,16 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.RegradeRollouts,
                     request_deserializer=unmask_dot_v1_dot_cache__pb2.RegradeRolloutsRequest.FromString,
                     response_serializer=unmask_dot_v1_dot_cache__pb2.RegradeRolloutsResponse.SerializeToString,
+            ),
+            'ListRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRollouts,
+                    request_deserializer=unmask_dot_v1_dot_cache__pb2.ListRolloutsRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_cache__pb2.ListRolloutsResponse.SerializeToString,
+            ),
+            'PutOutcomes': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutOutcomes,
+                    request_deserializer=unmask_dot_v1_dot_cache__pb2.PutOutcomesRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_cache__pb2.PutOutcomesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +174,60 @@ class CacheService:
             '/unmask.v1.CacheService/RegradeRollouts',
             unmask_dot_v1_dot_cache__pb2.RegradeRolloutsRequest.SerializeToString,
             unmask_dot_v1_dot_cache__pb2.RegradeRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.CacheService/ListRollouts',
+            unmask_dot_v1_dot_cache__pb2.ListRolloutsRequest.SerializeToString,
+            unmask_dot_v1_dot_cache__pb2.ListRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutOutcomes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.CacheService/PutOutcomes',
+            unmask_dot_v1_dot_cache__pb2.PutOutcomesRequest.SerializeToString,
+            unmask_dot_v1_dot_cache__pb2.PutOutcomesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,16 @@ class CacheServiceStub:
     """Grades everything stored for a policy and a question by another verifier. Samples nothing.
     Requests that name a verifier do this by themselves.
     """
+    ListRollouts: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ListRolloutsRequest, _cache_pb2.ListRolloutsResponse]
+    """The rollouts of a policy on a question, oldest first, as text: what a client gives numbers to."""
+    PutOutcomes: _grpc.UnaryUnaryMultiCallable[_cache_pb2.PutOutcomesRequest, _cache_pb2.PutOutcomesResponse]
+    """Keeps numbers that a client has for rollouts, under a verifier of kind EXTERNAL. All or none are
+    kept; the same number again changes nothing.
+
+    NOT_FOUND: an id. INVALID_ARGUMENT: another kind of verifier, a number outside of [0, 1].
+    ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
+    `source`.
+    """
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -50,6 +60,16 @@ class CacheServiceAsyncStub(CacheServiceStub):
     RegradeRollouts: _aio.UnaryUnaryMultiCallable[_cache_pb2.RegradeRolloutsRequest, _cache_pb2.RegradeRolloutsResponse]  # type: ignore[assignment]
     """Grades everything stored for a policy and a question by another verifier. Samples nothing.
     Requests that name a verifier do this by themselves.
+    """
+    ListRollouts: _aio.UnaryUnaryMultiCallable[_cache_pb2.ListRolloutsRequest, _cache_pb2.ListRolloutsResponse]  # type: ignore[assignment]
+    """The rollouts of a policy on a question, oldest first, as text: what a client gives numbers to."""
+    PutOutcomes: _aio.UnaryUnaryMultiCallable[_cache_pb2.PutOutcomesRequest, _cache_pb2.PutOutcomesResponse]  # type: ignore[assignment]
+    """Keeps numbers that a client has for rollouts, under a verifier of kind EXTERNAL. All or none are
+    kept; the same number again changes nothing.
+
+    NOT_FOUND: an id. INVALID_ARGUMENT: another kind of verifier, a number outside of [0, 1].
+    ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
+    `source`.
     """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -71,6 +91,28 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cache_pb2.RegradeRolloutsResponse, _abc.Awaitable[_cache_pb2.RegradeRolloutsResponse]]:
         """Grades everything stored for a policy and a question by another verifier. Samples nothing.
         Requests that name a verifier do this by themselves.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRollouts(
+        self,
+        request: _cache_pb2.ListRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.ListRolloutsResponse, _abc.Awaitable[_cache_pb2.ListRolloutsResponse]]:
+        """The rollouts of a policy on a question, oldest first, as text: what a client gives numbers to."""
+
+    @_abc_1.abstractmethod
+    def PutOutcomes(
+        self,
+        request: _cache_pb2.PutOutcomesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.PutOutcomesResponse, _abc.Awaitable[_cache_pb2.PutOutcomesResponse]]:
+        """Keeps numbers that a client has for rollouts, under a verifier of kind EXTERNAL. All or none are
+        kept; the same number again changes nothing.
+
+        NOT_FOUND: an id. INVALID_ARGUMENT: another kind of verifier, a number outside of [0, 1].
+        ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
+        `source`.
         """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

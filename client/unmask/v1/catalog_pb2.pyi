@@ -127,6 +127,23 @@ class _VerifierKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verifier
     """The math-verify library finds the text equivalent to the reference."""
     VERIFIER_KIND_REASONING_GYM: _VerifierKind.ValueType  # 10
     """The reasoning-gym library's own scorer of the question's data set, in [0, 1]."""
+    VERIFIER_KIND_FORMAT: _VerifierKind.ValueType  # 15
+    """A pattern (RE2, option `pattern`) occurs in the text: 1, else 0. Needs no reference."""
+    VERIFIER_KIND_LENGTH: _VerifierKind.ValueType  # 16
+    """Generated tokens, the end token left out, over the option `limit`; 1 from there on. It grows with
+    the length, so a negative weight is a penalty on it. Needs no reference.
+    """
+    VERIFIER_KIND_EXTERNAL: _VerifierKind.ValueType  # 17
+    """A number in [0, 1] that a client gives for each rollout, e.g. a safety score or a reward model's:
+    CacheService.PutOutcomes. The option `source` says where it is from: another source, or another
+    version of it, is another verifier. Nothing can be grown under it, nor questions be registered
+    with it, because what is sampled has no number yet.
+    """
+    VERIFIER_KIND_OBJECTIVE: _VerifierKind.ValueType  # 18
+    """A weighted sum of verifiers: the options are weights by verifier, id or name. At most 16 terms;
+    any finite weights, not all zero. An objective among them enters with its own terms. Answers are
+    in the sum's own units: NodeOptions.objective says which numbers that concerns.
+    """
 
 class VerifierKind(_VerifierKind, metaclass=_VerifierKindEnumTypeWrapper):
     """The kinds of verifiers."""
@@ -147,6 +164,23 @@ VERIFIER_KIND_MATH_VERIFY: VerifierKind.ValueType  # 6
 """The math-verify library finds the text equivalent to the reference."""
 VERIFIER_KIND_REASONING_GYM: VerifierKind.ValueType  # 10
 """The reasoning-gym library's own scorer of the question's data set, in [0, 1]."""
+VERIFIER_KIND_FORMAT: VerifierKind.ValueType  # 15
+"""A pattern (RE2, option `pattern`) occurs in the text: 1, else 0. Needs no reference."""
+VERIFIER_KIND_LENGTH: VerifierKind.ValueType  # 16
+"""Generated tokens, the end token left out, over the option `limit`; 1 from there on. It grows with
+the length, so a negative weight is a penalty on it. Needs no reference.
+"""
+VERIFIER_KIND_EXTERNAL: VerifierKind.ValueType  # 17
+"""A number in [0, 1] that a client gives for each rollout, e.g. a safety score or a reward model's:
+CacheService.PutOutcomes. The option `source` says where it is from: another source, or another
+version of it, is another verifier. Nothing can be grown under it, nor questions be registered
+with it, because what is sampled has no number yet.
+"""
+VERIFIER_KIND_OBJECTIVE: VerifierKind.ValueType  # 18
+"""A weighted sum of verifiers: the options are weights by verifier, id or name. At most 16 terms;
+any finite weights, not all zero. An objective among them enters with its own terms. Answers are
+in the sum's own units: NodeOptions.objective says which numbers that concerns.
+"""
 Global___VerifierKind: _TypeAlias = VerifierKind  # noqa: Y015
 
 @_typing.final
@@ -591,8 +625,10 @@ class Verifier(_message.Message):
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For REGEX `pattern`; for EXACT `ignore_case` (`true`); for REASONING_GYM `extract` (`tag`: what
-        the last `<answer>` tags hold, the default; `all`: the whole text); for all `truncated` (`grade`
-        to grade a generation that was cut off; without it that is a failure).
+        the last `<answer>` tags hold, the default; `all`: the whole text); for FORMAT `pattern`; for
+        LENGTH `limit`; for EXTERNAL `source`; for those that judge a text `truncated` (`grade` to grade a
+        generation that was cut off; without it that is a failure). For OBJECTIVE the terms: weights, as
+        decimal numbers, by the ids of verifiers.
         """
 
     def __init__(
@@ -1559,7 +1595,7 @@ class RegisterVerifierRequest(_message.Message):
     """Required."""
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """See Verifier.options."""
+        """See Verifier.options; for OBJECTIVE verifiers may be named."""
 
     def __init__(
         self,

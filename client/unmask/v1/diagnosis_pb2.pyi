@@ -355,6 +355,7 @@ class NodeOptions(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     MIN_COVERAGE_FIELD_NUMBER: _builtins.int
     FRESHNESS_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
     verifier: _builtins.str
     """Id or name of the verifier. Empty: the question's own."""
     top_k: _builtins.int
@@ -367,6 +368,19 @@ class NodeOptions(_message.Message):
     """
     freshness: Global___Freshness.ValueType
     """How new the counts must be."""
+    @_builtins.property
+    def objective(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectiveTerm]:
+        """Instead of a verifier: a weighted sum of several, counted rollout by rollout, which becomes a
+        verifier of kind OBJECTIVE. At most 16 terms; finite weights, not all zero. FAILED_PRECONDITION
+        where rollouts lack the number of an EXTERNAL one.
+
+        "Success" is then the expected sum, and answers are in its units. With scale = sum |weight| (its
+        maximum less its minimum) and offset = sum of the negative weights (its minimum): success is
+        offset + scale x for x in [0, 1]; gains, advantages, ideal gradients, their norms and bounds carry
+        the scale, squared norms its square; cosines, probabilities and statuses do not depend on it.
+        Steps carry it where the loss does: DR_GRPO's, not GRPO's, which divides by the rewards' std.
+        """
+
     def __init__(
         self,
         *,
@@ -374,16 +388,43 @@ class NodeOptions(_message.Message):
         top_k: _builtins.int = ...,
         min_coverage: _builtins.float | None = ...,
         freshness: Global___Freshness.ValueType = ...,
+        objective: _abc.Iterable[Global___ObjectiveTerm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage", "min_coverage", b"min_coverage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage", "freshness", b"freshness", "min_coverage", b"min_coverage", "top_k", b"top_k", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage", "freshness", b"freshness", "min_coverage", b"min_coverage", "objective", b"objective", "top_k", b"top_k", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_coverage: _TypeAlias = _typing.Literal["min_coverage"]  # noqa: Y015
     _WhichOneofArgType__min_coverage: _TypeAlias = _typing.Literal["_min_coverage", b"_min_coverage"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_coverage) -> _WhichOneofReturnType__min_coverage | None: ...
 
 Global___NodeOptions: _TypeAlias = NodeOptions  # noqa: Y015
+
+@_typing.final
+class ObjectiveTerm(_message.Message):
+    """A part of an objective."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERIFIER_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    verifier: _builtins.str
+    """Id or name of a verifier, each once. Empty: the question's own."""
+    weight: _builtins.float
+    """Finite; negative to penalise."""
+    def __init__(
+        self,
+        *,
+        verifier: _builtins.str = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["verifier", b"verifier", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectiveTerm: _TypeAlias = ObjectiveTerm  # noqa: Y015
 
 @_typing.final
 class Interval(_message.Message):
@@ -512,7 +553,7 @@ class Candidate(_message.Message):
     rollouts: _builtins.int
     """Rollouts through this token that are valid for it. For the tail: those that drew a tail token."""
     reward_sum: _builtins.float
-    """Sum of their rewards."""
+    """Sum of their rewards; of an objective, in its units."""
     truncated: _builtins.int
     """Of them cut off by their limit. 0 for the tail, where this is not counted."""
     exact: _builtins.bool
@@ -1614,3 +1655,255 @@ class CompareGroupsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompareGroupsResponse: _TypeAlias = CompareGroupsResponse  # noqa: Y015
+
+@_typing.final
+class Objective(_message.Message):
+    """What rollouts are graded by: a verifier or a weighted sum of several."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERIFIER_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    verifier: _builtins.str
+    """Id or name of a verifier. Without terms, empty: the question's own."""
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectiveTerm]:
+        """Or as NodeOptions.objective."""
+
+    def __init__(
+        self,
+        *,
+        verifier: _builtins.str = ...,
+        terms: _abc.Iterable[Global___ObjectiveTerm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms", "verifier", b"verifier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Objective: _TypeAlias = Objective  # noqa: Y015
+
+@_typing.final
+class CompareObjectivesRequest(_message.Message):
+    """See DiagnosisService.CompareObjectives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAJECTORIES_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    TEACHERS_FIELD_NUMBER: _builtins.int
+    ALGORITHMS_FIELD_NUMBER: _builtins.int
+    OBJECTIVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trajectories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of trajectories of one policy; 1 to 1000."""
+
+    @_builtins.property
+    def options(self) -> Global___NodeOptions:
+        """Their options, without verifier and objective."""
+
+    @_builtins.property
+    def teachers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By id or name. May be empty if no algorithm needs a teacher."""
+
+    @_builtins.property
+    def algorithms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Algorithm]:
+        """Empty: REVERSE_KL, EXPECTED."""
+
+    @_builtins.property
+    def objectives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Objective]:
+        """2 to 8, all different."""
+
+    def __init__(
+        self,
+        *,
+        trajectories: _abc.Iterable[_builtins.str] | None = ...,
+        options: Global___NodeOptions | None = ...,
+        teachers: _abc.Iterable[_builtins.str] | None = ...,
+        algorithms: _abc.Iterable[Global___Algorithm] | None = ...,
+        objectives: _abc.Iterable[Global___Objective] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "objectives", b"objectives", "options", b"options", "teachers", b"teachers", "trajectories", b"trajectories"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareObjectivesRequest: _TypeAlias = CompareObjectivesRequest  # noqa: Y015
+
+@_typing.final
+class ObjectiveSummary(_message.Message):
+    """A set under one objective, in the objective's units."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERIFIER_IDS_FIELD_NUMBER: _builtins.int
+    SUMMARIES_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def verifier_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The objective's verifiers, by id: one, or several where questions have their own."""
+
+    @_builtins.property
+    def summaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlignmentSummary]:
+        """As in SummarizeAlignmentsResponse."""
+
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___TeacherComparison]:
+        """As in SummarizeAlignmentsResponse."""
+
+    def __init__(
+        self,
+        *,
+        verifier_ids: _abc.Iterable[_builtins.str] | None = ...,
+        summaries: _abc.Iterable[Global___AlignmentSummary] | None = ...,
+        comparisons: _abc.Iterable[Global___TeacherComparison] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparisons", b"comparisons", "summaries", b"summaries", "verifier_ids", b"verifier_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectiveSummary: _TypeAlias = ObjectiveSummary  # noqa: Y015
+
+@_typing.final
+class DisagreeingNode(_message.Message):
+    """A token that one objective is for and another against."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAJECTORY_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    OTHER_COSINE_FIELD_NUMBER: _builtins.int
+    PROBABILITY_POSITIVE_FIELD_NUMBER: _builtins.int
+    OTHER_PROBABILITY_POSITIVE_FIELD_NUMBER: _builtins.int
+    trajectory_id: _builtins.str
+    """The trajectory."""
+    position: _builtins.int
+    """The token's position in it."""
+    probability_positive: _builtins.float
+    """Posterior probability that the cosine is above zero, under the one."""
+    other_probability_positive: _builtins.float
+    """Under the other."""
+    @_builtins.property
+    def token(self) -> _trajectory_pb2.Token:
+        """The token observed there."""
+
+    @_builtins.property
+    def cosine(self) -> Global___Interval:
+        """Cosine under the one objective."""
+
+    @_builtins.property
+    def other_cosine(self) -> Global___Interval:
+        """Under the other."""
+
+    def __init__(
+        self,
+        *,
+        trajectory_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        token: _trajectory_pb2.Token | None = ...,
+        cosine: Global___Interval | None = ...,
+        other_cosine: Global___Interval | None = ...,
+        probability_positive: _builtins.float = ...,
+        other_probability_positive: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cosine", b"cosine", "other_cosine", b"other_cosine", "token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine", b"cosine", "other_cosine", b"other_cosine", "other_probability_positive", b"other_probability_positive", "position", b"position", "probability_positive", b"probability_positive", "token", b"token", "trajectory_id", b"trajectory_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisagreeingNode: _TypeAlias = DisagreeingNode  # noqa: Y015
+
+@_typing.final
+class ObjectiveDisagreement(_message.Message):
+    """Where two objectives disagree about a teacher: the probability that the cosine is above zero is
+    above 0.95 under one of them and below 0.05 under the other.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_ID_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    OTHER_OBJECTIVE_FIELD_NUMBER: _builtins.int
+    SCORED_FIELD_NUMBER: _builtins.int
+    DISAGREEING_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    teacher_id: _builtins.str
+    """The teacher; empty where the algorithm has none."""
+    objective: _builtins.int
+    """Index of the one objective in the request."""
+    other_objective: _builtins.int
+    """Index of the other, above it."""
+    scored: _builtins.int
+    """Nodes that have a cosine under both."""
+    disagreeing: _builtins.int
+    """How many of them disagree."""
+    share: _builtins.float
+    """disagreeing / scored, in [0, 1]. Absent if none is scored."""
+    @_builtins.property
+    def algorithm(self) -> Global___Algorithm:
+        """The algorithm, with every default filled in."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DisagreeingNode]:
+        """Those that disagree, the widest apart first: at most 100."""
+
+    def __init__(
+        self,
+        *,
+        teacher_id: _builtins.str = ...,
+        algorithm: Global___Algorithm | None = ...,
+        objective: _builtins.int = ...,
+        other_objective: _builtins.int = ...,
+        scored: _builtins.int = ...,
+        disagreeing: _builtins.int = ...,
+        share: _builtins.float | None = ...,
+        nodes: _abc.Iterable[Global___DisagreeingNode] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_share", b"_share", "algorithm", b"algorithm", "share", b"share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_share", b"_share", "algorithm", b"algorithm", "disagreeing", b"disagreeing", "nodes", b"nodes", "objective", b"objective", "other_objective", b"other_objective", "scored", b"scored", "share", b"share", "teacher_id", b"teacher_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__share: _TypeAlias = _typing.Literal["share"]  # noqa: Y015
+    _WhichOneofArgType__share: _TypeAlias = _typing.Literal["_share", b"_share"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share) -> _WhichOneofReturnType__share | None: ...
+
+Global___ObjectiveDisagreement: _TypeAlias = ObjectiveDisagreement  # noqa: Y015
+
+@_typing.final
+class CompareObjectivesResponse(_message.Message):
+    """See DiagnosisService.CompareObjectives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTIVES_FIELD_NUMBER: _builtins.int
+    DISAGREEMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def objectives(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectiveSummary]:
+        """One for each objective, in the order asked."""
+
+    @_builtins.property
+    def disagreements(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectiveDisagreement]:
+        """Every pair of objectives; for each, teachers and algorithms in the order of the summaries."""
+
+    def __init__(
+        self,
+        *,
+        objectives: _abc.Iterable[Global___ObjectiveSummary] | None = ...,
+        disagreements: _abc.Iterable[Global___ObjectiveDisagreement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disagreements", b"disagreements", "objectives", b"objectives"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareObjectivesResponse: _TypeAlias = CompareObjectivesResponse  # noqa: Y015

@@ -69,6 +69,11 @@ class DiagnosisServiceStub:
                 request_serializer=unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsRequest.SerializeToString,
                 response_deserializer=unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsResponse.FromString,
                 _registered_method=True)
+        self.CompareObjectives = channel.unary_unary(
+                '/unmask.v1.DiagnosisService/CompareObjectives',
+                request_serializer=unmask_dot_v1_dot_diagnosis__pb2.CompareObjectivesRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_diagnosis__pb2.CompareObjectivesResponse.FromString,
+                _registered_method=True)
 
 
 class DiagnosisServiceServicer:
@@ -124,6 +129,14 @@ class DiagnosisServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareObjectives(self, request, context):
+        """The same under several objectives, and where these disagree about a teacher. From the rollouts
+        that are there, regraded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DiagnosisServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -156,6 +169,11 @@ def add_DiagnosisServiceServicer_to_server(servicer, server):
                     servicer.CompareGroups,
                     request_deserializer=unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsRequest.FromString,
                     response_serializer=unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsResponse.SerializeToString,
+            ),
+            'CompareObjectives': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareObjectives,
+                    request_deserializer=unmask_dot_v1_dot_diagnosis__pb2.CompareObjectivesRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_diagnosis__pb2.CompareObjectivesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -325,6 +343,33 @@ class DiagnosisService:
             '/unmask.v1.DiagnosisService/CompareGroups',
             unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsRequest.SerializeToString,
             unmask_dot_v1_dot_diagnosis__pb2.CompareGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareObjectives(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.DiagnosisService/CompareObjectives',
+            unmask_dot_v1_dot_diagnosis__pb2.CompareObjectivesRequest.SerializeToString,
+            unmask_dot_v1_dot_diagnosis__pb2.CompareObjectivesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,10 @@ class DiagnosisServiceStub:
     between them. Sorting by outcome selects: a teacher that knows nothing of success shows a gap,
     too. Ask about controls beside each teacher; what counts is its gap less theirs.
     """
+    CompareObjectives: _grpc.UnaryUnaryMultiCallable[_diagnosis_pb2.CompareObjectivesRequest, _diagnosis_pb2.CompareObjectivesResponse]
+    """The same under several objectives, and where these disagree about a teacher. From the rollouts
+    that are there, regraded.
+    """
 
 @_typing.type_check_only
 class DiagnosisServiceAsyncStub(DiagnosisServiceStub):
@@ -82,6 +86,10 @@ class DiagnosisServiceAsyncStub(DiagnosisServiceStub):
     """The same for groups of trajectories (incorrect and correct ones, say), with the differences
     between them. Sorting by outcome selects: a teacher that knows nothing of success shows a gap,
     too. Ask about controls beside each teacher; what counts is its gap less theirs.
+    """
+    CompareObjectives: _aio.UnaryUnaryMultiCallable[_diagnosis_pb2.CompareObjectivesRequest, _diagnosis_pb2.CompareObjectivesResponse]  # type: ignore[assignment]
+    """The same under several objectives, and where these disagree about a teacher. From the rollouts
+    that are there, regraded.
     """
 
 class DiagnosisServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,6 +151,16 @@ class DiagnosisServiceServicer(metaclass=_abc_1.ABCMeta):
         """The same for groups of trajectories (incorrect and correct ones, say), with the differences
         between them. Sorting by outcome selects: a teacher that knows nothing of success shows a gap,
         too. Ask about controls beside each teacher; what counts is its gap less theirs.
+        """
+
+    @_abc_1.abstractmethod
+    def CompareObjectives(
+        self,
+        request: _diagnosis_pb2.CompareObjectivesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_diagnosis_pb2.CompareObjectivesResponse, _abc.Awaitable[_diagnosis_pb2.CompareObjectivesResponse]]:
+        """The same under several objectives, and where these disagree about a teacher. From the rollouts
+        that are there, regraded.
         """
 
 def add_DiagnosisServiceServicer_to_server(servicer: DiagnosisServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import binascii
+import math
 from typing import Any
 
 import grpc
 from unmask.v1 import cache_pb2 as pb
 from unmask.v1 import cache_pb2_grpc
 
-from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.api.paging import decode_page, encode_page, page_size
+from unmask_server.catalog import Catalog
+from unmask_server.catalog.errors import AlreadyExists, InvalidArgument, NotFound
+from unmask_server.catalog.tokenizer import without_stop
+from unmask_server.catalog.types import Verifier, VerifierKind
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.sampler import Sampler
 from unmask_server.nodes.distributions import Scorer
 from unmask_server.nodes.resolve import Resolver
-from unmask_server.tree import TreeStore
+from unmask_server.tree import (
+    FINISH_LENGTH,
+    OutcomeDiffersError,
+    OutcomeStore,
+    TreeStore,
+    UnknownRolloutError,
+)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_OUTCOMES = 10_000
+UID_BYTES = 16
 
 
 class CacheService(cache_pb2_grpc.CacheServiceServicer):
@@ -24,13 +39,17 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
 
     def __init__(
         self,
+        catalog: Catalog,
         trees: TreeStore,
+        outcomes: OutcomeStore,
         recorder: Recorder,
         resolver: Resolver,
         sampler: Sampler,
         scorer: Scorer,
     ) -> None:
+        self._catalog = catalog
         self._trees = trees
+        self._outcomes = outcomes
         self._recorder = recorder
         self._resolver = resolver
         self._sampler = sampler
@@ -58,6 +77,18 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         """Grade by another verifier."""
         return await asyncio.to_thread(self._regrade, request)
 
+    async def ListRollouts(
+        self, request: pb.ListRolloutsRequest, context: Context
+    ) -> pb.ListRolloutsResponse:
+        """A page, as texts."""
+        return await asyncio.to_thread(self._list, request)
+
+    async def PutOutcomes(
+        self, request: pb.PutOutcomesRequest, context: Context
+    ) -> pb.PutOutcomesResponse:
+        """Keep a client's numbers."""
+        return await asyncio.to_thread(self._put, request)
+
     def _regrade(self, request: pb.RegradeRolloutsRequest) -> pb.RegradeRolloutsResponse:
         policy = self._resolver.policy(request.policy, "policy")
         question = self._resolver.question(request.question, "question")
@@ -67,3 +98,91 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         ref = self._recorder.tree(policy, question, question.verifier)
         graded = self._recorder.regrade(policy, question, ref, verifier)
         return pb.RegradeRolloutsResponse(graded=graded)
+
+    def _list(self, request: pb.ListRolloutsRequest) -> pb.ListRolloutsResponse:
+        policy = self._resolver.policy(request.policy, "policy")
+        question = self._resolver.question(request.question, "question")
+        missing = self._external(request.missing, "missing").key if request.missing else None
+        size = page_size(request.page_size)
+        after = _after(request.page_token)
+        tree = self._recorder.tree(policy, question, question.verifier)
+        found = self._outcomes.rollouts(tree.id, after, size + 1, missing)
+        tokenizer = self._catalog.tokenizer(policy.model)
+        return pb.ListRolloutsResponse(
+            rollouts=[
+                pb.Rollout(
+                    id=rollout.uid.hex(),
+                    text=tokenizer.decode(without_stop(rollout.tokens, policy.stop_ids)),
+                    length=len(rollout.tokens),
+                    forced=rollout.forced_depth,
+                    truncated=rollout.finish == FINISH_LENGTH,
+                )
+                for rollout in found[:size]
+            ],
+            next_page_token=encode_page((0.0, str(found[size - 1].id)))
+            if len(found) > size
+            else "",
+        )
+
+    def _put(self, request: pb.PutOutcomesRequest) -> pb.PutOutcomesResponse:
+        verifier = self._external(request.verifier, "verifier")
+        if not 1 <= len(request.outcomes) <= MAX_OUTCOMES:
+            raise InvalidArgument("outcomes", f"give 1 to {MAX_OUTCOMES} of them")
+        rollouts: dict[bytes, float] = {}
+        trajectories: dict[str, float] = {}
+        for i, given in enumerate(request.outcomes):
+            field = f"outcomes[{i}]"
+            if math.isnan(given.reward) or not 0.0 <= given.reward <= 1.0:
+                raise InvalidArgument(f"{field}.reward", f"{given.reward} is not in [0, 1]")
+            uid = self._uid(given.rollout, f"{field}.rollout")
+            if (given.rollout in trajectories) if uid is None else (uid in rollouts):
+                raise InvalidArgument(f"{field}.rollout", f"{given.rollout!r} is given twice")
+            if uid is None:
+                trajectories[given.rollout] = given.reward
+            else:
+                rollouts[uid] = given.reward
+        try:
+            added = self._outcomes.put(verifier.key, rollouts, trajectories)
+        except UnknownRolloutError as error:
+            raise NotFound("rollout", error.args[0].hex()) from None
+        except OutcomeDiffersError as error:
+            name = error.args[0]
+            name = name.hex() if isinstance(name, bytes) else name
+            raise AlreadyExists(
+                "outcomes",
+                f"{name} has another number of verifier {verifier.name or verifier.id}: register "
+                "one with another `source` for other numbers",
+            ) from None
+        return pb.PutOutcomesResponse(added=added)
+
+    def _uid(self, name: str, field: str) -> bytes | None:
+        """Of a rollout, by its id or its trajectory's; None for a submitted trajectory."""
+        if name.startswith("trj-"):
+            return self._catalog.trajectories.get(name).rollout_uid
+        try:
+            uid = bytes.fromhex(name)
+        except (ValueError, binascii.Error):
+            uid = b""
+        if len(uid) != UID_BYTES:
+            raise InvalidArgument(field, f"{name!r} is no id of ListRollouts, nor a trajectory's")
+        return uid
+
+    def _external(self, name: str, field: str) -> Verifier:
+        if not name:
+            raise InvalidArgument(field, "give the id or name of a verifier of kind EXTERNAL")
+        found = self._catalog.get_verifier(name)
+        if found.kind is not VerifierKind.EXTERNAL:
+            raise InvalidArgument(
+                field, f"{name!r} is of kind {found.kind.value}, which grades by itself"
+            )
+        return found
+
+
+def _after(token: str) -> int:
+    """The rollout before a page."""
+    key = decode_page(token)
+    if key is None:
+        return 0
+    if not (key[1].isascii() and key[1].isdigit() and len(key[1]) < 19):
+        raise InvalidArgument("page_token", "not a token of this call")
+    return int(key[1])

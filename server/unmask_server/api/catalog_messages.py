@@ -29,6 +29,10 @@ KINDS = {
     pb.VERIFIER_KIND_REGEX: VerifierKind.REGEX,
     pb.VERIFIER_KIND_MATH_VERIFY: VerifierKind.MATH_VERIFY,
     pb.VERIFIER_KIND_REASONING_GYM: VerifierKind.REASONING_GYM,
+    pb.VERIFIER_KIND_FORMAT: VerifierKind.FORMAT,
+    pb.VERIFIER_KIND_LENGTH: VerifierKind.LENGTH,
+    pb.VERIFIER_KIND_EXTERNAL: VerifierKind.EXTERNAL,
+    pb.VERIFIER_KIND_OBJECTIVE: VerifierKind.OBJECTIVE,
 }
 _KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
 _STYLES = {PromptStyle.CHAT: pb.PROMPT_STYLE_CHAT, PromptStyle.RAW: pb.PROMPT_STYLE_RAW}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc
@@ -16,7 +15,10 @@ from unmask.v1 import diagnosis_pb2_grpc
 from unmask_server.api import diagnosis_messages as messages
 from unmask_server.api.algorithms import check_temperature, check_top_k, parse_algorithms
 from unmask_server.api.answers import AnswerCache, encode
+from unmask_server.api.objectives import compare_objectives
 from unmask_server.api.options import Options, node_options, resolve_node
+from unmask_server.api.read import MAX_SUMMARIZED, Read, check_alike
+from unmask_server.api.units import Units
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Teacher
@@ -25,35 +27,17 @@ from unmask_server.growth.recorder import Recorder
 from unmask_server.nodes.backup import BackUp, positions_below
 from unmask_server.nodes.demonstrations import Demonstrations
 from unmask_server.nodes.diagnose import Group, Scored, alignments, posterior
-from unmask_server.nodes.evidence import Evidence, EvidenceReader, evidence
+from unmask_server.nodes.evidence import EvidenceReader, evidence
 from unmask_server.nodes.resolve import NodeSet, Resolver
 from unmask_server.nodes.sequences import SequenceReader, with_sequels
 from unmask_server.nodes.summarize import GroupedSummary, Summarizer
-from unmask_server.tree import NodeCounts, TreeRef, TreeStore, TreeView
+from unmask_server.tree import OutcomeStore, TreeStore, TreeView
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-MAX_SUMMARIZED = 1000
 MAX_GROUPS = 8
 STREAM_CHUNK = 32
 """Positions of a stream that are computed together, while the ones before are on their way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Everything that an answer about some nodes is computed from."""
-
-    nodes: NodeSet
-    teachers: Sequence[Teacher]
-    tree: TreeRef
-    view: TreeView
-    group: Group | None
-    evidence: list[Evidence]
-
-    @property
-    def is_final(self) -> bool:
-        """Whether only the tree can change the answer: all of its teachers say something."""
-        return all(views for at in self.evidence for views in at.scores.teachers)
 
 
 class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
@@ -71,6 +55,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         demonstrations: Demonstrations,
         recorder: Recorder,
         trees: TreeStore,
+        outcomes: OutcomeStore,
         answers: AnswerCache,
     ) -> None:
         self._catalog = catalog
@@ -81,6 +66,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         self._back_up = BackUp(reader)
         self._recorder = recorder
         self._trees = trees
+        self._outcomes = outcomes
         self._answers = answers
 
     async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
@@ -138,13 +124,13 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         self, request: pb.SummarizeAlignmentsRequest, context: Context
     ) -> pb.SummarizeAlignmentsResponse:
         """One statement for each teacher and algorithm over many trajectories."""
-        found, teachers = await self._summarize(
+        found, teachers, units = await self._summarize(
             request, [("trajectories", list(request.trajectories))]
         )
         (group,) = found.groups
         return pb.SummarizeAlignmentsResponse(
-            summaries=[messages.summary(row, teachers) for row in group.rows],
-            comparisons=[messages.comparison(pair, teachers) for pair in group.comparisons],
+            summaries=[messages.summary(row, teachers, units) for row in group.rows],
+            comparisons=[messages.comparison(pair, teachers, units) for pair in group.comparisons],
         )
 
     async def CompareGroups(
@@ -157,7 +143,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         for i, name in enumerate(names):
             if not name or name in names[:i]:
                 raise InvalidArgument(f"groups[{i}].name", "is empty, or another group's")
-        found, teachers = await self._summarize(
+        found, teachers, units = await self._summarize(
             request,
             [
                 (f"groups[{i}].trajectories", list(group.trajectories))
@@ -166,11 +152,11 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         )
         return pb.CompareGroupsResponse(
             groups=[
-                messages.group(name, group, teachers)
+                messages.group(name, group, teachers, units)
                 for name, group in zip(names, found.groups, strict=True)
             ],
             differences=[
-                messages.group_difference(one, names, teachers) for one in found.differences
+                messages.group_difference(one, names, teachers, units) for one in found.differences
             ],
         )
 
@@ -178,7 +164,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         self,
         request: pb.SummarizeAlignmentsRequest | pb.CompareGroupsRequest,
         groups: Sequence[tuple[str, Sequence[str]]],
-    ) -> tuple[GroupedSummary, Sequence[Teacher]]:
+    ) -> tuple[GroupedSummary, Sequence[Teacher], Units]:
         """Everything about groups of trajectories, each with the field that names it."""
         options = node_options(request.options, "options")
         algorithms = parse_algorithms(request.algorithms, "algorithms")
@@ -201,18 +187,22 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
                     verifier=options.verifier,
                     field=f"{field}[{i}]",
                 )
-                if first is not None and nodes.policy.id != first.nodes.policy.id:
-                    raise InvalidArgument(
-                        f"{field}[{i}]",
-                        "of another policy than the first; ask for one at a time",
-                    )
+                if first is not None:
+                    check_alike(nodes, first.nodes, f"{field}[{i}]")
                 read = await self._read(nodes, request.teachers, algorithms, options)
                 first = first or read
                 await asyncio.to_thread(
                     summarizer.add, read.nodes, read.evidence, read.group, place
                 )
         assert first is not None
-        return await asyncio.to_thread(summarizer.finish_groups), first.teachers
+        found = await asyncio.to_thread(summarizer.finish_groups)
+        return found, first.teachers, Units.of(first.nodes.verifier)
+
+    async def CompareObjectives(
+        self, request: pb.CompareObjectivesRequest, context: Context
+    ) -> pb.CompareObjectivesResponse:
+        """The same under several objectives, and where they disagree."""
+        return await compare_objectives(request, self._resolver, self._read, self._catalog)
 
     async def _answer(
         self,
@@ -255,16 +245,22 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         scores = await self._reader.scores(
             nodes, teachers, temperatures=temperatures, top_k=options.top_k
         )
-        # All that enters is of one version: the root, for a group's mean, and what lies below.
+        # All that enters is of one version: the nodes, what lies below, and a group's rollouts.
         below = positions_below(nodes)
-        needs_group = any(a.needs_group for a in algorithms)
-        positions = sorted({*nodes.positions, *below, *((0,) if needs_group else ())})
+        positions = sorted({*nodes.positions, *below})
         whole = await asyncio.to_thread(
             self._trees.look_up, tree.id, nodes.tokens, positions, nodes.verifier.key
         )
         place = dict(zip(positions, whole.nodes, strict=True))
         view = TreeView(whole.version, [place[t] for t in nodes.positions])
-        group = _group(place[0], nodes) if needs_group else None
+        if nodes.verifier.kind.is_fractional:
+            told = await asyncio.to_thread(
+                self._outcomes.moments, tree.id, nodes.verifier.key, whole.rollouts
+            )
+            nodes = replace(nodes, dispersion=told.dispersion)
+        group = None
+        if any(a.needs_group for a in algorithms):
+            group = await asyncio.to_thread(self._group, tree.id, whole.rollouts, nodes)
         found = await self._back_up.improve(
             nodes,
             evidence(nodes, scores, view),
@@ -276,6 +272,13 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             tree_id=tree.id, rollouts=whole.rollouts, top_k=options.top_k,
         )  # fmt: skip
         return Read(nodes, teachers, tree, view, group, with_sequels(found, sequels))
+
+    def _group(self, tree_id: int, rollouts: int, nodes: NodeSet) -> Group | None:
+        """The question's free rollouts; for a trajectory that is not one of them, with it."""
+        key, trajectory = nodes.verifier.key, nodes.trajectory
+        found = self._outcomes.moments(tree_id, key, rollouts, free=True)
+        own = trajectory is not None and trajectory.rollout_uid is None
+        return Group.of(found, trajectory.rewards[key] if trajectory and own else None)
 
     def _alignments_of(
         self, read: Read, chunk: range, algorithms: Sequence[Algorithm], options: Options
@@ -296,16 +299,18 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             min_coverage=options.min_coverage,
         )
         tokenizer = self._catalog.tokenizer(read.nodes.policy.model)
+        units = Units.of(read.nodes.verifier)
         return (
             messages.node(read.nodes, found, drawn, read.view.version, tokenizer),
-            [messages.alignment(s, found, read.teachers, tokenizer) for s in scored],
+            [messages.alignment(s, found, read.teachers, tokenizer, units) for s in scored],
         )
 
     def _node_response(self, read: Read, options: Options) -> pb.GetNodeResponse:
         found = read.evidence[0]
         drawn = posterior(read.nodes, found)
         tokenizer = self._catalog.tokenizer(read.nodes.policy.model)
-        candidates, tail = messages.candidates(found, drawn, tokenizer)
+        units = Units.of(read.nodes.verifier)
+        candidates, tail = messages.candidates(found, drawn, tokenizer, units)
         return pb.GetNodeResponse(
             node=messages.node(read.nodes, found, drawn, read.view.version, tokenizer),
             candidates=candidates,
@@ -317,7 +322,11 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         drawn = posterior(read.nodes, found)
         tokenizer = self._catalog.tokenizer(read.nodes.policy.model)
         response = messages.ideal_gradient(
-            found, drawn, tokenizer, min_coverage=options.min_coverage
+            found,
+            drawn,
+            tokenizer,
+            Units.of(read.nodes.verifier),
+            min_coverage=options.min_coverage,
         )
         response.node.CopyFrom(
             messages.node(read.nodes, found, drawn, read.view.version, tokenizer)
@@ -365,15 +374,3 @@ def _check(
                 f"algorithms[{i}].form",
                 "SAMPLED is the step of one whole generation; name the node by a trajectory",
             )
-
-
-def _group(root: NodeCounts, nodes: NodeSet) -> Group | None:
-    """The question's free rollouts; for a trajectory that is not one of them, with it."""
-    n, total = float(root.n), root.reward_sum
-    trajectory = nodes.trajectory
-    if trajectory is not None and trajectory.rollout_uid is None:
-        n, total = n + 1, total + trajectory.rewards[nodes.verifier.key]
-    if n == 0:
-        return None
-    mean = total / n
-    return Group(mean=mean, std=math.sqrt(max(0.0, mean * (1.0 - mean))))

@@ -9,11 +9,13 @@ from unmask.v1 import diagnosis_pb2 as pb
 from unmask.v1 import trajectory_pb2
 
 from unmask_server.api.algorithms import algorithm_message
+from unmask_server.api.units import Units, scaled
 from unmask_server.catalog import ModelTokenizer
 from unmask_server.catalog.types import Teacher
 from unmask_server.diagnosis import TAIL_ID, Interval, NodePosterior, Status, ideal
 from unmask_server.diagnosis.selection import KeptNodes
 from unmask_server.nodes.diagnose import Scored
+from unmask_server.nodes.disagree import Disagreement
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
 from unmask_server.nodes.summarize import Comparison, GroupDifference, Summary, SummaryRow
@@ -29,11 +31,13 @@ _STATUSES = {
 }
 
 
+_PURE = Units(1.0, 0.0)
+"""Of numbers that no objective's units concern."""
+
+
 def interval(found: Interval | None) -> pb.Interval | None:
-    """An interval, if there is one."""
-    if found is None:
-        return None
-    return pb.Interval(median=found.median, low=found.low, high=found.high)
+    """An interval without units, if there is one."""
+    return _PURE.level(found)
 
 
 def node(
@@ -58,39 +62,44 @@ def node(
         covered_mass=drawn.covered,
         effective_support=drawn.effective_support,
         max_probability=float(sampling[:-1].max()),
-        success=interval(drawn.success_interval),
+        success=Units.of(nodes.verifier).level(drawn.success_interval),
     )
 
 
 def candidates(
-    found: Evidence, drawn: NodePosterior, tokenizer: ModelTokenizer
+    found: Evidence, drawn: NodePosterior, tokenizer: ModelTokenizer, units: Units
 ) -> tuple[list[pb.Candidate], pb.Candidate | None]:
     """The candidates, likeliest first, and the tail if there is one."""
     sampling = found.scores.sampling
     order = np.argsort(-sampling[:-1], kind="stable")
-    listed = [_candidate(found, drawn, int(j)) for j in order]
+    listed = [_candidate(found, drawn, int(j), units) for j in order]
     for message, j in zip(listed, order, strict=True):
         message.token.CopyFrom(_token(int(found.scores.ids[j]), tokenizer))
     tail = len(sampling) - 1
     if sampling[tail] <= 0 and found.scores.student[1.0][tail] <= 0:
         return listed, None
-    return listed, _candidate(found, drawn, tail)
+    return listed, _candidate(found, drawn, tail, units)
 
 
-def _candidate(found: Evidence, drawn: NodePosterior, j: int) -> pb.Candidate:
+def _candidate(found: Evidence, drawn: NodePosterior, j: int, units: Units) -> pb.Candidate:
     return pb.Candidate(
         probability=float(found.scores.sampling[j]),
         raw_probability=float(found.scores.student[1.0][j]),
         rollouts=int(found.counts.n[j]),
-        reward_sum=float(found.counts.reward_sum[j]),
+        reward_sum=units.total(float(found.counts.reward_sum[j]), float(found.counts.n[j])),
         truncated=int(found.truncated[j]),
         exact=bool(found.counts.exact[j]),
-        success=interval(Interval.of(drawn.success[:, j])),
+        success=units.level(Interval.of(drawn.success[:, j])),
     )
 
 
 def ideal_gradient(
-    found: Evidence, drawn: NodePosterior, tokenizer: ModelTokenizer, *, min_coverage: float
+    found: Evidence,
+    drawn: NodePosterior,
+    tokenizer: ModelTokenizer,
+    units: Units,
+    *,
+    min_coverage: float,
 ) -> pb.GetIdealGradientResponse:
     """The ideal gradient, without its node."""
     gradient = ideal(drawn, min_coverage=min_coverage)
@@ -99,7 +108,7 @@ def ideal_gradient(
     for j in order:
         if gradient.components is None:
             break
-        component = pb.GradientComponent(value=interval(gradient.components[j]))
+        component = pb.GradientComponent(value=units.change(gradient.components[j]))
         if j < len(found.scores.ids):
             component.token.CopyFrom(_token(int(found.scores.ids[j]), tokenizer))
         elif drawn.p[j] <= 0:
@@ -108,31 +117,36 @@ def ideal_gradient(
     return pb.GetIdealGradientResponse(
         status=_STATUSES[gradient.status],
         components=components,
-        norm=interval(gradient.norm),
-        norm_bound=gradient.bound,
+        norm=units.change(gradient.norm),
+        norm_bound=units.scale * gradient.bound,
     )
 
 
 def alignment(
-    scored: Scored, found: Evidence, teachers: Sequence[Teacher], tokenizer: ModelTokenizer
+    scored: Scored,
+    found: Evidence,
+    teachers: Sequence[Teacher],
+    tokenizer: ModelTokenizer,
+    units: Units,
 ) -> pb.Alignment:
     """One alignment."""
     result = scored.alignment
+    step = units.step(scored.algorithm)
     message = pb.Alignment(
         teacher_id="" if scored.teacher is None else teachers[scored.teacher].id,
         algorithm=algorithm_message(scored.algorithm),
         status=_STATUSES[result.status],
         cosine=interval(result.cosine),
         probability_positive=result.p_positive,
-        gain=interval(result.gain),
-        advantage=interval(result.advantage),
-        ideal_norm_squared=result.ideal_norm2,
-        descent_norm_squared=result.descent_norm2,
-        ideal_norm_bound=result.flat_bound,
+        gain=units.change(result.gain, step),
+        advantage=units.change(result.advantage),
+        ideal_norm_squared=scaled(result.ideal_norm2, units.scale**2),
+        descent_norm_squared=scaled(result.descent_norm2, step**2),
+        ideal_norm_bound=units.scale * result.flat_bound,
         teacher_covered_mass=result.covered_teacher,
         divergence=scored.divergence,
         probability_best=scored.p_best,
-        sample_variance=result.sample_variance,
+        sample_variance=scaled(result.sample_variance, step**2),
         path_weight=scored.weight,
     )
     if result.unbounded_id is not None and result.unbounded_id != TAIL_ID:
@@ -140,7 +154,7 @@ def alignment(
     return message
 
 
-def summary(row: SummaryRow, teachers: Sequence[Teacher]) -> pb.AlignmentSummary:
+def summary(row: SummaryRow, teachers: Sequence[Teacher], units: Units) -> pb.AlignmentSummary:
     """One row of a summary."""
     found = row.summary
     count = found.statuses.get
@@ -156,26 +170,26 @@ def summary(row: SummaryRow, teachers: Sequence[Teacher]) -> pb.AlignmentSummary
         not_covered=count(Status.NOT_COVERED, 0),
         mean_cosine=interval(found.mean_cosine),
         pooled_cosine=interval(found.pooled_cosine),
-        gain_per_unit_step=interval(found.gain_per_unit_step),
-        mean_advantage=interval(found.mean_advantage),
+        gain_per_unit_step=units.change(found.gain_per_unit_step),
+        mean_advantage=units.change(found.mean_advantage),
         effective_support_quartiles=found.support_quartiles or (),
-        kept=_kept(found.kept),
+        kept=_kept(found.kept, units),
         probability_best=row.p_best,
         sample_noise=found.sample_noise,
     )
 
 
-def _kept(found: KeptNodes | None) -> pb.KeptTokens | None:
+def _kept(found: KeptNodes | None, units: Units) -> pb.KeptTokens | None:
     if found is None:
         return None
     return pb.KeptTokens(
         share=found.share,
         mean_cosine=interval(found.mean_cosine),
-        gain_per_unit_step=interval(found.gain_per_unit_step),
+        gain_per_unit_step=units.change(found.gain_per_unit_step),
     )
 
 
-def comparison(pair: Comparison, teachers: Sequence[Teacher]) -> pb.TeacherComparison:
+def comparison(pair: Comparison, teachers: Sequence[Teacher], units: Units) -> pb.TeacherComparison:
     """One teacher less another."""
     found = pair.difference
     return pb.TeacherComparison(
@@ -184,23 +198,23 @@ def comparison(pair: Comparison, teachers: Sequence[Teacher]) -> pb.TeacherCompa
         algorithm=algorithm_message(pair.algorithm),
         mean_cosine=interval(found.mean_cosine),
         pooled_cosine=interval(found.pooled_cosine),
-        gain_per_unit_step=interval(found.gain_per_unit_step),
-        mean_advantage=interval(found.mean_advantage),
+        gain_per_unit_step=units.change(found.gain_per_unit_step),
+        mean_advantage=units.change(found.mean_advantage),
         probability_better=found.p_better,
     )
 
 
-def group(name: str, found: Summary, teachers: Sequence[Teacher]) -> pb.GroupSummary:
+def group(name: str, found: Summary, teachers: Sequence[Teacher], units: Units) -> pb.GroupSummary:
     """One of several groups."""
     return pb.GroupSummary(
         name=name,
-        summaries=[summary(row, teachers) for row in found.rows],
-        comparisons=[comparison(pair, teachers) for pair in found.comparisons],
+        summaries=[summary(row, teachers, units) for row in found.rows],
+        comparisons=[comparison(pair, teachers, units) for pair in found.comparisons],
     )
 
 
 def group_difference(
-    found: GroupDifference, names: Sequence[str], teachers: Sequence[Teacher]
+    found: GroupDifference, names: Sequence[str], teachers: Sequence[Teacher], units: Units
 ) -> pb.GroupDifference:
     """One group less another."""
     less = found.difference
@@ -212,8 +226,35 @@ def group_difference(
         algorithm=algorithm_message(found.algorithm),
         mean_cosine=interval(less.mean_cosine),
         pooled_cosine=interval(less.pooled_cosine),
-        gain_per_unit_step=interval(less.gain_per_unit_step),
-        mean_advantage=interval(less.mean_advantage),
+        gain_per_unit_step=units.change(less.gain_per_unit_step),
+        mean_advantage=units.change(less.mean_advantage),
+    )
+
+
+def disagreement(
+    row: Disagreement, teachers: Sequence[Teacher], tokenizer: ModelTokenizer
+) -> pb.ObjectiveDisagreement:
+    """Where two objectives disagree about a teacher."""
+    return pb.ObjectiveDisagreement(
+        teacher_id="" if row.teacher is None else teachers[row.teacher].id,
+        algorithm=algorithm_message(row.algorithm),
+        objective=row.objective,
+        other_objective=row.other,
+        scored=row.scored,
+        disagreeing=row.disagreeing,
+        share=row.disagreeing / row.scored if row.scored else None,
+        nodes=[
+            pb.DisagreeingNode(
+                trajectory_id=node.trajectory,
+                position=node.position,
+                token=_token(node.token, tokenizer),
+                cosine=interval(node.cosine),
+                other_cosine=interval(node.other_cosine),
+                probability_positive=node.p_positive,
+                other_probability_positive=node.other_p_positive,
+            )
+            for node in row.nodes
+        ],
     )
 
 

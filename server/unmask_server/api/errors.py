@@ -23,6 +23,7 @@ from unmask_server.catalog.errors import (
 )
 from unmask_server.database.connect import is_transient
 from unmask_server.engines.base import BadRequestError, EngineError, ModelChangedError
+from unmask_server.tree import VerifiersDifferError
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +69,13 @@ def status_of(error: BaseException) -> status_pb2.Status | None:
             return _status(code_pb2.FAILED_PRECONDITION, str(error), "MODEL_CANNOT")
         case ModelChangedError():
             return _status(code_pb2.FAILED_PRECONDITION, str(error), "MODEL_CHANGED")
+        case VerifiersDifferError():
+            return _status(
+                code_pb2.FAILED_PRECONDITION,
+                "rollouts were added meanwhile that have no number of an EXTERNAL verifier yet: "
+                "ListRollouts with `missing` gives their texts, PutOutcomes takes the numbers",
+                "FAILED_PRECONDITION",
+            )
         case EngineError():
             return _unavailable(str(error), "ENGINE_UNAVAILABLE")
         case TimeoutError() | PoolTimeoutError():

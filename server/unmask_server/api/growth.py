@@ -16,12 +16,12 @@ from unmask_server.api.options import node_options, resolve_node
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.api.precision import forecast_message, parse_precision
 from unmask_server.api.times import timestamp
-from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Policy, Question, Teacher
 from unmask_server.config import Settings
 from unmask_server.growth.runner import GrowthRunner
 from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, State, Target
-from unmask_server.nodes.resolve import Resolver
+from unmask_server.nodes.resolve import OWN, Resolver, VerifierRef
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -169,11 +169,7 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             check_temperature(algorithm, teachers, f"algorithms[{i}].temperature")
         if request.algorithms and not teachers and any(a.needs_teacher for a in algorithms):
             raise InvalidArgument("teachers", "an algorithm compares with a teacher; name one")
-        verifier = (
-            self._resolver.verifier_id(options.verifier, "options.verifier")
-            if options.verifier
-            else ""
-        )
+        verifier = self._verifier(options.verifier, questions)
         objective = None
         if request.HasField("precision"):
             objective = parse_precision(request.precision, len(teachers), "precision")
@@ -189,6 +185,23 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             algorithms=tuple(algorithms),
             objective=objective,
         )
+
+    def _verifier(self, wanted: VerifierRef, questions: Sequence[Question]) -> str:
+        """The id of the verifier that grades a growth; empty for the questions' own."""
+        if wanted == OWN:
+            return ""
+        found = [self._resolver.graded_by(wanted, question) for question in questions]
+        if len({verifier.id for verifier in found}) > 1:
+            raise InvalidArgument(
+                wanted.field, "the questions have several verifiers of their own; name one"
+            )
+        verifier = found[0]
+        if verifier.externals:
+            raise FailedPrecondition(
+                "what a growth samples has no number of an EXTERNAL verifier yet: grow under "
+                "another, then give the numbers (ListRollouts, PutOutcomes) and ask"
+            )
+        return verifier.id
 
     def _budget(self, budget: pb.Budget) -> tuple[int | None, int | None]:
         if not budget.HasField("rollouts") and not budget.HasField("tokens"):
@@ -218,12 +231,12 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
                     nodes = self._resolver.trajectory(
                         target.trajectory,
                         positions=None,
-                        verifier="",
+                        verifier=OWN,
                         field=f"{field}.trajectory",
                     )
                     targets.append(Target(trajectory_id=target.trajectory))
                 case "node":
-                    nodes = resolve_node(self._resolver, target.node, "", f"{field}.node")
+                    nodes = resolve_node(self._resolver, target.node, OWN, f"{field}.node")
                     if nodes.trajectory is not None:
                         targets.append(
                             Target(trajectory_id=nodes.trajectory.id, position=nodes.positions[0])
@@ -244,7 +257,7 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
                         tokens=(),
                         text=None,
                         observed=None,
-                        verifier="",
+                        verifier=OWN,
                         field=f"{field}.question",
                     )
                     targets.append(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unmask.v1 import diagnosis_pb2 as pb
 
 from unmask_server.catalog.errors import InvalidArgument
-from unmask_server.nodes.resolve import NodeSet, Resolver
+from unmask_server.catalog.objectives import MAX_TERMS
+from unmask_server.nodes.resolve import NodeSet, Resolver, VerifierRef
 
 DEFAULT_TOP_K = 20
 MAX_TOP_K = 1000
@@ -18,8 +20,7 @@ DEFAULT_MIN_COVERAGE = 0.9
 class Options:
     """NodeOptions with every default filled in."""
 
-    verifier: str
-    """Id or name; empty for the question's own."""
+    verifier: VerifierRef
     top_k: int
     min_coverage: float
     latest: bool
@@ -39,14 +40,29 @@ def node_options(options: pb.NodeOptions, field: str) -> Options:
     if not 0 <= coverage <= 1:
         raise InvalidArgument(f"{field}.min_coverage", f"{coverage} is not in [0, 1]")
     return Options(
-        verifier=options.verifier,
+        verifier=graded_by(
+            options.verifier, options.objective, f"{field}.verifier", f"{field}.objective"
+        ),
         top_k=options.top_k or DEFAULT_TOP_K,
         min_coverage=coverage,
         latest=options.freshness == pb.FRESHNESS_LATEST,
     )
 
 
-def resolve_node(resolver: Resolver, node: pb.NodeRef, verifier: str, field: str) -> NodeSet:
+def graded_by(
+    verifier: str, terms: Sequence[pb.ObjectiveTerm], verifier_field: str, terms_field: str
+) -> VerifierRef:
+    """A verifier or an objective, of which a request may name one."""
+    if verifier and terms:
+        raise InvalidArgument(verifier_field, f"not together with {terms_field}")
+    if len(terms) > MAX_TERMS:
+        raise InvalidArgument(terms_field, f"{len(terms)} terms are more than {MAX_TERMS}")
+    return VerifierRef(verifier, tuple((t.verifier, t.weight) for t in terms), terms_field)
+
+
+def resolve_node(
+    resolver: Resolver, node: pb.NodeRef, verifier: VerifierRef, field: str
+) -> NodeSet:
     """The one node that a NodeRef names."""
     match node.WhichOneof("node"):
         case "trajectory":

@@ -15,7 +15,7 @@ from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.tokenizer import without_stop
 from unmask_server.catalog.types import Trajectory
-from unmask_server.growth.recorder import LENGTH, STOP
+from unmask_server.growth.outcomes import LENGTH, STOP
 from unmask_server.growth.trajectories import UNKNOWN, TrajectoryMaker
 from unmask_server.nodes.resolve import Resolver
 

@@ -96,8 +96,8 @@ def teacher_of(row: RowMapping, model: Model, base: Teacher | None) -> Teacher:
     )
 
 
-def verifier_of(row: RowMapping) -> Verifier:
-    """A row of `verifier`."""
+def verifier_of(row: RowMapping, terms: tuple[tuple[Verifier, float], ...] = ()) -> Verifier:
+    """A row of `verifier`; `terms` are an objective's."""
     return Verifier(
         id=row["id"],
         key=row["key"],
@@ -107,6 +107,7 @@ def verifier_of(row: RowMapping) -> Verifier:
         version=row["version"],
         options=row["options"],
         created_at=row["created_at"],
+        terms=terms,
     )
 
 

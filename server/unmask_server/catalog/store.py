@@ -15,6 +15,7 @@ from unmask_server.catalog.errors import (
     NotFound,
 )
 from unmask_server.catalog.models import Models
+from unmask_server.catalog.objectives import objective_options, parse_weight
 from unmask_server.catalog.prompting import choose_prompting, render_prompt
 from unmask_server.catalog.prompts import Prompts
 from unmask_server.catalog.records import MAX_NAME, Entry, Page, Records, check_name
@@ -53,8 +54,7 @@ from unmask_server.catalog.verifiers import (
     Grader,
     canonical_options,
     check_options,
-    check_reference,
-    reference_of,
+    reference_problem,
     version_of,
 )
 from unmask_server.database import schema
@@ -84,6 +84,7 @@ class Catalog:
         self._prompts = Prompts(self._models, self.get_question)
         self._verifiers: dict[int, Verifier] = {}
         self._built_in: dict[str, str] = {}
+        self._objectives: dict[tuple[tuple[str, str], ...], str] = {}
         self._gradeable: dict[tuple[int, str], str | None] = {}
         self.trajectories = TrajectoryStore(engine)
         self.gym = grader.gym
@@ -338,8 +339,30 @@ class Catalog:
         check_name(name)
         if name in _BUILT_IN_NAMES:
             raise InvalidArgument("name", f"{name!r} is the built-in verifier's")
-        check_options(kind, options)
+        if kind is VerifierKind.OBJECTIVE:
+            found = [
+                (self._term(key, f"options[{key!r}]"), parse_weight(weight, f"options[{key!r}]"))
+                for key, weight in options.items()
+            ]
+            options = objective_options(found, "options")
+        else:
+            check_options(kind, options)
         return self.get_verifier(self._put_verifier(kind, options, name))
+
+    def objective(self, terms: Sequence[tuple[Verifier, float]], field: str) -> Verifier:
+        """The verifier that a weighted sum is; of one verifier with weight 1, that one.
+
+        Raises:
+            InvalidArgument: no objective, see `objective_options`.
+
+        """
+        options = objective_options(terms, field)
+        if list(options.values()) == ["1.0"]:
+            return self.get_verifier(next(iter(options)))
+        key = tuple(options.items())
+        if key not in self._objectives:
+            self._objectives[key] = self._put_verifier(VerifierKind.OBJECTIVE, options, None)
+        return self.get_verifier(self._objectives[key])
 
     def get_verifier(self, name: str) -> Verifier:
         """A verifier by id, name or built-in name. Raises NotFound.
@@ -366,8 +389,7 @@ class Catalog:
             return None
         key = (verifier.key, question.id)
         if key not in self._gradeable:
-            reference = reference_of(verifier, question.fields)
-            self._gradeable[key] = check_reference(verifier, reference, self._grader)
+            self._gradeable[key] = reference_problem(verifier, question.fields, self._grader)
         return self._gradeable[key]
 
     def list_verifiers(self, size: int, after: Page | None) -> list[Verifier]:
@@ -383,6 +405,10 @@ class Catalog:
 
         Without a verifier each has the one that suits it: `QuestionSpec.suited`.
         """
+        if verifier is not None and verifier.externals:
+            raise InvalidArgument(
+                "verifier", "what is sampled has no number of an EXTERNAL one yet: name it later"
+            )
         results: list[Question | str] = []
         entries: dict[int, Entry] = {}
         for i, spec in enumerate(specs):
@@ -392,8 +418,7 @@ class Catalog:
             try:
                 grades = verifier or self.get_verifier(spec.suited or DEFAULT_VERIFIER)
                 entry = question_entry(spec, grades)
-                reference = reference_of(grades, spec.fields)
-                if problem := check_reference(grades, reference, self._grader):
+                if problem := reference_problem(grades, spec.fields, self._grader):
                     raise InvalidArgument("answer", problem)
                 entries[i] = entry
             except InvalidArgument as error:
@@ -491,7 +516,15 @@ class Catalog:
         return teacher_of(row._mapping, self._models.get(row.model_fingerprint), base)
 
     def _verifier(self, row: AnyRow) -> Verifier:
-        return verifier_of(row._mapping)
+        if row.kind != VerifierKind.OBJECTIVE.value:
+            return verifier_of(row._mapping)
+        terms = ((self.get_verifier(part), float(w)) for part, w in sorted(row.options.items()))
+        return verifier_of(row._mapping, tuple(terms))
+
+    def _term(self, name: str, field: str) -> Verifier:
+        if not name:
+            raise InvalidArgument(field, "name a verifier")
+        return self.get_verifier(name)
 
     def _question(self, row: AnyRow) -> Question:
         return question_of(row._mapping, self.verifier_by_key(row.verifier_key))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,6 +131,25 @@ class VerifierKind(enum.Enum):
     REGEX = "regex"
     MATH_VERIFY = "math_verify"
     REASONING_GYM = "reasoning_gym"
+    FORMAT = "format"
+    LENGTH = "length"
+    EXTERNAL = "external"
+    OBJECTIVE = "objective"
+
+    @property
+    def is_fractional(self) -> bool:
+        """Whether its rewards usually lie between 0 and 1, not at them."""
+        return self in (VerifierKind.LENGTH, VerifierKind.EXTERNAL, VerifierKind.OBJECTIVE)
+
+    @property
+    def compares(self) -> bool:
+        """Whether it holds a text against a reference answer, so that 1 means correct."""
+        return self not in (
+            VerifierKind.FORMAT,
+            VerifierKind.LENGTH,
+            VerifierKind.EXTERNAL,
+            VerifierKind.OBJECTIVE,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +165,37 @@ class Verifier:
     """Of the grading code: outcomes of different versions are kept apart."""
     options: Mapping[str, str]
     created_at: float
+    terms: tuple[tuple[Verifier, float], ...] = ()
+    """Of an OBJECTIVE: what is summed, with weights; none of them is an objective itself."""
 
     @property
     def grades_truncated(self) -> bool:
         """Whether a generation that was cut off is graded like any other; else it has failed."""
         return self.options.get("truncated") == "grade"
+
+    @property
+    def externals(self) -> tuple[Verifier, ...]:
+        """The verifiers in it whose numbers are a client's: what is sampled anew has none."""
+        if self.kind is VerifierKind.EXTERNAL:
+            return (self,)
+        return tuple(part for part, _ in self.terms if part.kind is VerifierKind.EXTERNAL)
+
+    @property
+    def scale(self) -> float:
+        """An objective's largest value less its least: what a reward of 1 is, in its units; > 0."""
+        return math.fsum(abs(weight) for _, weight in self.terms) if self.terms else 1.0
+
+    @property
+    def offset(self) -> float:
+        """An objective's least value: what a reward of 0 is, in its units."""
+        return math.fsum(min(0.0, weight) for _, weight in self.terms)
+
+    def weighed(self, rewards: Sequence[float]) -> float:
+        """An objective's reward in [0, 1] from those of its terms, in their order."""
+        total = math.fsum(
+            weight * reward for (_, weight), reward in zip(self.terms, rewards, strict=True)
+        )
+        return min(1.0, max(0.0, (total - self.offset) / self.scale))
 
 
 @dataclass(frozen=True, slots=True)

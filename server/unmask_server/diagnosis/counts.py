@@ -36,6 +36,12 @@ class Counts:
         if np.any(self.exact & (n <= 0)):
             raise ValueError("an exact outcome needs its reward: n is 0 there")
 
+    def worth(self, factor: float) -> Counts:
+        """The same shares of success from `factor` times as many rollouts."""
+        if factor == 1.0:
+            return self
+        return Counts(n=factor * self.n, reward_sum=factor * self.reward_sum, exact=self.exact)
+
     @classmethod
     def empty(cls, size: int) -> Counts:
         """No rollout at all, over `size` entries (tail included)."""

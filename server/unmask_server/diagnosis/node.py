@@ -50,6 +50,8 @@ class NodePosterior:
     """>= 0; the same counts, p and seed give the same bytes."""
     size: int = DRAWS
     """How many draws."""
+    dispersion: float = 1.0
+    """Rollouts behind one of `counts.n`, in (0, 1]: below 1 where rewards are not 0 or 1."""
     model: SuccessPosterior = DEFAULT_POSTERIOR
     """Where the draws come from."""
 

@@ -163,7 +163,7 @@ def _with_continuations(posterior: NodePosterior, own: Step, inputs: StepInputs)
     return Step(
         own.base + added,
         is_noise=own.is_noise and largest <= tolerance,
-        gain_bias=known.gain_bias(posterior.p, inputs.p, posterior.counts.n),
+        gain_bias=known.gain_bias(posterior.p, inputs.p, posterior.counts.n * posterior.dispersion),
     )
 
 

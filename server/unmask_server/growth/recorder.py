@@ -10,21 +10,18 @@ from functools import partial
 from sqlalchemy import Connection
 
 from unmask_server.catalog import Catalog, Grader
-from unmask_server.catalog.tokenizer import without_stop
-from unmask_server.catalog.types import Policy, Question, Trajectory, Verifier
-from unmask_server.catalog.verifiers import reference_of
+from unmask_server.catalog.types import Policy, Question, Trajectory, Verifier, VerifierKind
 from unmask_server.engines.base import FinishReason
+from unmask_server.growth.outcomes import LENGTH, STOP, Outcomes, unnumbered
 from unmask_server.tree import (
     AddResult,
     NewRollout,
+    OutcomeStore,
     StoredRollout,
     TreeRef,
     TreeStore,
     VerifiersDifferError,
 )
-
-STOP, LENGTH = 0, 1
-"""How `FinishReason` is stored."""
 
 FINISH_CODES = {FinishReason.STOP: STOP, FinishReason.LENGTH: LENGTH}
 
@@ -59,19 +56,22 @@ class Recorder:
     """Grades and stores. Synchronous: called from threads.
 
     Outcomes belong to a rollout and a verifier. Every rollout of a tree is graded by every verifier
-    that the tree was ever asked about, so a verifier's statistics never lack a rollout.
+    that the tree was ever asked about, so a verifier's statistics never lack a rollout. Those that
+    need a client's numbers cannot be: their statistics end with the next new rollout.
     """
 
     def __init__(
         self,
         catalog: Catalog,
         trees: TreeStore,
+        outcomes: OutcomeStore,
         grader: Grader,
         on_change: Callable[[int, int], None],
     ) -> None:
         self._catalog = catalog
         self._trees = trees
-        self._grader = grader
+        self._store = outcomes
+        self._outcomes = Outcomes(catalog, outcomes, grader)
         self._on_change = on_change
         self._refs: dict[tuple[str, str], TreeRef] = {}
         self._active: set[tuple[int, int]] = set()
@@ -80,7 +80,7 @@ class Recorder:
         """The tree of a policy and a question, with everything in it graded by `verifier`.
 
         Raises:
-            FailedPrecondition: see `check_ready`.
+            FailedPrecondition: see `check_ready`; or rollouts lack a client's number.
 
         """
         self.check_ready(verifier)
@@ -88,24 +88,24 @@ class Recorder:
         ref = self._refs.get(key)
         if ref is None:
             ref = self._refs[key] = self._trees.open_tree(*key)
-        if (ref.id, verifier.key) not in self._active:
+        if verifier.externals or (ref.id, verifier.key) not in self._active:
             self.regrade(policy, question, ref, verifier)
         return ref
 
     def check_ready(self, verifier: Verifier) -> None:
         """Refuse what could not be graded, before anything is sampled: as `Grader.check_ready`."""
-        self._grader.check_ready(verifier)
+        self._outcomes.check_ready(verifier)
 
     def regrade(self, policy: Policy, question: Question, ref: TreeRef, verifier: Verifier) -> int:
         """Grade what the tree holds by `verifier`; returns how many were graded now."""
         graded = 0
         if verifier.key not in self._trees.verifiers(ref.id):
+            self._outcomes.check_numbers(policy, question, ref.id, verifier)
 
             def grade(rollouts: list[StoredRollout]) -> list[float]:
                 nonlocal graded
                 graded += len(rollouts)
-                paths = [(r.tokens, r.finish) for r in rollouts]
-                return self.grade(policy, question, verifier, paths)
+                return self._outcomes.of_stored(policy, question, verifier, rollouts)
 
             self._trees.activate_verifier(ref.id, verifier.key, grade)
             self._note(ref.id)
@@ -120,25 +120,28 @@ class Recorder:
         paths: Sequence[tuple[tuple[int, ...], int]],
     ) -> list[float]:
         """Rewards of generations, given as (tokens, finish)."""
-        tokenizer = self._catalog.tokenizer(policy.model)
-        items = [
-            (
-                tokenizer.decode(without_stop(tokens, policy.stop_ids)),
-                reference_of(verifier, question.fields),
-                FinishReason.LENGTH if finish == LENGTH else FinishReason.STOP,
-            )
-            for tokens, finish in paths
-        ]
-        return self._grader.grade_many(verifier, items)
+        return self._outcomes.of_paths(policy, question, [verifier], list(paths))[verifier.key]
 
     def graded(
         self, policy: Policy, question: Question, verifier: Verifier, trajectory: Trajectory
     ) -> Trajectory:
-        """The trajectory with its reward by `verifier`, which is computed once and kept."""
+        """The trajectory with its reward by `verifier`, which is computed once and kept.
+
+        Raises:
+            FailedPrecondition: it lacks a client's number.
+
+        """
         if verifier.key in trajectory.rewards:
             return trajectory
-        path = (trajectory.tokens, trajectory.finish)
-        reward = self.grade(policy, question, verifier, [path])[0]
+        if verifier.terms:
+            for part, _ in verifier.terms:
+                trajectory = self.graded(policy, question, part, trajectory)
+            reward = verifier.weighed([trajectory.rewards[part.key] for part, _ in verifier.terms])
+        elif verifier.kind is VerifierKind.EXTERNAL:
+            reward = self._number(verifier, trajectory)
+        else:
+            path = (trajectory.tokens, trajectory.finish)
+            reward = self.grade(policy, question, verifier, [path])[0]
         self._catalog.trajectories.record_outcome(trajectory.id, verifier.key, reward)
         return replace(trajectory, rewards={**trajectory.rewards, verifier.key: reward})
 
@@ -158,6 +161,9 @@ class Recorder:
         """
         while True:
             active = self._trees.verifiers(ref.id)
+            if given := {k for k in active if self._catalog.verifier_by_key(k).externals}:
+                self._store.deactivate(ref.id, given)
+                active -= given
             rewards = self._rewards(policy, question, sorted(active), finished)
             rollouts = [
                 NewRollout(f.uid, f.tokens, f.forced_depth, f.finish, row, growth_id)
@@ -178,12 +184,16 @@ class Recorder:
         self, policy: Policy, question: Question, keys: Sequence[int], finished: Sequence[Finished]
     ) -> list[dict[int, float]]:
         paths = [(f.tokens, f.finish) for f in finished]
-        rewards: list[dict[int, float]] = [{} for _ in finished]
-        for key in keys:
-            graded = self.grade(policy, question, self._catalog.verifier_by_key(key), paths)
-            for row, reward in zip(rewards, graded, strict=True):
-                row[key] = reward
-        return rewards
+        verifiers = [self._catalog.verifier_by_key(key) for key in keys]
+        graded = self._outcomes.of_paths(policy, question, verifiers, paths)
+        return [{key: graded[key][i] for key in keys} for i in range(len(paths))]
+
+    def _number(self, verifier: Verifier, trajectory: Trajectory) -> float:
+        uid = trajectory.rollout_uid
+        found = None if uid is None else self._store.of_rollout(uid, verifier.key)
+        if found is None:
+            raise unnumbered(verifier, f"trajectory {trajectory.id}")
+        return found
 
     def _note(self, tree_id: int) -> None:
         self._on_change(tree_id, self._trees.versions([tree_id])[tree_id])

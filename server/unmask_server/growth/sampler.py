@@ -12,7 +12,8 @@ from unmask_server.catalog import Catalog
 from unmask_server.catalog.types import Policy
 from unmask_server.engines.base import SampleRequest
 from unmask_server.engines.pool import EnginePool
-from unmask_server.growth.recorder import FINISH_CODES, LENGTH, STOP, Finished, seed_of
+from unmask_server.growth.outcomes import LENGTH, STOP
+from unmask_server.growth.recorder import FINISH_CODES, Finished, seed_of
 
 
 @dataclass(frozen=True, slots=True)

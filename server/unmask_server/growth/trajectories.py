@@ -13,7 +13,8 @@ from sqlalchemy import Connection
 from unmask_server.catalog import Catalog, check_token_ids
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Policy, Question, Trajectory
-from unmask_server.growth.recorder import LENGTH, STOP, Finished, Recorder, rollout_uid
+from unmask_server.growth.outcomes import LENGTH, STOP
+from unmask_server.growth.recorder import Finished, Recorder, rollout_uid
 from unmask_server.growth.rounds import FLUSH_ROLLOUTS, FLUSH_SECONDS
 from unmask_server.growth.sampler import Sampler, Wanted
 from unmask_server.locks import KeyedLocks

@@ -15,7 +15,7 @@ from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.spec import Allocation, GrowthSpec, Target
 from unmask_server.nodes.demonstrations import Demonstrations
 from unmask_server.nodes.evidence import EvidenceReader, Scores
-from unmask_server.nodes.resolve import NodeSet, Resolver
+from unmask_server.nodes.resolve import NodeSet, Resolver, VerifierRef
 from unmask_server.tree import NodeCounts, TreeRef, TreeStore, TreeView
 
 
@@ -94,7 +94,7 @@ class WorkReader:
             return self._resolver.trajectory(
                 target.trajectory_id,
                 positions=None if target.position is None else [target.position],
-                verifier=spec.verifier,
+                verifier=VerifierRef(spec.verifier),
                 field="targets",
             )
         return self._resolver.prefix(
@@ -103,7 +103,7 @@ class WorkReader:
             tokens=target.prefix,
             text=None,
             observed=target.observed,
-            verifier=spec.verifier,
+            verifier=VerifierRef(spec.verifier),
             field="targets",
         )
 

@@ -12,7 +12,7 @@ from unmask_server.catalog.templates import uses_own_correct
 from unmask_server.catalog.tokenizer import without_stop
 from unmask_server.catalog.types import Policy, Question, Teacher, Verifier
 from unmask_server.nodes.resolve import Demonstration, NodeSet
-from unmask_server.tree import TreeRef, TreeStore
+from unmask_server.tree import TreeRef, TreeStore, VerifiersDifferError
 
 OpenTree = Callable[[Policy, Question, Verifier], TreeRef]
 """Returns the tree of a policy and a question, with everything in it graded by a verifier."""
@@ -63,8 +63,14 @@ class Demonstrations:
         verifier: Verifier,
         without: tuple[int, ...] | None,
     ) -> Demonstration:
-        tree = self._open_tree(policy, question, verifier)
+        tree, asked = self._open_tree(policy, question, verifier), verifier
+        if not verifier.kind.compares:
+            # Nothing it says is "correct".
+            verifier = question.verifier
+            tree = self._open_tree(policy, question, verifier)
         found = self._trees.first_correct(tree.id, verifier.key, without=without)
+        if found is not None and asked.key not in found.rewards:
+            raise VerifiersDifferError("rollouts were added that have no number")
         if found is None:
             raise FailedPrecondition(
                 f"no correct rollout of policy {policy.id} for question {question.id} is known "

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask_server.catalog.types import Verifier
 from unmask_server.diagnosis import Algorithm, Alignment, Form, Loss, NodePosterior
 from unmask_server.diagnosis.alignment import Measured, measure, not_covered
 from unmask_server.diagnosis.selection import shares_of_best
 from unmask_server.diagnosis.terms import Draws
 from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet
+from unmask_server.tree import Moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,22 @@ class Group:
 
     mean: float
     std: float
+
+    @classmethod
+    def of(cls, found: Moments, more: float | None = None) -> Group | None:
+        """The group of some rewards, and perhaps one more; None of none."""
+        n, total, squares = float(found.n), found.total, found.squares
+        if more is not None:
+            n, total, squares = n + 1.0, total + more, squares + more**2
+        if n == 0.0:
+            return None
+        mean = total / n
+        variance = squares / n - mean**2
+        # What rewards that are all the same leave is rounding.
+        return cls(mean, math.sqrt(variance) if variance > _ROUNDING else 0.0)
+
+
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +84,12 @@ def node_seed(nodes: NodeSet, evidence: Evidence) -> int:
 
 def posterior(nodes: NodeSet, evidence: Evidence) -> NodePosterior:
     """Posterior draws of success at a node; made once and used for every teacher and algorithm."""
-    return NodePosterior(evidence.known, evidence.scores.sampling, seed=node_seed(nodes, evidence))
+    return NodePosterior(
+        evidence.known,
+        evidence.scores.sampling,
+        seed=node_seed(nodes, evidence),
+        dispersion=nodes.dispersion,
+    )
 
 
 def alignments(
@@ -127,7 +150,7 @@ def _score(
     key, sequel = (-1 if teacher is None else teacher, algorithm), evidence.sequel
     measured = measure(
         drawn,
-        algorithm,
+        _in_units(algorithm, nodes.verifier),
         p,
         t,
         ids=scores.ids,
@@ -144,6 +167,16 @@ def _score(
     )
     divergence = None if t is None else _divergence(p, t)
     return Scored(teacher, algorithm, measured, divergence, sequel.weight.get(key))
+
+
+def _in_units(algorithm: Algorithm, verifier: Verifier) -> Algorithm:
+    """The algorithm for rewards in [0, 1] that adds as much as this one does of an objective's.
+
+    GRPO's rewards are divided by their standard deviation, which has the same units.
+    """
+    if algorithm.reward_weight == 0.0 or algorithm.reward_loss is Loss.GRPO:
+        return algorithm
+    return replace(algorithm, reward_weight=algorithm.reward_weight * verifier.scale)
 
 
 def _advantage(nodes: NodeSet, algorithm: Algorithm, group: Group | None) -> float | None:

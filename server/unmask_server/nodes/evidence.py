@@ -61,8 +61,8 @@ class Evidence:
     counts: Counts
     """Shape (m + 1,), tail last: rollouts as they were counted."""
     known: Counts
-    """What the posterior is made from: `counts`, except where more is known than was counted
-    (`backup`): then as many rollouts as that is worth."""
+    """What the posterior is made from, as so many rollouts that succeed or fail: `counts`, each for
+    what it tells (`NodeSet.dispersion`), except where more is known than was counted (`backup`)."""
     ends: NDArray[np.bool_]
     """Shape (m + 1,): tokens after which nothing is sampled, graded or not."""
     truncated: FloatArray
@@ -278,7 +278,7 @@ def _evidence_at(
         observed=nodes.observed[index],
         scores=scored,
         counts=counted,
-        known=counted,
+        known=counted.worth(1.0 / nodes.dispersion),
         ends=ends,
         truncated=truncated,
     )

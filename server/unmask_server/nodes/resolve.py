@@ -22,6 +22,22 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifierRef:
+    """What rollouts are to be graded by, as a request names it."""
+
+    name: str = ""
+    """Id or name of a verifier; empty for the question's own."""
+    terms: tuple[tuple[str, float], ...] = ()
+    """Instead: an objective's verifiers, named likewise, with their weights."""
+    field: str = ""
+    """Of the request, where the terms are."""
+
+
+OWN = VerifierRef()
+"""The question's own verifier."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSet:
     """Some nodes along one sequence of tokens of a policy after a question."""
 
@@ -39,6 +55,8 @@ class NodeSet:
     """The trajectory these are nodes of, if they were named by one; graded by `verifier`."""
     demonstration: Demonstration | None = None
     """Where a teacher is shown one: it is left out of the estimates at its own nodes."""
+    dispersion: float = 1.0
+    """Of the rewards, see `Moments.dispersion`."""
 
 
 GradeTrajectory = Callable[[Policy, Question, Verifier, Trajectory], Trajectory]
@@ -60,7 +78,7 @@ class Resolver:
         trajectory_id: str,
         *,
         positions: Sequence[int] | None,
-        verifier: str,
+        verifier: VerifierRef,
         field: str,
         position_field: str = "positions",
     ) -> NodeSet:
@@ -79,7 +97,7 @@ class Resolver:
                 )
         policy = self._catalog.get_policy(found.policy_id)
         question = self._catalog.get_question(found.question_id)
-        chosen_verifier = self.verifier(verifier, question)
+        chosen_verifier = self.graded_by(verifier, question)
         found = self._grade(policy, question, chosen_verifier, found)
         return NodeSet(
             policy=policy,
@@ -100,7 +118,7 @@ class Resolver:
         tokens: Sequence[int] | None,
         text: str | None,
         observed: int | None,
-        verifier: str,
+        verifier: VerifierRef,
         field: str,
     ) -> NodeSet:
         """The node after `tokens` (or `text`, tokenised)."""
@@ -134,7 +152,7 @@ class Resolver:
         return NodeSet(
             policy=policy,
             question=question,
-            verifier=self.verifier(verifier, question),
+            verifier=self.graded_by(verifier, question),
             prompt=self._catalog.prompt_tokens(policy, question),
             tokens=prefix,
             positions=(len(prefix),),
@@ -154,6 +172,19 @@ class Resolver:
             raise InvalidArgument(field, "give the id or name of a question")
         return self._catalog.get_question(name)
 
+    def graded_by(self, wanted: VerifierRef, question: Question) -> Verifier:
+        """The verifier, or the one that the objective is.
+
+        Raises:
+            InvalidArgument: the terms are no objective.
+            FailedPrecondition: it, or one of its terms, could grade nothing by this question.
+
+        """
+        if not wanted.terms:
+            return self.verifier(wanted.name, question)
+        terms = [(self.verifier(name, question), weight) for name, weight in wanted.terms]
+        return self._catalog.objective(terms, wanted.field)
+
     def verifier(self, name: str, question: Question) -> Verifier:
         """The verifier of that id or name; the question's own if it is empty.
 
@@ -169,12 +200,6 @@ class Resolver:
                 f"verifier {found.name or found.id} cannot grade question {question.id}: {problem}"
             )
         return found
-
-    def verifier_id(self, name: str, field: str) -> str:
-        """The id of the verifier of that id or name."""
-        if not name:
-            raise InvalidArgument(field, "give the id or name of a verifier")
-        return self._catalog.get_verifier(name).id
 
     def check_teachers(self, teachers: Sequence[Teacher], question: Question, room: int) -> None:
         """Refuse teachers that cannot be shown a question and `room` tokens after it."""

@@ -23,7 +23,7 @@ from unmask_server.nodes.evidence import Evidence
 from unmask_server.nodes.resolve import NodeSet, shown_prompt
 from unmask_server.nodes.rollout_scores import RolloutScorer
 from unmask_server.nodes.sequel import Sequel
-from unmask_server.tree import StoredRollout, TreeStore
+from unmask_server.tree import StoredRollout, TreeStore, VerifiersDifferError
 
 FloatArray = NDArray[np.float64]
 
@@ -151,7 +151,7 @@ class SequenceReader:
         """A tree's first rollouts; they never change, but verifiers may be added."""
         number = min(number, READ)
         held = self._rollouts.pop(tree_id, [])
-        if held and verifier_key not in held[0].rewards:
+        if any(verifier_key not in rollout.rewards for rollout in held):
             held = []
         if len(held) < number:
             after = held[-1].id if held else 0
@@ -159,6 +159,8 @@ class SequenceReader:
         self._rollouts[tree_id] = held
         while len(self._rollouts) > 1 and sum(map(len, self._rollouts.values())) > _KEPT:
             self._rollouts.popitem(last=False)
+        if any(verifier_key not in rollout.rewards for rollout in held[:number]):
+            raise VerifiersDifferError("rollouts were added that have no number")
         return held[:number]
 
     async def _ratios(

@@ -7,7 +7,14 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from unmask_server.diagnosis import Algorithm, NodeTerms, SetDifference, SetSummary, SetTerms
+from unmask_server.diagnosis import (
+    Algorithm,
+    Alignment,
+    NodeTerms,
+    SetDifference,
+    SetSummary,
+    SetTerms,
+)
 from unmask_server.diagnosis.resampling import Resamples
 from unmask_server.diagnosis.sets import ResampledSet, probabilities_best
 from unmask_server.nodes.diagnose import Group, Scored, alignments, posterior
@@ -92,7 +99,7 @@ class Summarizer:
 
     def add(
         self, nodes: NodeSet, found: Sequence[Evidence], group: Group | None, place: int = 0
-    ) -> None:
+    ) -> list[dict[Row, Alignment]]:
         """Count the nodes of a trajectory in.
 
         Args:
@@ -101,15 +108,21 @@ class Summarizer:
             group: rewards of the question's free rollouts.
             place: in which group of trajectories it is.
 
+        Returns:
+            Their alignments, node by node.
+
         """
         trajectory = nodes.trajectory.id if nodes.trajectory else ""
         self._digest.update(trajectory.encode())
+        answers: list[dict[Row, Alignment]] = []
         for at in found:
+            answers.append({})
             drawn = posterior(nodes, at)
             for scored in alignments(
                 nodes, at, drawn, self._algorithms, group=group, min_coverage=self._min_coverage
             ):
                 key = (scored.teacher, scored.algorithm)
+                answers[-1][key] = scored.alignment
                 self._terms[place].setdefault(key, SetTerms()).add(
                     NodeTerms(
                         question=nodes.question.id,
@@ -120,6 +133,7 @@ class Summarizer:
                         sample_variance=_weighted(scored),
                     )
                 )
+        return answers
 
     def finish(self) -> Summary:
         """Everything about the one group, on one set of resamples."""

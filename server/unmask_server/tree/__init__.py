@@ -5,6 +5,12 @@ from __future__ import annotations
 from unmask_server.tree.check import check_tree
 from unmask_server.tree.distributions import DiffersError, DistributionStore, merge
 from unmask_server.tree.fingerprint import prefix_fingerprints, seed_fingerprint
+from unmask_server.tree.outcomes import (
+    Moments,
+    OutcomeDiffersError,
+    OutcomeStore,
+    UnknownRolloutError,
+)
 from unmask_server.tree.scores import RolloutScoreStore
 from unmask_server.tree.store import TreeStore
 from unmask_server.tree.types import (
@@ -31,8 +37,11 @@ __all__ = [
     "ChildCounts",
     "DiffersError",
     "DistributionStore",
+    "Moments",
     "NewRollout",
     "NodeCounts",
+    "OutcomeDiffersError",
+    "OutcomeStore",
     "RolloutScoreStore",
     "StoredDistribution",
     "StoredRollout",
@@ -41,6 +50,7 @@ __all__ = [
     "TreeStatistics",
     "TreeStore",
     "TreeView",
+    "UnknownRolloutError",
     "UnknownTreeError",
     "VerifiersDifferError",
     "check_tree",

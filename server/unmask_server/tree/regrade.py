@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Engine,
     insert,
@@ -52,7 +53,7 @@ def _grade_all(engine: Engine, tree_id: int, verifier_key: int, grade: Grade, ba
     after_id = 0
     while ungraded := _read_ungraded(engine, tree_id, verifier_key, after_id, batch):
         rewards = _graded(grade, ungraded, verifier_key)
-        transact(engine, partial(_store, verifier_key, rewards))
+        transact(engine, partial(store_outcomes, verifier_key, rewards))
         after_id = ungraded[-1].id
 
 
@@ -69,7 +70,7 @@ def _finish(tree_id: int, verifier_key: int, grade: Grade | None, connection: Co
         return False
     if rows and grade is not None:
         late = spell(connection, tree_id, list(rows))
-        _store(verifier_key, _graded(grade, late, verifier_key), connection)
+        store_outcomes(verifier_key, _graded(grade, late, verifier_key), connection)
     totals = aggregate(
         read_shape(connection, tree_id), read_graded(connection, tree_id, verifier_key)
     )
@@ -83,13 +84,18 @@ def _finish(tree_id: int, verifier_key: int, grade: Grade | None, connection: Co
     return True
 
 
-def _ungraded(tree_id: int, verifier_key: int, after_id: int) -> AnySelect:
+def lacks_outcome(verifier_key: int) -> ColumnElement[bool]:
+    """Whether a row of `rollout` has no outcome of a verifier."""
     graded = (
         select(outcome.c.rollout_id)
         .where(outcome.c.rollout_id == rollout.c.id)
         .where(outcome.c.verifier_key == verifier_key)
     )
-    return rollout_rows(tree_id, after_id).where(~graded.exists())
+    return ~graded.exists()
+
+
+def _ungraded(tree_id: int, verifier_key: int, after_id: int) -> AnySelect:
+    return rollout_rows(tree_id, after_id).where(lacks_outcome(verifier_key))
 
 
 def _read_ungraded(
@@ -113,7 +119,9 @@ def _graded(
     return [(stored.id, float(reward)) for stored, reward in zip(rollouts, rewards, strict=True)]
 
 
-def _store(verifier_key: int, rewards: Sequence[tuple[int, float]], connection: Connection) -> None:
+def store_outcomes(
+    verifier_key: int, rewards: Sequence[tuple[int, float]], connection: Connection
+) -> None:
     """Store outcomes; where another run was faster, its outcome of the same verifier stands."""
     postgresql = connection.dialect.name == "postgresql"
     statement = (postgresql_insert if postgresql else sqlite_insert)(outcome)

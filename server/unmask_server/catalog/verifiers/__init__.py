@@ -7,6 +7,7 @@ from unmask_server.catalog.verifiers.grading import (
     check_options,
     check_reference,
     reference_of,
+    reference_problem,
     version_of,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "check_options",
     "check_reference",
     "reference_of",
+    "reference_problem",
     "version_of",
 ]

@@ -30,6 +30,10 @@ _VERSIONS = {
     VerifierKind.REGEX: 1,
     # math-verify's own behaviour changes between releases: 90 stands for 0.9.0.
     VerifierKind.MATH_VERIFY: 90,
+    VerifierKind.FORMAT: 1,
+    VerifierKind.LENGTH: 1,
+    VerifierKind.EXTERNAL: 1,
+    VerifierKind.OBJECTIVE: 1,
 }
 """Of the grading code of each kind. Raise one when what it grades changes."""
 
@@ -44,14 +48,19 @@ def version_of(kind: VerifierKind) -> int:
     return gym.version_number() if kind is VerifierKind.REASONING_GYM else _VERSIONS[kind]
 
 
-BUILT_IN = tuple(kind for kind in VerifierKind if kind is not VerifierKind.REGEX)
+BUILT_IN = tuple(kind for kind in VerifierKind if kind.compares and kind is not VerifierKind.REGEX)
 """Kinds that work without options; they exist by their names without registration."""
 
 _OPTIONS = {
     VerifierKind.EXACT: {"ignore_case"},
     VerifierKind.REGEX: {"pattern", "ignore_case"},
     VerifierKind.REASONING_GYM: {"extract"},
+    VerifierKind.FORMAT: {"pattern"},
+    VerifierKind.LENGTH: {"limit"},
+    VerifierKind.EXTERNAL: {"source"},
 }
+_NO_TEXT = (VerifierKind.LENGTH, VerifierKind.EXTERNAL)
+"""Kinds that look at no text, so that it does not matter whether it was cut off."""
 _DEFAULTS = {"truncated": "fail", "ignore_case": "false", "extract": "tag"}
 
 
@@ -62,7 +71,7 @@ def canonical_options(options: Mapping[str, str]) -> dict[str, str]:
 
 def check_options(kind: VerifierKind, options: Mapping[str, str]) -> None:
     """Refuse options that a kind does not have, and patterns that are none."""
-    allowed = {"truncated", *_OPTIONS.get(kind, ())}
+    allowed = {*(() if kind in _NO_TEXT else ("truncated",)), *_OPTIONS.get(kind, ())}
     for name in options:
         if name not in allowed:
             raise InvalidArgument(
@@ -74,7 +83,15 @@ def check_options(kind: VerifierKind, options: Mapping[str, str]) -> None:
         raise InvalidArgument("options['ignore_case']", "is `true` or `false`")
     if options.get("extract", "tag") not in ("tag", "all"):
         raise InvalidArgument("options['extract']", "is `tag` or `all`")
-    if kind is VerifierKind.REGEX:
+    if kind is VerifierKind.LENGTH:
+        limit = options.get("limit", "")
+        if not (limit.isascii() and limit.isdigit() and 1 <= len(limit) <= 9 and int(limit)):
+            raise InvalidArgument("options['limit']", "give a number of tokens, at least 1")
+    if kind is VerifierKind.EXTERNAL and not options.get("source", "").strip():
+        raise InvalidArgument(
+            "options['source']", "say where the numbers are from, e.g. a model and its version"
+        )
+    if kind in (VerifierKind.REGEX, VerifierKind.FORMAT):
         if not options.get("pattern"):
             raise InvalidArgument("options['pattern']", "give the pattern to look for")
         try:
@@ -93,6 +110,8 @@ def reference_of(verifier: Verifier, fields: Mapping[str, Any]) -> str:
 
 def check_reference(verifier: Verifier, reference: str, grader: Grader) -> str | None:
     """Why a verifier could grade nothing by this `reference_of`; None if it can."""
+    if not verifier.kind.compares:
+        return None
     if verifier.kind is VerifierKind.REASONING_GYM:
         return grader.gym.problem(reference)
     if not reference.strip():
@@ -112,6 +131,13 @@ def check_reference(verifier: Verifier, reference: str, grader: Grader) -> str |
         case _:
             pass
     return None
+
+
+def reference_problem(verifier: Verifier, fields: Mapping[str, Any], grader: Grader) -> str | None:
+    """Why a verifier, or a term of it, could grade nothing by a question; None if it can."""
+    parts = [part for part, _ in verifier.terms] or [verifier]
+    found = (check_reference(part, reference_of(part, fields), grader) for part in parts)
+    return next((problem for problem in found if problem is not None), None)
 
 
 class Grader:
@@ -150,6 +176,8 @@ class Grader:
         """
         if verifier.kind is VerifierKind.REASONING_GYM:
             self.gym.check_version(verifier.version)
+        for part, _ in verifier.terms:
+            self.check_ready(part)
 
     def parses(self, reference: str) -> bool:
         """Whether math_verify can compare with a reference."""
@@ -190,8 +218,12 @@ def _right(verifier: Verifier, text: str, reference: str) -> bool:
         case VerifierKind.REGEX:
             found = _last_match(verifier.options["pattern"], text)
             return found is not None and _equal(found, reference, verifier)
+        case VerifierKind.FORMAT:
+            return _pattern(verifier.options["pattern"]).search(text) is not None
         case VerifierKind.MATH_VERIFY | VerifierKind.REASONING_GYM:
             raise AssertionError("graded by the workers")
+        case VerifierKind.LENGTH | VerifierKind.EXTERNAL | VerifierKind.OBJECTIVE:
+            raise AssertionError("not from a text alone: `growth.outcomes`")
 
 
 @lru_cache(maxsize=64)
