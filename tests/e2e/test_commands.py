@@ -179,16 +179,16 @@ def test_controls_and_a_teacher_from_a_file_step_by_step(
 
 
 def test_objectives_by_commands(address: str, client: unmask.Client, models: Path) -> None:
-    run(address, "policy", "register", models / "student", "--name", "pupil", "--max-new-tokens",
+    run(address, "policy", "register", models / "student", "--name", "aimed", "--max-new-tokens",
         "6")  # fmt: skip
-    master = client.register_teacher(models / "teacher", policies="pupil").teacher.id
+    master = client.register_teacher(models / "teacher", policies="aimed").teacher.id
     shown = run(address, "verifier", "register", "length", "--name", "long", "--option", "limit=4")
     assert "length" in shown
     run(address, "verifier", "register", "objective", "--name", "both", "--option",
         "last_number=1", "--option", "long=-0.1")  # fmt: skip
     assert "=-0.1" in run(address, "verifier", "list")
     (result,) = client.register_questions([{"question": "q 1 3", "answer": "3"}])
-    sampled = client.sample_trajectories("pupil", result.question, count=3, seed=1)
+    sampled = client.sample_trajectories("aimed", result.question, count=3, seed=1)
     generation = max(sampled.trajectories, key=lambda t: t.length).id
     run(address, "grow", generation, "--rollouts", "300", "--teacher", master, "--objective",
         "own=1,long=-0.1")  # fmt: skip
@@ -209,10 +209,10 @@ def test_objectives_by_commands(address: str, client: unmask.Client, models: Pat
     refused = run(address, "node", generation, "-p", "0", "--objective", "own", code=2)
     assert refused.startswith("error: objective: ")
     number = client.register_verifier("external", name="score", options={"source": "x"})
-    rollouts = list(client.list_rollouts("pupil", result.question, missing=number))
+    rollouts = list(client.list_rollouts("aimed", result.question, missing=number))
     assert len(rollouts) > 100
     assert client.put_outcomes(number, {r.id: r.length / 6 for r in rollouts}) == len(rollouts)
-    assert not list(client.list_rollouts("pupil", result.question, missing=number))
+    assert not list(client.list_rollouts("aimed", result.question, missing=number))
 
 
 def test_mistakes_name_the_field(address: str, client: unmask.Client, models: Path) -> None:
