@@ -30,7 +30,8 @@ class DiagnosisServiceStub:
     once and kept. The same cache and the same request give the same bytes.
 
     Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model that is needed is not running).
+    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model
+    that is needed is not running).
     """
 
     def __init__(self, channel):
@@ -81,7 +82,8 @@ class DiagnosisServiceServicer:
     once and kept. The same cache and the same request give the same bytes.
 
     Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model that is needed is not running).
+    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model
+    that is needed is not running).
     """
 
     def GetNode(self, request, context):
@@ -188,7 +190,8 @@ class DiagnosisService:
     once and kept. The same cache and the same request give the same bytes.
 
     Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model that is needed is not running).
+    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model
+    that is needed is not running).
     """
 
     @staticmethod

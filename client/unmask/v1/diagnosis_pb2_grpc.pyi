@@ -31,7 +31,8 @@ class DiagnosisServiceStub:
     once and kept. The same cache and the same request give the same bytes.
 
     Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model that is needed is not running).
+    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model
+    that is needed is not running).
     """
 
     @_typing.overload
@@ -66,7 +67,8 @@ class DiagnosisServiceAsyncStub(DiagnosisServiceStub):
     once and kept. The same cache and the same request give the same bytes.
 
     Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model that is needed is not running).
+    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model
+    that is needed is not running).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -97,7 +99,8 @@ class DiagnosisServiceServicer(metaclass=_abc_1.ABCMeta):
     once and kept. The same cache and the same request give the same bytes.
 
     Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model that is needed is not running).
+    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model
+    that is needed is not running).
     """
 
     @_abc_1.abstractmethod
