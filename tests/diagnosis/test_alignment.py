@@ -22,6 +22,7 @@ from unmask_server.diagnosis import (
     ideal_gradient,
     measure,
 )
+from unmask_server.diagnosis.step import StepInputs, step
 
 from tests.diagnosis.making import counts
 
@@ -107,6 +108,32 @@ def test_a_sampled_policy_gradient_follows_its_trajectorys_advantage() -> None:
     assert none.status is Status.NO_SIGNAL
     unknown = align(node(), algorithm, P, ids=IDS, observed=0)
     assert unknown.status is Status.NO_DATA
+
+
+def test_sampled_policy_gradients_average_to_the_expected_one_as_the_policy_samples() -> None:
+    """Whatever the temperature of a divergence beside them is."""
+    at_the_loss = np.array([0.4, 0.33, 0.27, 0.0])
+    s = np.array([0.9, 0.3, 0.2, 0.0])
+    drawn = node()
+    total = np.zeros(len(P))
+    for y in range(3):
+        inputs = StepInputs(at_the_loss, None, observed=y, advantage=float(s[y] - P @ s))
+        taken = step(drawn, Algorithm(Loss.DR_GRPO, Form.SAMPLED), inputs)
+        assert taken.base is not None
+        total += P[y] * taken.base
+    np.testing.assert_allclose(total, ideal_gradient(P, s), atol=1e-12)
+
+
+@pytest.mark.parametrize("form", Form)
+def test_a_reward_makes_no_step_of_a_loss_that_has_none(form: Form) -> None:
+    zero = np.array([0.7, 0.3, 0.0, 0.0])
+    seen = {"ids": IDS, "observed": 2, "advantage": 0.5}
+    result = align(node(), Algorithm(Loss.REVERSE_KL, form, reward_weight=0.5), P, zero, **seen)
+    assert result.status is Status.UNBOUNDED
+    assert (result.gain, result.descent_norm2) == (None, None)
+    unscored = align(node(), Algorithm(Loss.MINILLM, form, reward_weight=0.5), P, T, **seen)
+    assert unscored.status is Status.NO_DATA
+    assert (unscored.gain, unscored.descent_norm2) == (None, None)
 
 
 def test_a_teacher_with_a_zero_is_unbounded_with_its_token() -> None:

@@ -94,6 +94,33 @@ def test_a_clipped_term_has_no_gradient(loss: Loss, clip: float, seed: int) -> N
     np.testing.assert_allclose(d, -z.grad.numpy(), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("of", TopKOf)
+@pytest.mark.parametrize("clip", [0.05, 0.3])
+@pytest.mark.parametrize("loss", DIVERGENCES)
+def test_a_bucket_is_clipped_as_one_term(loss: Loss, clip: float, of: TopKOf, seed: int) -> None:
+    z, log_t = pair(seed)
+    log_p = torch.log_softmax(z, -1)
+    chosen = torch.topk((log_t if of is TopKOf.TEACHER else log_p)[:-1], 3).indices
+    inside = torch.zeros(K, dtype=torch.bool).index_fill(0, chosen, True)
+
+    def part(log: torch.Tensor) -> torch.Tensor:
+        return torch.cat([log[inside], torch.logsumexp(log[~inside], 0, keepdim=True)])
+
+    terms(loss, part(log_p), part(log_t)).clamp(max=clip).sum().backward()
+    algorithm = Algorithm(loss, beta=BETA, top_k=3, top_k_of=of, token_clip=clip)
+    assert z.grad is not None
+    np.testing.assert_allclose(step_of(algorithm, z, log_t), -z.grad.numpy(), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("loss", DIVERGENCES)
+def test_what_is_renormalised_over_nothing_is_unbounded(loss: Loss) -> None:
+    p, t = np.array([0.6, 0.3, 0.1, 0.0]), np.array([0.0, 0.7, 0.3, 0.0])
+    algorithm = Algorithm(loss, beta=BETA, top_k=1, top_k_of=TopKOf.STUDENT, rest=Rest.RENORMALIZED)
+    with pytest.raises(UnboundedLossError):
+        descent(algorithm, p, t)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_clipped_log_ratios_average_to_the_clipped_expectation(seed: int) -> None:
     z, log_t = pair(seed)

@@ -795,7 +795,9 @@ class Algorithm(_message.Message):
     beta: _builtins.float
     """For JSD, in (0, 1): beta KL(T|M) + (1 - beta) KL(P|M), M = beta T + (1 - beta) P. Absent: 0.5."""
     temperature: _builtins.float
-    """Temperature of the student's and the teacher's softmax inside the loss. Above 0; absent: 1."""
+    """Divergences: temperature of the student's and the teacher's softmax inside the loss. Above 0;
+    absent: 1. Policy gradients, rewards among them, are of the policy as it samples.
+    """
     top_k: _builtins.int
     """Divergences, EXPECTED: only the k likeliest tokens enter the loss one by one. At most
     NodeOptions.top_k; absent: all.

@@ -59,21 +59,36 @@ def check_top_k(algorithm: Algorithm, top_k: int, field: str) -> None:
         )
 
 
-def check_temperature(algorithm: Algorithm, teachers: Sequence[Teacher], field: str) -> None:
-    """Refuse a temperature at which a stored teacher is not known.
+def check_teachers(algorithm: Algorithm, teachers: Sequence[Teacher], field: str) -> None:
+    """Refuse a loss that not all of the teachers are known well enough for.
 
     Raises:
-        FailedPrecondition: it is not 1, and one of the teachers, or what it is of, is a stored one.
+        InvalidArgument: it reads whole generations, and a teacher is a control or a stored one.
+        FailedPrecondition: it has another temperature than 1 or cuts single tokens' terms, and a
+            teacher, or what it is of, is a stored one.
 
     """
-    if algorithm.temperature == 1.0 or not algorithm.needs_teacher:
+    if not algorithm.needs_teacher:
         return
+    whole = algorithm.is_sequential or algorithm.reads_path
     for k, teacher in enumerate(teachers):
-        if teacher.is_stored:
+        if whole and (teacher.control is not None or teacher.is_stored):
+            what = "a control" if teacher.control is not None else "a stored teacher"
+            raise InvalidArgument(
+                f"teachers[{k}]",
+                f"{field} reads a teacher's probabilities of whole generations, which {what} has "
+                "only at a node; ask for them in another call",
+            )
+        if teacher.is_stored and algorithm.temperature != 1.0:
             raise FailedPrecondition(
-                f"{field}: teachers[{k}] is a stored teacher, or a control of one, known at "
-                f"temperature 1 only: what its logits over {algorithm.temperature:g} give cannot "
-                "be told from its likeliest tokens"
+                f"{field}.temperature: teachers[{k}] is a stored teacher, or a control of one, "
+                f"known at temperature 1 only: what its logits over {algorithm.temperature:g} give "
+                "cannot be told from its likeliest tokens"
+            )
+        if teacher.is_stored and algorithm.token_clip > 0.0:
+            raise FailedPrecondition(
+                f"{field}.token_clip: teachers[{k}] is a stored teacher, or a control of one: the "
+                "terms of tokens that are not listed are not known one by one"
             )
 
 

@@ -13,7 +13,7 @@ from unmask.v1 import diagnosis_pb2 as pb
 from unmask.v1 import diagnosis_pb2_grpc
 
 from unmask_server.api import diagnosis_messages as messages
-from unmask_server.api.algorithms import check_temperature, check_top_k, parse_algorithms
+from unmask_server.api.algorithms import check_teachers, check_top_k, parse_algorithms
 from unmask_server.api.answers import AnswerCache, encode
 from unmask_server.api.objectives import compare_objectives
 from unmask_server.api.options import Options, node_options, resolve_node
@@ -241,9 +241,8 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         tree = await asyncio.to_thread(
             self._recorder.tree, nodes.policy, nodes.question, nodes.verifier
         )
-        temperatures = tuple(dict.fromkeys((1.0, *(a.temperature for a in algorithms))))
         scores = await self._reader.scores(
-            nodes, teachers, temperatures=temperatures, top_k=options.top_k
+            nodes, teachers, algorithms=algorithms, top_k=options.top_k
         )
         # All that enters is of one version: the nodes, what lies below, and a group's rollouts.
         below = positions_below(nodes)
@@ -347,16 +346,7 @@ def _check(
             raise InvalidArgument(
                 "teachers", f"algorithms[{i}] compares with a teacher; name at least one"
             )
-        whole = algorithm.is_sequential or algorithm.reads_path
-        for k, teacher in enumerate(teachers if whole else ()):
-            if teacher.control is not None or teacher.is_stored:
-                what = "a control" if teacher.control is not None else "a stored teacher"
-                raise InvalidArgument(
-                    f"teachers[{k}]",
-                    f"algorithms[{i}] reads a teacher's probabilities of whole generations, which "
-                    f"{what} has only at a node; ask for them in another call",
-                )
-        check_temperature(algorithm, teachers, f"algorithms[{i}].temperature")
+        check_teachers(algorithm, teachers, f"algorithms[{i}]")
         if algorithm.form is Form.SAMPLED and None in nodes.observed:
             raise InvalidArgument(
                 f"algorithms[{i}].form",

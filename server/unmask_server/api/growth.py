@@ -11,7 +11,7 @@ import grpc
 from unmask.v1 import growth_pb2 as pb
 from unmask.v1 import growth_pb2_grpc
 
-from unmask_server.api.algorithms import check_temperature, check_top_k, parse_algorithms
+from unmask_server.api.algorithms import check_teachers, check_top_k, parse_algorithms
 from unmask_server.api.options import node_options, resolve_node
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.api.precision import forecast_message, parse_precision
@@ -166,7 +166,7 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
                 self._resolver.check_teachers(teachers, question, policy.max_new_tokens)
         for i, algorithm in enumerate(algorithms):
             check_top_k(algorithm, options.top_k, f"algorithms[{i}].top_k")
-            check_temperature(algorithm, teachers, f"algorithms[{i}].temperature")
+            check_teachers(algorithm, teachers, f"algorithms[{i}]")
         if request.algorithms and not teachers and any(a.needs_teacher for a in algorithms):
             raise InvalidArgument("teachers", "an algorithm compares with a teacher; name one")
         verifier = self._verifier(options.verifier, questions)

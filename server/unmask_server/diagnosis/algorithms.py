@@ -71,7 +71,8 @@ class Algorithm:
     """JSD only, in [0, 1]. As in TRL, 0 is taken as forward and 1 as reverse KL: the formula
     itself is zero there, its direction tends to theirs."""
     temperature: float = 1.0
-    """Of the student's and the teacher's softmax inside the loss; > 0."""
+    """Divergences only: of the student's and the teacher's softmax inside the loss; > 0. Policy
+    gradients, rewards among them, are of the policy as it samples."""
     top_k: int = 0
     """Divergences only: how many tokens enter the loss one by one; 0 is all."""
     top_k_of: TopKOf = TopKOf.TEACHER
@@ -129,8 +130,9 @@ class Algorithm:
             ("student_share", self.student_share < 1.0, taught, "losses with a teacher"),
             ("single_step", not self.single_step, self.is_sequential, sequences),
             ("length_normalized", self.length_normalized, self.is_sequential, sequences),
-            ("temperature", self.temperature != 1.0, not self.is_sequential,
-             "all but MINILLM, whose later tokens are scored at 1"),
+            ("temperature", self.temperature != 1.0, self.loss in DIVERGENCES,
+             "divergences: MINILLM's later tokens are scored at 1, and a policy gradient is of the "
+             "policy as it samples"),
         ):  # fmt: skip
             if is_set and not fits:
                 return name, f"is for {whose}"

@@ -173,7 +173,8 @@ def measure(
     Args:
         posterior: what is known of success, with the sampling policy's probabilities.
         algorithm: the loss.
-        p: the student's probabilities at the loss's temperature, shape (m + 1,), tail last.
+        p: the student's probabilities at the loss's temperature, shape (m + 1,), tail last; of
+            policy gradients, which are of the policy as it samples, the posterior's own.
         t: the teacher's, likewise; exactly 0.0 at a candidate is probability zero. None only for
             algorithms without a teacher.
         options: see `Options`.
@@ -258,6 +259,10 @@ def _sample_variance(
 ) -> float | None:
     known = inputs.continuations
     if algorithm.is_sequential and (known is None or not known.has_data):
+        return None
+    # One token is drawn for both parts: from one policy, and what follows it is in both.
+    mixed = algorithm.needs_teacher and algorithm.reward_weight > 0.0
+    if mixed and (algorithm.is_sequential or not np.array_equal(inputs.p, posterior.p)):
         return None
     return sample_variance(
         algorithm,

@@ -79,16 +79,28 @@ def step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepInputs) -> 
     """The step of `algorithm`."""
     if algorithm.is_rewarded and inputs.advantage is None:
         return Step()
-    weight = 0.0
-    if algorithm.needs_group and algorithm.form is Form.EXPECTED:
+    if not algorithm.needs_teacher:
+        return _policy_step(posterior, algorithm, inputs)
+    found = _teacher_step(posterior, replace(algorithm, reward_weight=0.0), inputs)
+    if algorithm.reward_weight == 0.0 or found.base is None:
+        return found
+    rewarded = _policy_step(posterior, Algorithm(algorithm.reward_loss, algorithm.form), inputs)
+    if not rewarded.is_known:
+        return Step()
+    weight, base = algorithm.reward_weight, found.base
+    if rewarded.base is not None:
+        base = base + weight * rewarded.base
+    return replace(found, base=base, ideal_weight=weight * rewarded.ideal_weight, is_noise=False)
+
+
+def _policy_step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepInputs) -> Step:
+    """The step of a policy gradient. Its P is the policy's as it samples, like the ideal one's."""
+    if algorithm.form is Form.EXPECTED:
         if not posterior.has_data:
             return Step()
-        weight = _ideal_weight(algorithm, inputs.reward_std)
-    if algorithm.needs_teacher:
-        return replace(_teacher_step(posterior, algorithm, inputs), ideal_weight=weight)
-    if algorithm.form is Form.EXPECTED:
-        return Step(ideal_weight=weight)
-    d = descent(algorithm, inputs.p, observed=inputs.observed, advantage=inputs.advantage)
+        std = inputs.reward_std if algorithm.loss is Loss.GRPO else None
+        return Step(ideal_weight=1.0 if std is None else 1.0 / std)
+    d = descent(algorithm, posterior.p, observed=inputs.observed, advantage=inputs.advantage)
     return Step(d, is_noise=float(np.linalg.norm(d)) <= _SMALLEST_NORM)
 
 
@@ -102,34 +114,23 @@ def noise_draws(posterior: NodePosterior) -> FloatArray:
 def certain_step(algorithm: Algorithm, inputs: StepInputs) -> Step:
     """The part of a loss's step that teacher and student alone decide, noise aside.
 
-    Of EXPECTED losses with a reward that is without the reward, of EXPECTED sequence losses that of
-    the token's own log-ratio.
+    That is without a reward, and of EXPECTED sequence losses that of the token's own log-ratio.
     """
     if inputs.t is None:
         raise ValueError("this loss compares with a teacher: t is missing")
     p, t = inputs.p, _floor_tail(inputs.p, inputs.t)
-    sampled = algorithm.form is Form.SAMPLED
-    own = algorithm if sampled else replace(algorithm, reward_weight=0.0)
+    own = replace(algorithm, reward_weight=0.0)
     try:
-        d = descent(
-            own, p, t, observed=inputs.observed, advantage=inputs.advantage, later=inputs.later
-        )
+        d = descent(own, p, t, observed=inputs.observed, later=inputs.later)
     except UnboundedLossError as error:
         return Step(unbounded=error.index)
-    if np.abs(d).max() > _LARGEST:
-        return Step(unbounded=int(np.abs(d).argmax()))
+    large = ~(np.abs(d) <= _LARGEST)
+    if large.any():
+        return Step(unbounded=int(large.argmax()))
     response = float(noise_norm(algorithm, p, t, observed=inputs.observed))
     tolerance = 2.0 * (SCORING_NOISE + inputs.noise) * response
     is_noise = float(np.linalg.norm(d)) <= tolerance + _SMALLEST_NORM
-    return Step(d, is_noise=is_noise and not (algorithm.reward_weight > 0.0))
-
-
-def _ideal_weight(algorithm: Algorithm, reward_std: float | None) -> float:
-    """How many ideal gradients an expected policy gradient is."""
-    loss, weight = algorithm.loss, 1.0 / algorithm.temperature
-    if algorithm.needs_teacher:
-        loss, weight = algorithm.reward_loss, algorithm.reward_weight
-    return weight / reward_std if loss is Loss.GRPO and reward_std is not None else weight
+    return Step(d, is_noise=is_noise)
 
 
 def _teacher_step(posterior: NodePosterior, algorithm: Algorithm, inputs: StepInputs) -> Step:

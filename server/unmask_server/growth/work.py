@@ -69,7 +69,6 @@ class WorkReader:
     async def prepare(self, spec: GrowthSpec) -> list[WorkPath]:
         """Resolve the targets and score their nodes (once for ever)."""
         paths = []
-        temperatures = tuple(dict.fromkeys((1.0, *(a.temperature for a in spec.algorithms))))
         for target in spec.targets:
             nodes = await asyncio.to_thread(self._resolve, target, spec)
             tree = await asyncio.to_thread(
@@ -83,7 +82,7 @@ class WorkReader:
             )
             nodes = await self._demonstrations.attach(nodes, teachers)
             scores = await self._reader.scores(
-                nodes, teachers, temperatures=temperatures, top_k=spec.top_k
+                nodes, teachers, algorithms=spec.algorithms, top_k=spec.top_k
             )
             work = tuple(_work_node(nodes, i, scored, spec) for i, scored in enumerate(scores))
             paths.append(WorkPath(nodes, tree, tuple(scores), work, target.free))

@@ -66,7 +66,7 @@ class BackUp:
         positions = tuple(at.position for at in view.nodes[:last])
         observed = tuple(nodes.tokens[t] for t in positions)
         below = replace(nodes, positions=positions, observed=observed)
-        scores = await self._reader.scores(below, [], temperatures=(1.0,), top_k=top_k)
+        scores = await self._reader.scores(below, [], algorithms=(), top_k=top_k)
         found = evidence(below, scores, TreeView(view.version, view.nodes[:last]))
         return await asyncio.to_thread(back_up, below, found)
 

@@ -140,7 +140,7 @@ def _score(
     min_coverage: float,
 ) -> Scored:
     scores = evidence.scores
-    p = scores.student[algorithm.temperature]
+    p = scores.student[algorithm.temperature] if algorithm.needs_teacher else scores.sampling
     if teacher is not None and not scores.teachers[teacher]:
         return Scored(teacher, algorithm, not_covered(drawn, p), None, None)
     t = None if teacher is None else scores.teachers[teacher][algorithm.temperature]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.types import Model, Policy, Teacher
-from unmask_server.diagnosis import Counts, Support, candidate_ids
+from unmask_server.diagnosis import Algorithm, Counts, Support, TopKOf, candidate_ids
 from unmask_server.engines.base import Sampling
 from unmask_server.nodes.distributions import Distribution, ScoreJob, Scorer
 from unmask_server.nodes.resolve import NodeSet, shown_prompt
@@ -25,7 +25,8 @@ FloatArray = NDArray[np.float64]
 
 NEGLIGIBLE = 1e-5
 """A token to which neither student nor any teacher gives so much, and that has no rollout, is no
-candidate but part of the tail: it changes no number, and would cost as much as one that does."""
+candidate but part of the tail: it changes no number, and would cost as much as one that does.
+What a loss of the k likeliest tokens names stays, see `Scores.named`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Scores:
     """One a teacher: how badly log(T / P) repeats, in nats, beyond float32's rounding."""
     listed: tuple[float | None, ...]
     """One a teacher: of a stored one, or its control, the mass of the tokens that are listed."""
+    named: frozenset[int]
+    """Candidates however unlikely: a loss of the k likeliest tokens names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,24 @@ class EvidenceReader:
         nodes: NodeSet,
         teachers: Sequence[Teacher],
         *,
-        temperatures: Sequence[float],
+        algorithms: Sequence[Algorithm],
         top_k: int,
     ) -> list[Scores]:
-        """Scores at every position of `nodes`, which cost a forward pass only the first time."""
+        """Scores at every position of `nodes`, which cost a forward pass only the first time.
+
+        Args:
+            nodes: where.
+            teachers: whose, beside the student's.
+            algorithms: at these losses' temperatures and at 1; the likeliest tokens to which they
+                are restricted are candidates.
+            top_k: of the student's and of each teacher's likeliest tokens.
+
+        """
+        temperatures = dict.fromkeys((1.0, *(a.temperature for a in algorithms)))
         losses = tuple(Sampling(temperature=t) for t in temperatures)
+        first_k = {
+            of: max((a.top_k for a in algorithms if a.top_k_of is of), default=0) for of in TopKOf
+        }
         policy = nodes.policy
         student_views = tuple(dict.fromkeys((policy.sampling, *losses)))
         # Controls are made from the student, and from teachers that are scored once for all.
@@ -106,18 +122,17 @@ class EvidenceReader:
         first = await asyncio.gather(*map(self._scorer.score, (student_job, *teacher_jobs)))
         student, rest = first[0], first[1:]
         sampling = student_views.index(policy.sampling)
-        candidates = [
-            _candidates(
-                student[i],
-                sampling,
-                [
-                    *(scored[i] for scored in rest),
-                    *([there] for row in said.values() if (there := row[i]) is not None),
-                ],
-                nodes.observed[i],
-            )
-            for i in range(len(nodes.positions))
-        ]
+        candidates: list[NDArray[np.int32]] = []
+        named: list[set[int]] = []
+        for i, taken in enumerate(nodes.observed):
+            theirs = [
+                *(scored[i] for scored in rest),
+                *([there] for row in said.values() if (there := row[i]) is not None),
+            ]
+            tops = [(student[i][student_views.index(losses[0])], first_k[TopKOf.STUDENT])]
+            tops += [(views[0], first_k[TopKOf.TEACHER]) for views in theirs]
+            named.append({int(token) for said, k in tops for token in said.likeliest[:k]})
+            candidates.append(_candidates(student[i], sampling, theirs, taken, named[i]))
         # Each model now says what it thinks of the others' candidates, where it has not already.
         also = tuple(tuple(ids.tolist()) for ids in candidates)
         second = await asyncio.gather(
@@ -131,16 +146,16 @@ class EvidenceReader:
         found = []
         for i, ids in enumerate(candidates):
             mine = _by_temperature(student[i], student_views, losses, ids)
-            theirs: dict[Teacher | None, dict[float, FloatArray]] = {
+            told: dict[Teacher | None, dict[float, FloatArray]] = {
                 teacher: _by_temperature(scored[i], losses, losses, ids)
                 for teacher, scored in zip(asked, rest, strict=True)
             }
             masses: dict[Teacher | None, float] = {}
             for teacher, row in said.items():
                 there = row[i]
-                theirs[teacher] = {}
+                told[teacher] = {}
                 if there is not None:
-                    theirs[teacher][1.0] = on_support(there, ids, mine[1.0])
+                    told[teacher][1.0] = on_support(there, ids, mine[1.0])
                     masses[teacher] = listed_mass(there)
             found.append(
                 Scores(
@@ -148,11 +163,12 @@ class EvidenceReader:
                     sampling=student[i][sampling].probabilities(ids),
                     student=mine,
                     teachers=tuple(
-                        teacher_views(teacher, mine, theirs.get(teacher.scored), nodes, i)
+                        teacher_views(teacher, mine, told.get(teacher.scored), nodes, i)
                         for teacher in teachers
                     ),
                     noise=noise,
                     listed=tuple(masses.get(teacher.scored) for teacher in teachers),
+                    named=frozenset(named[i]),
                 )
             )
         return found
@@ -200,6 +216,7 @@ def _candidates(
     sampling: int,
     teachers: Sequence[Sequence[Distribution]],
     observed: int | None,
+    named: Collection[int],
 ) -> NDArray[np.int32]:
     """A node's candidates, without those that cannot matter: nobody need be asked about them.
 
@@ -208,6 +225,7 @@ def _candidates(
         sampling: which of them rollouts are drawn from.
         teachers: each teacher's distributions, by temperature.
         observed: the token that was taken, if one was.
+        named: as in `Scores`.
 
     """
     ids = candidate_ids(
@@ -217,6 +235,7 @@ def _candidates(
         [view.at_most(ids) for view in student],
         [view.at_most(ids) for views in teachers for view in views],
     )
+    keep |= _is_in(ids, named)
     if observed is not None:
         keep |= ids == observed
     kept: NDArray[np.int32] = ids[keep]
@@ -308,10 +327,15 @@ def _worth_keeping(scored: Scores, n: FloatArray, observed: int | None) -> NDArr
         [t for teacher in scored.teachers for t in teacher.values()],
     )
     keep |= n > 0
+    keep[:-1] |= _is_in(scored.ids, scored.named)
     if observed is not None:
         keep[:-1] |= scored.ids == observed
     keep[-1] = True
     return keep
+
+
+def _is_in(ids: NDArray[np.int32], some: Collection[int]) -> NDArray[np.bool_]:
+    return np.isin(ids, np.fromiter(some, dtype=np.int32, count=len(some)))
 
 
 def _narrowed(scored: Scores, keep: NDArray[np.bool_]) -> Scores:
@@ -332,6 +356,7 @@ def _narrowed(scored: Scores, keep: NDArray[np.bool_]) -> Scores:
         ),
         noise=scored.noise,
         listed=scored.listed,
+        named=scored.named,
     )
 
 

@@ -28,6 +28,8 @@ class LossInputs:
     """Advantage of the observed trajectory; no support axis."""
     reward_std: float | None = None
     """Standard deviation of the rewards in the group, > 0."""
+    bucket: BoolArray | None = None
+    """Tokens whose terms are one: those outside of a top k with a tail."""
     later: FloatArray | None = None
     """What a sequence loss adds to each token's advantage for the tokens after it, see
     `families.minillm`; in its SAMPLED form of the observed trajectory alone, without the last axis.

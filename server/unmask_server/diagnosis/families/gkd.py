@@ -44,7 +44,7 @@ class GKD:
     def weighted(self, algorithm: Algorithm, inputs: LossInputs) -> FloatArray:
         """See `Family`."""
         p, t = inputs.p, teacher(inputs)
-        counted = _counted(algorithm, p, t)
+        counted = _counted(algorithm, inputs)
         loss = _limit(algorithm)
         if loss is Loss.FORWARD_KL:
             weighted = t
@@ -71,13 +71,20 @@ class GKD:
             return (1.0 - beta) * (np.log(mixture) - np.log(p_y))
 
     def unbounded(self, algorithm: Algorithm, inputs: LossInputs) -> BoolArray:
-        """Reverse KL where T_j = 0 < P_j: the loss itself is infinite there, unless it is cut."""
+        """Reverse KL where T_j = 0 < P_j: the loss itself is infinite there, unless it is cut.
+
+        Everywhere, if one of the two has nothing on the tokens that a loss is renormalised over.
+        """
         p, t = np.broadcast_arrays(inputs.p, teacher(inputs))
+        if algorithm.top_k and algorithm.rest is Rest.RENORMALIZED:
+            empty = (p.sum(axis=-1) <= 0.0) | (t.sum(axis=-1) <= 0.0)
+            if empty.any():
+                return np.broadcast_to(empty[..., np.newaxis], p.shape)
         cut = algorithm.ratio_clip > 0.0
         if _limit(algorithm) is not Loss.REVERSE_KL or cut:
             return np.zeros(p.shape, dtype=bool)
         infinite: BoolArray = (t <= 0.0) & (p > 0.0)
-        counted = _counted(algorithm, p, t)
+        counted = _counted(algorithm, inputs)
         return infinite if counted is None else infinite & counted
 
     def sensitivity(self, algorithm: Algorithm, inputs: LossInputs) -> FloatArray:
@@ -95,7 +102,7 @@ class GKD:
             mixture = beta * t + (1.0 - beta) * p
             both = (1.0 - beta) * beta * p * t
             moved = np.divide(both, mixture, out=np.zeros_like(both), where=mixture > 0)
-        counted = _counted(algorithm, p, t)
+        counted = _counted(algorithm, inputs)
         return moved if counted is None else np.where(counted, moved, 0.0)
 
 
@@ -114,16 +121,22 @@ def restricted(algorithm: Algorithm, inputs: LossInputs) -> LossInputs:
     p_rest = np.where(chosen, 0.0, p).sum(axis=-1, keepdims=True)
     t_rest = np.where(chosen, 0.0, t).sum(axis=-1, keepdims=True)
     ratio = np.divide(t_rest, p_rest, out=np.zeros_like(t_rest), where=p_rest > 0.0)
-    return replace(inputs, t=np.where(chosen, t, p * ratio))
+    return replace(inputs, t=np.where(chosen, t, p * ratio), bucket=~chosen)
 
 
-def _counted(algorithm: Algorithm, p: FloatArray, t: FloatArray) -> BoolArray | None:
+def _counted(algorithm: Algorithm, inputs: LossInputs) -> BoolArray | None:
     """Which tokens' terms have a gradient; None if all have."""
+    p, t = inputs.p, teacher(inputs)
     counted: BoolArray | None = None
     if algorithm.top_k and algorithm.rest is Rest.DROPPED:
         counted = _top_k(algorithm, *np.broadcast_arrays(p, t))
     if algorithm.token_clip > 0.0:
-        below: BoolArray = _terms(algorithm, p, t) < algorithm.token_clip
+        terms = _terms(algorithm, p, t)
+        if inputs.bucket is not None:
+            # Tokens of one ratio: the bucket's term is the sum of what would be theirs.
+            together = np.where(inputs.bucket, terms, 0.0).sum(axis=-1, keepdims=True)
+            terms = np.where(inputs.bucket, together, terms)
+        below: BoolArray = terms < algorithm.token_clip
         counted = below if counted is None else counted & below
     return counted
 
@@ -150,8 +163,10 @@ def _top_k(algorithm: Algorithm, p: FloatArray, t: FloatArray) -> BoolArray:
 
 
 def _normalised(p: FloatArray, chosen: BoolArray) -> FloatArray:
+    """Zero where nothing of it is left."""
     kept = np.where(chosen, p, 0.0)
-    result: FloatArray = kept / kept.sum(axis=-1, keepdims=True)
+    total = kept.sum(axis=-1, keepdims=True)
+    result: FloatArray = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0.0)
     return result
 
 
