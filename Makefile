@@ -132,7 +132,7 @@ demo-llm: $(LLM)/config.json ## The same on a real language model, SmolLM2-135M,
 FINDINGS := examples/word_problems/tasks.jsonl --student student=examples/models/student \
   --student small=examples/models/student-small --teacher strong=examples/models/teacher-strong \
   --teacher verbose=examples/models/teacher-verbose --context none --context answer \
-  --context wrong_solution --temperature 0.7 --max-new-tokens 80 --verifier hash_answer \
+  --context misleading --temperature 0.7 --max-new-tokens 80 --verifier hash_answer \
   --max-questions 12 --samples 3 --max-rollouts 4000 --methods-on 6
 
 findings: $(READY) ## Do the paper's findings hold on the models that ship? Writes docs/findings.md.
@@ -142,7 +142,7 @@ findings: $(READY) ## Do the paper's findings hold on the models that ship? Writ
 findings-llm: $(LLM)/config.json ## The same on SmolLM2-135M, with few questions.
 	$(BIN)/unmask findings examples/smollm2/questions.jsonl --student smollm2=$(LLM) \
 	  --prompt-template examples/smollm2/prompt.jinja --stop-text '\n' --context none \
-	  --context answer --context solution --context wrong_solution --temperature 0.7 \
+	  --context answer --context solution --context misleading --temperature 0.7 \
 	  --max-new-tokens 48 --verifier hash_answer --max-questions 4 --samples 3 --max-rollouts 800 \
 	  --methods-on 2 --database .unmask/findings-llm.db --json .unmask/findings-llm.json
 

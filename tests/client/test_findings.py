@@ -6,11 +6,14 @@ import json
 import random
 
 import pytest
+from unmask.cli import study
 from unmask.findings.claims import configurations, neighbours
+from unmask.findings.collect import Cell
 from unmask.findings.finding import Finding, Range, Verdict, above, at_odds, near, together
 from unmask.findings.page import as_json, cell_text, page
-from unmask.findings.resampling import interval, rank_correlation
+from unmask.findings.resampling import interval, rank_correlation, reliability
 from unmask.findings.tokens import Scored
+from unmask.v1 import catalog_pb2, diagnosis_pb2
 
 YES, NO, OPEN = Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.UNDECIDED
 
@@ -46,17 +49,50 @@ def test_rows_that_are_at_odds_decide_nothing(rows: list[Verdict], verdict: Verd
 
 
 def test_one_best_everywhere_or_not() -> None:
-    def cell(*leads: str) -> dict[tuple[str, str], Verdict]:
-        found = {}
-        for lead in leads:
-            a, b = lead.split(">")
-            found[a, b], found[b, a] = YES, NO
+    abc = frozenset("abc")
+
+    def verdict(*cells: str) -> Verdict:
+        leads = {(i, *pair.split(">")) for i, cell in enumerate(cells) for pair in cell.split()}
+        return configurations._verdict([abc] * len(cells), leads)
+
+    assert verdict("a>b b>c", "c>a") is YES
+    # The runners-up change places, but one is the best of all.
+    assert verdict("a>b a>c b>c", "a>b a>c c>b") is NO
+    assert verdict("a>b a>c") is OPEN
+    assert verdict("a>b", "a>b a>c") is OPEN
+    assert verdict("", "") is OPEN
+
+
+def test_a_lead_is_sure_over_all_pairs_that_were_looked_at() -> None:
+    def cell(*sure: float) -> Cell:
+        names = [f"t{i}" for i in range(len(sure) + 1)]
+        pairs = [
+            diagnosis_pb2.TeacherComparison(
+                teacher_id=names[0], other_teacher_id=name, probability_better=p
+            )
+            for name, p in zip(names[1:], sure, strict=True)
+        ]
+        subjects = study.Subjects(catalog_pb2.Policy(), {name: name for name in names}, [])
+        found = Cell("s", "", subjects, {})
+        found.summary.comparisons.extend(pairs)
         return found
 
-    assert configurations._verdict([cell("a>b"), cell("b>a")]) is YES
-    assert configurations._verdict([cell("a>b", "a>c"), cell("a>b", "a>c", "b>c")]) is NO
-    assert configurations._verdict([cell("a>b"), cell("a>b", "a>c")]) is OPEN
-    assert configurations._verdict([cell(), cell()]) is OPEN
+    assert configurations._leads([cell(0.97)]) == {(0, "t0", "t1")}
+    assert configurations._leads([cell(0.97, 0.5)]) == set()
+    assert configurations._leads([cell(0.99, 0.002)]) == {(0, "t0", "t1"), (0, "t2", "t0")}
+
+
+def test_what_noise_alone_makes_is_not_reliable() -> None:
+    rng = random.Random(3)
+
+    def cosines(spread: float, noise: float) -> list[Range]:
+        half = 1.645 * noise
+        medians = [rng.gauss(0, spread) for _ in range(400)]
+        return [Range(m, m - half, m + half) for m in medians]
+
+    assert reliability(cosines(0.5, 0.1)) == pytest.approx(0.96, abs=0.02)
+    assert reliability(cosines(0.1, 0.5)) == pytest.approx(0.04, abs=0.02)
+    assert reliability([]) is None
 
 
 def test_rank_correlation_with_ties() -> None:

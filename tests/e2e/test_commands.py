@@ -327,7 +327,7 @@ def test_findings_are_examined_and_a_second_run_pays_nothing(
     rows = [
         {"task": task, "question": f"q {i} 2", "answer": "3", "wrong_solution": "2 so #### 1"}
         for task in ("easy", "hard")
-        for i in (1, 2)
+        for i in (1, 2)[: 2 if task == "easy" else 1]
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -335,7 +335,7 @@ def test_findings_are_examined_and_a_second_run_pays_nothing(
         arguments = (
             "findings", file, "--student", f"s={models / 'student'}",
             "--teacher", f"big={models / 'teacher'}", "--context", "none", "--context", "answer",
-            "--samples", "3", "--max-rollouts", "100",
+            "--samples", "2", "--max-rollouts", "60",
             "--methods-on", "1", "--out", tmp_path / f"{name}.md",
             "--json", tmp_path / f"{name}.json", *SAMPLING,
         )  # fmt: skip

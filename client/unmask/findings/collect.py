@@ -93,6 +93,8 @@ def cells(client: Client, wanted: Wanted, step: Step) -> Iterator[Cell]:
         plan = dataclasses.replace(wanted.plan, student=model)
         step(f"{name}: registering", None)
         subjects = study.register(client, plan)
+        for remark in subjects.remarks:
+            step(remark, None)
         controls = _register_controls(client, subjects)
         for task, questions in _tasks(subjects.questions).items():
             some = questions[: wanted.questions_per_task]

@@ -40,6 +40,8 @@ def page(cells: Sequence[Cell], findings: Sequence[Finding], command: str) -> st
             ],
         ),
         "",
+        *(f"- {remark}" for remark in dict.fromkeys(r for c in cells for r in c.subjects.remarks)),
+        "",
         *_table(("claim", "verdict"), [(found.claim, found.verdict.value) for found in findings]),
         "",
         "Intervals are 90%. A gap, a difference or a `beyond` is of paired numbers, on the same "

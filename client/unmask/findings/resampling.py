@@ -59,6 +59,21 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     return covariance / spread**0.5 if spread > 0 else None
 
 
+def reliability(cosines: Sequence[Range]) -> float | None:
+    """The share of the cosines' variance that is not noise, in [0, 1]; None below three of them.
+
+    Posterior medians vary by what is true less what noise shrinks them by, and each posterior's
+    own variance is what is missing: var(true) = var(medians) + mean(posterior variance).
+    """
+    if len(cosines) < 3:
+        return None
+    middle = sum(c.median for c in cosines) / len(cosines)
+    varied = sum((c.median - middle) ** 2 for c in cosines) / (len(cosines) - 1)
+    # A 90% interval is 3.29 standard deviations.
+    noise = sum(((c.high - c.low) / 3.29) ** 2 for c in cosines) / len(cosines)
+    return varied / (varied + noise) if varied + noise > 0.0 else None
+
+
 def _ranks(values: Sequence[float]) -> list[float]:
     order = sorted(range(len(values)), key=values.__getitem__)
     ranks = [0.0] * len(values)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 from unmask.findings.collect import NO_CONTEXT, Cell
-from unmask.findings.finding import Finding, Range, Value, Verdict, given
+from unmask.findings.finding import Finding, Value, Verdict, given
+
+ERROR = 0.05
+"""Of all statements about pairs together."""
 
 
 def examine(cells: Sequence[Cell]) -> Finding:
@@ -24,38 +28,49 @@ def examine(cells: Sequence[Cell]) -> Finding:
         says="The best teacher changes with the task and the student's size.",
         columns=("student, task", "teacher", "gain per unit step", "P(best)"),
         rows=tuple(rows),
-        verdict=_verdict([_leads(cell) for cell in cells]),
-        rule="Supported if some teacher leads another surely on one student and task and trails it "
-        "surely on another, of those that lead surely somewhere; contradicted if one leads all "
-        "others surely everywhere. Surely: the 90% interval of the paired difference of gains per "
-        "unit step.",
+        verdict=_verdict([_labels(cell) for cell in cells], _leads(cells)),
+        rule="Supported if each of them surely trails some other one on some student and task; "
+        "contradicted if one surely leads all others on each of two or more. Surely: so sure of "
+        "the paired difference of gains per unit step that over all pairs that were looked at one "
+        "in twenty would be wrong (Bonferroni).",
+        reading=(
+            "One algorithm, reverse KL. A teacher that is shown the answer to the question can do "
+            "what no teacher of a new question could.",
+        ),
     )
 
 
-def _leads(cell: Cell) -> dict[tuple[str, str], Verdict]:
-    """By pair of labels, whether the first surely leads the second."""
-    found = {}
-    for pair in cell.summary.comparisons:
-        if not pair.HasField("gain_per_unit_step"):
-            continue
-        gain = Range.of(pair.gain_per_unit_step)
-        first, second = cell.teachers[pair.teacher_id], cell.teachers[pair.other_teacher_id]
-        if NO_CONTEXT in (first, second):
-            continue
-        if gain.low > 0 or gain.high < 0:
-            found[first, second] = Verdict.SUPPORTED if gain.low > 0 else Verdict.CONTRADICTED
-            found[second, first] = Verdict.CONTRADICTED if gain.low > 0 else Verdict.SUPPORTED
-    return found
+Pair = tuple[int, str, str]
+"""Of which cell, who leads, whom."""
 
 
-def _verdict(leads: Sequence[Mapping[tuple[str, str], Verdict]]) -> Verdict:
-    surely = [{pair for pair, way in cell.items() if way is Verdict.SUPPORTED} for cell in leads]
-    for one in surely:
-        for other in surely:
-            if any((b, a) in other for a, b in one):
-                return Verdict.SUPPORTED
-    labels = {label for cell in leads for pair in cell for label in pair}
-    for label in labels:
-        if all({(label, other) for other in labels - {label}} <= cell for cell in surely):
+def _labels(cell: Cell) -> frozenset[str]:
+    return frozenset(cell.teachers.values()) - {NO_CONTEXT}
+
+
+def _leads(cells: Sequence[Cell]) -> set[Pair]:
+    """Who surely leads whom."""
+    better = {}
+    for i, cell in enumerate(cells):
+        for pair in cell.summary.comparisons:
+            first, second = cell.teachers[pair.teacher_id], cell.teachers[pair.other_teacher_id]
+            if NO_CONTEXT not in (first, second) and pair.HasField("probability_better"):
+                better[i, first, second] = pair.probability_better
+    allowed = ERROR / max(1, len(better))
+    return {
+        (i, first, second) if p > 0.5 else (i, second, first)
+        for (i, first, second), p in better.items()
+        if min(p, 1.0 - p) < allowed
+    }
+
+
+def _verdict(labels: Sequence[AbstractSet[str]], leads: AbstractSet[Pair]) -> Verdict:
+    every = frozenset[str]().union(*labels)
+    trailing = {second for _, _, second in leads}
+    if every and trailing == every:
+        return Verdict.SUPPORTED
+    for label in every:
+        wanted = {(i, label, o) for i, here in enumerate(labels) for o in here - {label}}
+        if len(labels) > 1 and wanted and wanted <= leads and all(label in at for at in labels):
             return Verdict.CONTRADICTED
     return Verdict.UNDECIDED

@@ -17,7 +17,7 @@ from unmask.findings.finding import (
 
 NEAR = 0.1
 """A pooled cosine nearer to zero than this is near zero."""
-USELESS = (NO_CONTEXT, "self+wrong_solution", "self+misleading")
+USELESS = (NO_CONTEXT, "self+misleading")
 
 
 def examine(cells: Sequence[Cell]) -> Finding:
@@ -33,7 +33,8 @@ def examine(cells: Sequence[Cell]) -> Finding:
             pooled = given(summary, "pooled_cosine")
             mean = given(summary, "mean_cosine")
             rows.append((cell.name, label, f"{100 * silent:.0f}%", summary.scored, mean, pooled))
-            verdicts.append(Verdict.SUPPORTED if silent == 1.0 else near(pooled, NEAR))
+            if label != NO_CONTEXT:
+                verdicts.append(near(pooled, NEAR))
     return Finding(
         claim="Self-distillation without a useful context is near zero",
         says="The student as its own teacher with no useful context has alignment near zero.",
@@ -47,10 +48,11 @@ def examine(cells: Sequence[Cell]) -> Finding:
         ),
         rows=tuple(rows),
         verdict=together(verdicts),
-        rule="By row: no signal anywhere, or a pooled cosine that is all within "
-        f"{NEAR:g} of zero (contradicted if none of it is). In all: {RULE_TOGETHER}.",
+        rule=f"By row with a context: a pooled cosine that is all within {NEAR:g} of zero "
+        f"(contradicted if none of it is). In all: {RULE_TOGETHER}.",
         reading=(
             "With no context teacher and student are one model: the step is zero by definition, "
-            "which is what NO_SIGNAL says; a context that misleads is a harder test.",
+            "which is what no signal says, and decides nothing. The test is a context of no use: "
+            "`misleading` calls a wrong attempt correct.",
         ),
     )

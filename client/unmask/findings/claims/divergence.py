@@ -14,11 +14,13 @@ from unmask.findings.finding import (
     near,
     together,
 )
-from unmask.findings.resampling import interval, rank_correlation
+from unmask.findings.resampling import interval, rank_correlation, reliability
 from unmask.findings.tokens import Scored, scored
 
 WEAK = 0.5
 """A rank correlation nearer to zero than this predicts weakly: a quarter of the variance."""
+RELIABLE = 0.5
+"""Share of the cosines' variance that is not noise, below which nothing can be told."""
 SUPPORTS = ((1.0, math.inf, "all"), (1.0, 2.5, "below 2.5"), (2.5, math.inf, "2.5 on"))
 
 
@@ -40,21 +42,38 @@ def examine(cells: Sequence[Cell]) -> Finding:
                         mine.setdefault(token.trajectory, []).append(token)
                         count += 1
                 found = interval(by, _correlation) if count >= 10 else None
-                rows.append((cell.name, label, name, count, found))
+                everything = [t for of in by.values() for some in of.values() for t in some]
+                sound = reliability([t.cosine for t in everything])
+                freed = interval(by, _without_noise) if count >= 10 else None
+                rows.append((cell.name, label, name, count, sound, found, freed))
                 if name == "all":
-                    verdicts.append(near(found, WEAK))
+                    told = sound is not None and sound >= RELIABLE
+                    verdicts.append(near(freed, WEAK) if told else Verdict.UNDECIDED)
     return Finding(
         claim="Divergence is a weak predictor of alignment",
         says="KL between teacher and student is only a weak predictor of alignment.",
-        columns=("student, task", "teacher", "effective support", "tokens", "rank correlation"),
+        columns=(
+            *("student, task", "teacher", "effective support", "tokens", "reliability"),
+            *("rank correlation", "freed of noise"),
+        ),
         rows=tuple(rows),
         verdict=together(verdicts),
-        rule=f"By student, task and teacher: Spearman's rho of KL(P|T) and cosine, all within "
-        f"{WEAK:g} of zero (contradicted if none of it is). In all: {RULE_TOGETHER}.",
+        rule="By student, task and teacher: Spearman's rho of KL(P|T) and cosine, freed of noise, "
+        f"all within {WEAK:g} of zero (contradicted if none of it is); undecided where more than "
+        f"half of the cosines' variance is noise. In all: {RULE_TOGETHER}.",
         reading=(
-            "Noise in the cosines pulls a correlation towards zero: a weak one is partly that.",
+            "Noise in the cosines pulls a correlation towards zero. Reliability is the share of "
+            "their variance that is not noise, by their intervals; freed of noise is rho over its "
+            "root. The intervals are about which questions and generations were seen.",
         ),
     )
+
+
+def _without_noise(tokens: list[Scored]) -> float | None:
+    rho, sound = _correlation(tokens), reliability([t.cosine for t in tokens])
+    if rho is None or not sound:
+        return None
+    return max(-1.0, min(1.0, rho / math.sqrt(sound)))
 
 
 def _correlation(tokens: list[Scored]) -> float | None:

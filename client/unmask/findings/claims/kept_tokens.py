@@ -23,14 +23,17 @@ def examine(cells: Sequence[Cell]) -> Finding:
                 continue
             every = Range.of(summary.mean_cosine)
             kept = given(summary.kept, "mean_cosine")
+            flat = summary.scored / summary.nodes
             medians = [t.cosine.median for t in scored(cell, summary.teacher_id)]
             positive = [median for median in medians if median > 0]
             naive = sum(positive) / len(positive) if positive else None
             rows.append(
-                (cell.name, label, summary.scored, f"{100 * summary.kept.share:.0f}%", every,
-                 naive, kept, _times(every, kept))
+                (cell.name, label, f"{summary.scored} of {summary.nodes}",
+                 f"{100 * summary.kept.share:.0f}%", every, naive, kept, _times(every, kept),
+                 _times(_scaled(every, flat), kept))
             )  # fmt: skip
-            verdicts.append(_multiplied(every, kept))
+            both = {_multiplied(every, kept), _multiplied(_scaled(every, flat), kept)}
+            verdicts.append(both.pop() if len(both) == 1 else Verdict.UNDECIDED)
     return Finding(
         claim="Keeping only tokens with positive alignment multiplies the signal",
         says="About half of the tokens are kept, and the mean signal is multiplied by ten or more.",
@@ -39,21 +42,30 @@ def examine(cells: Sequence[Cell]) -> Finding:
             "teacher",
             "scored",
             "kept",
-            "mean cosine of all",
+            "mean cosine of the scored",
             "of the kept, naive",
             "of the kept, by the posterior",
             "times",
+            "times, flat ones as 0",
         ),
         rows=tuple(rows),
         verdict=together(verdicts),
         rule=f"By row: all of the interval of the kept tokens' mean above {TIMES:g} times all of "
-        f"that of all tokens (contradicted if all of it is below). In all: {RULE_TOGETHER}.",
+        "that of all tokens (contradicted if all of it is below), both over the scored tokens and "
+        f"over all with flat ones counted as 0; else undecided. In all: {RULE_TOGETHER}.",
         reading=(
             "The naive figure is the mean of the numbers that chose: it flatters. The posterior's "
             "is what these tokens' draws expect, which allows for the choice. A factor of a mean "
             "near zero is any number: where the mean of all may be zero the factor is not bounded.",
+            "Most tokens are flat: no push matters there, and they have no cosine. Whoever counts "
+            "them has half of them positive by chance and a mean near zero before the choice: the "
+            "factor is then mostly that of leaving them out.",
         ),
     )
+
+
+def _scaled(value: Range, by: float) -> Range:
+    return Range(value.median * by, value.low * by, value.high * by)
 
 
 def _times(every: Range, kept: Range | None) -> float | None:

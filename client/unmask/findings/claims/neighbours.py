@@ -24,6 +24,8 @@ BINS = ((1.0, 1.5), (1.5, 2.5), (2.5, 4.0), (4.0, math.inf))
 COARSE = 2.5
 LEAST = 0.2
 """Neighbours that differ by more than this beyond noise differ widely."""
+PAIRS = 10
+"""Fewer say nothing of a teacher."""
 _SURE = 0.95
 
 
@@ -69,8 +71,10 @@ def examine(cells: Sequence[Cell]) -> Finding:
                 question: {t: [p for p in found if p.support >= COARSE] for t, found in of.items()}
                 for question, of in by.items()
             }
-            if sum(len(found) for t in fine.values() for found in t.values()) >= 10:
+            if sum(len(found) for t in fine.values() for found in t.values()) >= PAIRS:
                 verdicts.append(above(interval(fine, _beyond_noise), LEAST))
+    enough = f"Enough neighbours at large supports: {len(verdicts)} cases. Without one of them "
+    enough += "nothing was examined."
     return Finding(
         claim="Neighbouring tokens of one generation differ widely",
         says="Neighbouring tokens go from +0.8 to -0.3.",
@@ -87,11 +91,12 @@ def examine(cells: Sequence[Cell]) -> Finding:
         rows=tuple(rows),
         verdict=together(verdicts),
         rule=f"By student, task and teacher, over neighbours with supports of {COARSE:g} or more "
-        "(10 pairs at least): the mean difference beyond what the two intervals alone would make "
-        f"of it, above {LEAST:g}. In all: {RULE_TOGETHER}.",
+        f"({PAIRS} pairs at least): the mean difference beyond what the two intervals alone would "
+        f"make of it, above {LEAST:g}. In all: {RULE_TOGETHER}.",
         reading=(
             "With two tokens in play every cosine is +1 or -1, so that neighbours differ by 0 or 2 "
             "whatever the teacher does; the rows with small supports show that, not the teacher.",
+            enough,
         ),
     )
 

@@ -25,6 +25,7 @@ def examine(cells: Sequence[Cell]) -> Finding:
     """By teacher: both groups, the gap, the controls' gaps, and the gap beyond them."""
     rows: list[tuple[Value, ...]] = []
     verdicts: list[Verdict] = []
+    parts: dict[str, list[Verdict]] = {"gap": [], "beyond matched": [], "beyond permuted": []}
     for cell in cells:
         if cell.groups is None:
             continue
@@ -59,13 +60,17 @@ def examine(cells: Sequence[Cell]) -> Finding:
                     )
                 )
                 if statistic == "mean_cosine":
-                    verdicts.append(above(beyond["entropy_matched"]))
+                    told = (gap, beyond["entropy_matched"], beyond["permuted"])
+                    for found, value in zip(parts.values(), told, strict=True):
+                        found.append(above(value))
+                    verdicts.append(_of_row(*(found[-1] for found in parts.values())))
     remarks = [
         "Sorting by outcome selects: at each of its nodes a correct generation's own token is more "
         "likely one that leads to success. A teacher that is only flatter than the student shows "
         "the gap for free, a sharper one the reverse; what is a teacher's own is what is left "
         "beyond its controls.",
     ]
+    remarks += [_counted(name, found) for name, found in parts.items()]
     if at_odds(verdicts):
         remarks.append("The rows are at odds: so with some teachers, the reverse with others.")
     return Finding(
@@ -78,10 +83,25 @@ def examine(cells: Sequence[Cell]) -> Finding:
         ),
         rows=tuple(rows),
         verdict=together(verdicts),
-        rule="By row: the mean cosine's gap beyond the student flattened or sharpened to the "
-        f"teacher's entropy, above zero. In all: {RULE_TOGETHER}.",
+        rule="By row: supported if the mean cosine's gap is above zero as it stands and beyond "
+        "both of the teacher's controls (the student flattened or sharpened to its entropy; its "
+        "own log-ratios permuted among like tokens); contradicted if the gap is below zero, or "
+        f"below both controls'. In all: {RULE_TOGETHER}.",
         reading=tuple(remarks),
     )
+
+
+def _of_row(gap: Verdict, matched: Verdict, permuted: Verdict) -> Verdict:
+    if gap is matched is permuted is Verdict.SUPPORTED:
+        return Verdict.SUPPORTED
+    no = Verdict.CONTRADICTED
+    return no if gap is no or matched is permuted is no else Verdict.UNDECIDED
+
+
+def _counted(name: str, found: Sequence[Verdict]) -> str:
+    """How many rows say what."""
+    yes, no = found.count(Verdict.SUPPORTED), found.count(Verdict.CONTRADICTED)
+    return f"Mean cosine, {name}: above zero in {yes} of {len(found)} rows, below in {no}."
 
 
 def _of_group(
