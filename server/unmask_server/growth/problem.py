@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask_server.diagnosis import Algorithm, Form, Loss, Support
-from unmask_server.diagnosis.allocation import Problem, Spending, believe
+from unmask_server.diagnosis import Algorithm, Form, Loss, Support, flat_bound
+from unmask_server.diagnosis.allocation import FLAT_NORM, Problem, Spending, Statistic
 from unmask_server.diagnosis.step import StepInputs, certain_step
+from unmask_server.growth.frame import Frame, Place, Steps, shares
 from unmask_server.growth.lengths import Lengths
 from unmask_server.growth.plan import Item, Plan
 from unmask_server.growth.spec import GrowthSpec
@@ -21,8 +22,9 @@ from unmask_server.tree import NodeCounts, TreeView
 
 FloatArray = NDArray[np.float64]
 Seen = tuple[int, float, bytes, bytes]
-Steps = tuple[FloatArray, NDArray[np.bool_]]
-"""Descent steps over a node's cells, shape (A, cells), and which of them say anything, (A,)."""
+
+OF_OPEN_NODES = (Statistic.COSINE, Statistic.MEAN_COSINE)
+"""Statistics that leave out nodes which are flat."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Laid:
     """A problem, and what its nodes and cells stand for."""
 
     problem: Problem
-    places: Sequence[tuple[int, int]]
+    places: Sequence[Place]
     """Path and index of each node."""
     tokens: NDArray[np.int64]
     """Shape (C,): the token of each cell; -1 for tails."""
@@ -69,140 +71,57 @@ class Layout:
         ]
         self._actions += [(None, a) for a in informative if not a.needs_teacher]
         self._group = np.array([informative.index(a) for _, a in self._actions], dtype=np.int64)
-        self._steps: dict[tuple[int, int], tuple[bytes, Steps]] = {}
-        self._kept: dict[int, tuple[list[Seen], list[Evidence]]] = {}
+        # Statistics of single nodes do not need the steps of those that are flat by their bound.
+        objective = spec.objective
+        of_open = objective is None or objective.statistic in OF_OPEN_NODES
+        self._flat_norm = (objective.flat_norm if objective else FLAT_NORM) if of_open else 0.0
+        self._seen: dict[Place, Seen] = {}
+        self._steps: dict[Place, tuple[bytes, Steps]] = {}
+        self._frame: Frame | None = None
 
     def lay(self, views: Sequence[TreeView], pending: Counter[Item]) -> Laid:
         """The problem as the views and the rollouts under way have it."""
-        nodes = _Nodes(len(self._actions))
+        moved = self._moved(views)
+        frame = self._frame
+        if frame is None or not frame.take(moved):
+            found = {**(frame.found if frame else {}), **moved}
+            steps = {place: self._steps_at(place, at) for place, at in found.items()}
+            frame = Frame(self._paths, found, steps, self._lengths, self._group)
+            self._frame = frame
+        problem, ungraded = frame.laid(pending)
+        return Laid(problem, frame.places, frame.tokens, ungraded)
+
+    def _moved(self, views: Sequence[TreeView]) -> dict[Place, Evidence]:
+        """Evidence at the nodes where something has happened since they were last looked at."""
+        found: dict[Place, Evidence] = {}
         for p, (path, view) in enumerate(zip(self._paths, views, strict=True)):
             if path.free:
                 continue
-            above: int | None = None
-            for i, at in enumerate(self._evidence(p, path, view)):
-                follows = i > 0 and path.nodes.positions[i - 1] == at.position - 1
-                place = nodes.find(path.key(i))
-                if place is None:
-                    place = nodes.add(path.key(i), (p, i), at, self._costs(path, at))
-                    nodes.steps.append(self._steps_at(p, i, path, at))
-                else:
-                    nodes.weights[place] += 1.0
-                if follows and above is not None:
-                    nodes.link(above, path.nodes.tokens[at.position - 1], place)
-                above = place
-        return nodes.laid(self._group, _by_place(self._paths, pending))
-
-    def _evidence(self, p: int, path: WorkPath, view: TreeView) -> list[Evidence]:
-        """Evidence at the nodes of a path; that of nodes where nothing happened is kept."""
-        seen = [_seen(counts) for counts in view.nodes]
-        kept = self._kept.get(p)
-        if kept is None:
-            found = evidence(path.nodes, path.scores, view)
-        else:
-            found = list(kept[1])
-            moved = [i for i, mark in enumerate(seen) if mark != kept[0][i]]
-            for i in moved:
-                nodes = replace(
-                    path.nodes,
-                    positions=(path.nodes.positions[i],),
-                    observed=(path.nodes.observed[i],),
-                )
-                one = TreeView(view.version, [view.nodes[i]])
-                found[i] = evidence(nodes, [path.scores[i]], one)[0]
-        self._kept[p] = seen, found
+            nodes = path.nodes
+            for i, counts in enumerate(view.nodes):
+                seen = _seen(counts)
+                if self._seen.get((p, i)) == seen:
+                    continue
+                self._seen[p, i] = seen
+                only = {"positions": (nodes.positions[i],), "observed": (nodes.observed[i],)}
+                one = TreeView(view.version, [counts])
+                found[p, i] = evidence(replace(nodes, **only), [path.scores[i]], one)[0]
         return found
 
-    def _costs(self, path: WorkPath, at: Evidence) -> FloatArray:
-        depth = np.full(len(at.known.n), at.position + 1)
-        return self._lengths[path.tree.id].tokens(depth, len(path.nodes.prompt))
-
-    def _steps_at(self, p: int, i: int, path: WorkPath, at: Evidence) -> Steps:
+    def _steps_at(self, place: Place, at: Evidence) -> Steps:
         ids = at.scores.ids.tobytes()
-        kept = self._steps.get((p, i))
+        kept = self._steps.get(place)
         if kept is None or kept[0] != ids:
-            found = [_step(a, teacher, at.scores, at) for teacher, a in self._actions]
-            steps = np.array([d for d, _ in found]).reshape(len(found), len(at.known.n))
-            kept = ids, (steps, np.array([is_one for _, is_one in found], dtype=bool))
-            self._steps[p, i] = kept
+            kept = self._steps[place] = ids, self._steps_of(at)
         return kept[1]
 
-
-class _Nodes:
-    """A problem as it is put together, node by node."""
-
-    def __init__(self, actions: int) -> None:
-        self._actions = actions
-        self._index: dict[object, int] = {}
-        self._found: list[Evidence] = []
-        self._children: list[dict[int, int]] = []
-        self._costs: list[FloatArray] = []
-        self.steps: list[Steps] = []
-        self.weights: list[float] = []
-        self.places: list[tuple[int, int]] = []
-
-    def find(self, key: object) -> int | None:
-        return self._index.get(key)
-
-    def add(self, key: object, place: tuple[int, int], at: Evidence, costs: FloatArray) -> int:
-        self._index[key] = len(self.places)
-        self.places.append(place)
-        self._found.append(at)
-        self._children.append({})
-        self._costs.append(costs)
-        self.weights.append(1.0)
-        return len(self.places) - 1
-
-    def link(self, parent: int, token: int, child: int) -> None:
-        """Say that the parent's token leads to the child, which comes later."""
-        cell = Support(self._found[parent].scores.ids).index(token)
-        if cell < len(self._found[parent].scores.ids) and child > parent:
-            self._children[parent][cell] = child
-
-    def laid(
-        self, group: NDArray[np.int64], pending: Mapping[tuple[int, int], Counter[int | None]]
-    ) -> Laid:
-        sizes = [len(at.known.n) for at in self._found]
-        start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        cells = int(start[-1])
-        p, n, rewards, tokens = np.zeros(cells), np.zeros(cells), np.zeros(cells), np.zeros(cells)
-        names = np.full(cells, -1, dtype=np.int64)
-        known, child = np.zeros(cells, dtype=bool), np.full(cells, -1, dtype=np.int64)
-        forced, ungraded = np.zeros(cells), []
-        steps = np.zeros((self._actions, cells))
-        defined = np.zeros((self._actions, len(sizes)), dtype=bool)
-        for k, at in enumerate(self._found):
-            mine = slice(start[k], start[k + 1])
-            sampling = at.scores.sampling
-            p[mine] = sampling / sampling.sum()
-            n[mine], rewards[mine] = at.counts.n, at.counts.reward_sum
-            names[start[k] : start[k + 1] - 1] = at.scores.ids
-            steps[:, mine], defined[:, k] = self.steps[k]
-            tokens[mine] = self._costs[k]
-            known[mine] = at.counts.exact | at.ends
-            for cell, below in self._children[k].items():
-                child[start[k] + cell] = below
-            waiting = pending.get(self.places[k], Counter())
-            for token, number in waiting.items():
-                if token is None:
-                    forced[mine] += number * p[mine]
-                else:
-                    forced[start[k] + Support(at.scores.ids).index(token)] += number
-            for j in np.flatnonzero(at.ends & (at.counts.n == 0) & (sampling > 0)).tolist():
-                if waiting[int(at.scores.ids[j])] == 0:
-                    ungraded.append((*self.places[k], int(at.scores.ids[j])))
-                # Until it is graded it is as good as anything else.
-                n[start[k] + j], rewards[start[k] + j] = 1.0, 0.5
-        forceable = names >= 0
-        problem = Problem(
-            start=start, p=p, n=n, reward_sum=rewards, known=known, forceable=forceable,
-            child=child, steps=steps, defined=defined, group=group, tokens=tokens,
-            weight=np.array(self.weights),
-        )  # fmt: skip
-        if forced.any():
-            expected = believe(problem).mean
-            live = np.where(known, 0.0, forced)
-            problem = replace(problem, n=n + live, reward_sum=rewards + live * expected)
-        return Laid(problem, self.places, names, ungraded)
+    def _steps_of(self, at: Evidence) -> Steps:
+        steps = np.zeros((len(self._actions), len(at.known.n)))
+        defined = np.zeros(len(self._actions), dtype=bool)
+        if flat_bound(shares(at)) >= self._flat_norm:
+            for a, (teacher, algorithm) in enumerate(self._actions):
+                steps[a], defined[a] = _step(algorithm, teacher, at.scores, at)
+        return steps, defined
 
 
 def _seen(counts: NodeCounts) -> Seen:
@@ -250,19 +169,3 @@ def _planned(algorithm: Algorithm) -> Algorithm:
     if algorithm.is_sequential:
         return Algorithm(Loss.REVERSE_KL)
     return replace(algorithm, reward_weight=0.0)
-
-
-def _by_place(
-    paths: Sequence[WorkPath], pending: Counter[Item]
-) -> dict[tuple[int, int], Counter[int | None]]:
-    """What is under way, by the place under which the node is laid out: that of its first path."""
-    first: dict[object, tuple[int, int]] = {}
-    for p, path in enumerate(paths):
-        if not path.free:
-            for i in range(len(path.nodes.positions)):
-                first.setdefault(path.key(i), (p, i))
-    found: dict[tuple[int, int], Counter[int | None]] = {}
-    for (p, i, token), number in pending.items():
-        if not paths[p].free:
-            found.setdefault(first[paths[p].key(i)], Counter())[token] += number
-    return found
