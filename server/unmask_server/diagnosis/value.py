@@ -28,8 +28,13 @@ class Value:
     def of(posterior: NodePosterior) -> Value:
         """The rollouts whose Beta posterior has the mean and the variance of V's."""
         drawn = posterior.mean_success
-        mean = min(max(float(np.mean(drawn)), 1e-6), 1.0 - 1e-6)
-        worth = mean * (1.0 - mean) / max(float(np.var(drawn)), 1e-12) - 1.0
+        return Value.like(float(np.mean(drawn)), float(np.var(drawn)))
+
+    @staticmethod
+    def like(mean: float, variance: float) -> Value:
+        """The rollouts whose Beta posterior has this mean and this variance."""
+        mean = min(max(mean, 1e-6), 1.0 - 1e-6)
+        worth = mean * (1.0 - mean) / max(variance, 1e-12) - 1.0
         n = max(0.0, worth - _PRIOR)
         return Value(n, min(max(mean * worth - _PRIOR / 2, 0.0), n))
 

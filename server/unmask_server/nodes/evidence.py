@@ -369,7 +369,9 @@ def _ends(policy: Policy, scored: Scores, position: int) -> NDArray[np.bool_]:
     if position + 1 >= policy.max_new_tokens:
         known[:-1] = True
     else:
-        known[:-1] = np.isin(scored.ids, np.asarray(policy.stop_ids, dtype=np.int32))
+        # Several times faster than `np.isin` for the few that there are.
+        for stop in policy.stop_ids:
+            known[:-1] |= scored.ids == stop
     return known
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from unmask_server.diagnosis.allocation.problem import BoolArray, FloatArray, Problem
+from unmask_server.diagnosis.allocation.beliefs import CARE, KAPPA
+from unmask_server.diagnosis.allocation.draws import LEAST_P
+from unmask_server.diagnosis.allocation.problem import BoolArray, FloatArray, IntArray, Problem
 from unmask_server.diagnosis.counts import Counts
 from unmask_server.diagnosis.intervals import Interval
 from unmask_server.diagnosis.node import NodePosterior
@@ -12,6 +14,8 @@ from unmask_server.diagnosis.value import VALUE_DRAWS, Value
 
 DRAWS = 400
 """Posterior draws behind a half width: good to a tenth."""
+NEARLY_FLAT = 0.05
+"""Where |g| is at most this a token has 96% or more."""
 
 ALIKE = 0.1
 """Most nodes of the shipped students that are not flat by their bound have tokens more alike than
@@ -26,28 +30,33 @@ def half_widths(problem: Problem, wanted: BoolArray) -> FloatArray:
     """Half the widths of the cosines' 90% intervals, as they would be served; shape (A, N).
 
     Args:
-        problem: without rollouts under way.
+        problem: the nodes; rollouts under way count as what is expected of them.
         wanted: shape (A, N): which; the others are 0. Without steps, shape (1, N): of the angle of
             the ideal gradient itself.
+
+    What other nodes say of V, where their own g cannot be large (`NEARLY_FLAT`), is in closed form:
+    V is then the success of one token, which has too many rollouts for a prior to matter.
 
     """
     found = np.zeros(wanted.shape)
     values: dict[int, Value] = {}
-    needed = _needed(problem, np.asarray(wanted.any(axis=0)))
+    asked = np.asarray(wanted.any(axis=0))
+    needed = _needed(problem, asked)
     for node in range(problem.nodes - 1, -1, -1):
         if not needed[node]:
             continue
-        cells = problem.of(node)
-        counts = _counts(problem, cells, values)
-        mine = bool(wanted[:, node].any())
-        posterior = NodePosterior(
-            counts, problem.p[cells], seed=node, size=DRAWS if mine else VALUE_DRAWS
-        )
+        cells, counts, p = _narrowed(problem, node, values)
+        if not asked[node] and problem.bound[node] < NEARLY_FLAT:
+            values[node] = _simple_value(counts, p)
+            continue
+        posterior = NodePosterior(counts, p, seed=node, size=DRAWS if asked[node] else VALUE_DRAWS)
         values[node] = Value.of(posterior)
-        if mine:
-            for a in np.flatnonzero(wanted[:, node]).tolist():
-                step = problem.steps[a, cells] if len(problem.steps) else None
-                found[a, node] = _half_width(posterior, step)
+        for a in np.flatnonzero(wanted[:, node]).tolist():
+            step = length = None
+            if len(problem.steps):
+                step = problem.steps[a, cells]
+                length = float(np.linalg.norm(problem.steps[a, problem.of(node)]))
+            found[a, node] = _half_width(posterior, step, length)
     return found
 
 
@@ -87,7 +96,7 @@ def _needed(problem: Problem, wanted: BoolArray) -> BoolArray:
     return needed
 
 
-def _counts(problem: Problem, cells: slice, values: dict[int, Value]) -> Counts:
+def _counts(problem: Problem, cells: slice | IntArray, values: dict[int, Value]) -> Counts:
     n = problem.n[cells].copy()
     rewards = np.minimum(problem.reward_sum[cells], n)
     counts = Counts(n, rewards, problem.known[cells] & (n > 0))
@@ -97,10 +106,38 @@ def _counts(problem: Problem, cells: slice, values: dict[int, Value]) -> Counts:
     return counts
 
 
-def _half_width(posterior: NodePosterior, step: FloatArray | None) -> float:
+def _narrowed(
+    problem: Problem, node: int, values: dict[int, Value]
+) -> tuple[IntArray, Counts, FloatArray]:
+    """A node's cells that matter, their counts and probabilities; the others are of the tail."""
+    mine = problem.of(node)
+    kept = (problem.p[mine] >= LEAST_P) | (problem.n[mine] > 0)
+    kept[-1] = True
+    cells = int(problem.start[node]) + np.flatnonzero(kept)
+    p = problem.p[cells]
+    p[-1] += problem.p[mine][~kept].sum()
+    return cells, _counts(problem, cells, values), p
+
+
+def _simple_value(counts: Counts, p: FloatArray) -> Value:
+    """V where the prior hardly matters, as `beliefs` have it."""
+    live = ~counts.exact
+    n, won = np.where(live, counts.n, 0.0), np.where(live, counts.reward_sum, 0.0)
+    total = float(n.sum())
+    level = (float(won.sum()) + 0.5) / (total + 1.0)
+    mean = (KAPPA * level + won) / (KAPPA + n)
+    apart = np.where(live, mean * (1.0 - mean) / (KAPPA + n + 1.0), 0.0)
+    together = float(p[live] @ (KAPPA / (KAPPA + n[live])))
+    mean[~live] = np.minimum(counts.reward_sum[~live] / counts.n[~live], 1.0)
+    shared = level * (1.0 - level) / (total + CARE) * together**2
+    return Value.like(float(p @ mean), float(p**2 @ apart) + shared)
+
+
+def _half_width(posterior: NodePosterior, step: FloatArray | None, length: float | None) -> float:
     g = posterior.gradient
     norms = np.sqrt(posterior.gradient_norm2.clip(1e-300))
-    if step is None:
+    if step is None or length is None:
         step = g.mean(axis=0)
-    cosines = g @ step / (norms * max(float(np.linalg.norm(step)), 1e-300))
+        length = float(np.linalg.norm(step))
+    cosines = g @ step / (norms * max(length, 1e-300))
     return Interval.of(cosines.clip(-1.0, 1.0)).width / 2.0
