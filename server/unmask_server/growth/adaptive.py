@@ -35,7 +35,7 @@ from unmask_server.tree import TreeView
 
 WITHOUT_END = Objective(Statistic.COSINE, 1e-3)
 """What is made precise where nothing was asked for: the budget or the goal ends it."""
-CHECKS = 4
+CHECKS = 6
 """So often the posteriors that are served are asked whether the plan's beliefs say enough."""
 CLOSE = 0.5
 """Asked about are answers whose half width is believed to be above this much of what is wanted."""
@@ -62,6 +62,8 @@ class AdaptivePlanner:
         self._objective = spec.objective or WITHOUT_END
         self._tightened: NDArray[np.float64] | float = 1.0
         self._checks = 0
+        self._assured = False
+        self._piloted = False
         self._batches = 0
         self.seconds = 0.0
 
@@ -112,8 +114,11 @@ class AdaptivePlanner:
         laid = self._layout.lay(views, pending)
         beliefs = believe(laid.problem)
         found = sensitivity(laid.problem, beliefs, self._objective, self._tightened)
-        if self._spec.objective is not None and found.done and not pending:
+        # Also while rollouts are under way, as what is expected of them: should more be needed, it
+        # is planned before the engine is idle.
+        if self._spec.objective is not None and found.done and not self._assured:
             found = self._checked(laid, beliefs, found)
+        self._assured &= found.done
         plan = self._plan(laid, beliefs, found, views, pending)
         return self._report(laid, found, plan)
 
@@ -148,10 +153,13 @@ class AdaptivePlanner:
         """Free rollouts for nodes that have hardly any; they serve all nodes on their way."""
         goal = self._objective.pilot
         goal = min(goal, self._spec.rollouts_per_node or goal)
+        if self._piloted:
+            return Plan()
         rows = [
             [] if path.free else plan_nodes(path, view, flat_below=self._objective.flat_norm)
             for path, view in zip(self._paths, views, strict=True)
         ]
+        self._piloted = all(node.flat or node.valid >= goal for row in rows for node in row)
         return plan_free(_with(rows, pending), goal, reuse=self._batches < REUSE_ROUNDS)
 
     def _free(self, views: Sequence[TreeView], pending: Counter[Item]) -> Plan:
@@ -169,7 +177,10 @@ class AdaptivePlanner:
         return Plan() if busy else plan_round(rows, each, forced=False)
 
     def _checked(self, laid: Laid, beliefs: Beliefs, found: Sensitivity) -> Sensitivity:
-        """Ask the posteriors that are served, and be stricter where they are less sure."""
+        """Ask the posteriors that are served, and be stricter where they are less sure.
+
+        Where they are sure enough without `SLACK`, they are not asked again at the very end.
+        """
         objective = self._objective
         if not objective.statistic.is_of_nodes or self._checks >= CHECKS:
             return found
@@ -180,6 +191,7 @@ class AdaptivePlanner:
         if len(laid.problem.steps):
             wanted &= laid.problem.defined
         widths = half_widths(laid.problem, wanted)
+        self._assured = bool((widths <= objective.half_width).all())
         over = widths > SLACK * objective.half_width
         if not over.any():
             return found
