@@ -218,7 +218,7 @@ def test_the_better_teacher_is_found() -> None:
 
 
 def test_a_forecast_grows_with_precision_and_is_nothing_when_all_is_known() -> None:
-    world = lone_nodes(3, nodes=5, tokens=8)
+    world = lone_nodes(4, nodes=5, tokens=8)
     rough = forecast(known(world, 40), replace(COSINE, half_width=0.3), limit=1e6)
     fine = forecast(known(world, 40), replace(COSINE, half_width=0.1), limit=1e6)
     assert rough.rollouts.low <= rough.rollouts.median <= rough.rollouts.high

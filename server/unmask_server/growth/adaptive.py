@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis.allocation import (
+    CHECKS,
     LEAST_BATCH,
     Z90,
     Beliefs,
@@ -21,8 +22,8 @@ from unmask_server.diagnosis.allocation import (
     Statistic,
     batch_size,
     believe,
+    check,
     forecast,
-    half_widths,
     sensitivity,
     spend,
 )
@@ -31,16 +32,10 @@ from unmask_server.growth.planners import REUSE_ROUNDS, ROUND_ROLLOUTS, Next
 from unmask_server.growth.problem import Laid, Layout
 from unmask_server.growth.spec import Growth, GrowthSpec
 from unmask_server.growth.work import WorkPath, WorkReader, plan_nodes
-from unmask_server.tree import TreeView
+from unmask_server.tree import SeenLengths, TreeView
 
 WITHOUT_END = Objective(Statistic.COSINE, 1e-3)
 """What is made precise where nothing was asked for: the budget or the goal ends it."""
-CHECKS = 6
-"""So often the posteriors that are served are asked whether the plan's beliefs say enough."""
-CLOSE = 0.5
-"""Asked about are answers whose half width is believed to be above this much of what is wanted."""
-SLACK = 1.05
-"""A half width is good enough if it is at most so many times the one asked for."""
 
 
 class AdaptivePlanner:
@@ -53,7 +48,7 @@ class AdaptivePlanner:
         spec: GrowthSpec,
         paths: Sequence[WorkPath],
         work: WorkReader,
-        lengths: Mapping[int, Sequence[int]],
+        lengths: Mapping[int, SeenLengths],
     ) -> None:
         self._spec = spec
         self._paths = paths
@@ -179,27 +174,17 @@ class AdaptivePlanner:
     def _checked(self, laid: Laid, beliefs: Beliefs, found: Sensitivity) -> Sensitivity:
         """Ask the posteriors that are served, and be stricter where they are less sure.
 
-        Where they are sure enough without `SLACK`, they are not asked again at the very end.
+        Where they are easily sure enough, they are not asked again at the very end.
         """
         objective = self._objective
         if not objective.statistic.is_of_nodes or self._checks >= CHECKS:
             return found
         self._checks += 1
-        wanted = ~found.flat & (laid.problem.weight > 0) & np.ones_like(found.settled)
-        # Where the plan's beliefs are sure by far, the others are sure enough.
-        wanted &= Z90 * np.sqrt(found.variance) > CLOSE * objective.half_width
-        if len(laid.problem.steps):
-            wanted &= laid.problem.defined
-        widths = half_widths(laid.problem, wanted)
-        self._assured = bool((widths <= objective.half_width).all())
-        over = widths > SLACK * objective.half_width
-        if not over.any():
+        said = check(laid.problem, found, objective, self._tightened)
+        self._tightened, self._assured = said.tightened, said.easily
+        if said.passed:
             return found
-        # Relative to what is believed there now, which is at most what was to be reached.
-        ratio = np.where(over, objective.half_width / np.maximum(widths, 1e-9), 1.0)
-        reached = (np.sqrt(found.variance) * Z90 / objective.half_width).clip(0.05, 1.0)
-        self._tightened = np.where(over, (ratio * reached) ** 2, self._tightened).clip(1e-3, 1.0)
-        return sensitivity(laid.problem, beliefs, objective, self._tightened)
+        return sensitivity(laid.problem, beliefs, objective, said.tightened)
 
     def _report(self, laid: Laid, found: Sensitivity, plan: Plan) -> Next:
         problem = laid.problem

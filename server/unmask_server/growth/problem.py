@@ -18,7 +18,7 @@ from unmask_server.growth.plan import Item, Plan
 from unmask_server.growth.spec import GrowthSpec
 from unmask_server.growth.work import WorkPath
 from unmask_server.nodes.evidence import Evidence, Scores, evidence
-from unmask_server.tree import NodeCounts, TreeView
+from unmask_server.tree import NodeCounts, SeenLengths, TreeView
 
 FloatArray = NDArray[np.float64]
 Seen = tuple[int, float, bytes, bytes]
@@ -57,7 +57,7 @@ class Layout:
     """Lays the nodes of a growth's paths out for the planner, again and again as they grow."""
 
     def __init__(
-        self, spec: GrowthSpec, paths: Sequence[WorkPath], lengths: Mapping[int, Sequence[int]]
+        self, spec: GrowthSpec, paths: Sequence[WorkPath], lengths: Mapping[int, SeenLengths]
     ) -> None:
         self._paths = paths
         self._lengths = {
@@ -103,9 +103,11 @@ class Layout:
                 if self._seen.get((p, i)) == seen:
                     continue
                 self._seen[p, i] = seen
-                only = {"positions": (nodes.positions[i],), "observed": (nodes.observed[i],)}
+                here = replace(
+                    nodes, positions=(nodes.positions[i],), observed=(nodes.observed[i],)
+                )
                 one = TreeView(view.version, [counts])
-                found[p, i] = evidence(replace(nodes, **only), [path.scores[i]], one)[0]
+                found[p, i] = evidence(here, [path.scores[i]], one)[0]
         return found
 
     def _steps_at(self, place: Place, at: Evidence) -> Steps:

@@ -16,7 +16,7 @@ from unmask_server.growth.spec import Allocation, GrowthSpec, Target
 from unmask_server.nodes.demonstrations import Demonstrations
 from unmask_server.nodes.evidence import EvidenceReader, Scores
 from unmask_server.nodes.resolve import NodeSet, Resolver, VerifierRef
-from unmask_server.tree import NodeCounts, TreeRef, TreeStore, TreeView
+from unmask_server.tree import NodeCounts, SeenLengths, TreeRef, TreeStore, TreeView
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class WorkReader:
         nodes = path.nodes
         return self._trees.look_up(path.tree.id, nodes.tokens, nodes.positions, nodes.verifier.key)
 
-    async def lengths(self, paths: Sequence[WorkPath]) -> dict[int, list[int]]:
+    async def lengths(self, paths: Sequence[WorkPath]) -> dict[int, SeenLengths]:
         """How many tokens generations have, by tree: some that are known."""
         trees = {path.tree.id for path in paths}
         return await asyncio.to_thread(lambda: {tree: self._trees.lengths(tree) for tree in trees})

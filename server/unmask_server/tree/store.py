@@ -27,6 +27,7 @@ from unmask_server.tree.types import (
     FINISH_STOP,
     AddResult,
     NewRollout,
+    SeenLengths,
     StoredRollout,
     TreeRef,
     TreeStatistics,
@@ -171,14 +172,16 @@ class TreeStore:
             lambda c: lookup.look_up(c, tree_id, seed, tokens, positions, verifier_key),
         )
 
-    def lengths(self, tree_id: int) -> list[int]:
-        """Generated tokens of some free rollouts of a tree: forced ones are longer than others.
+    def lengths(self, tree_id: int) -> SeenLengths:
+        """How long some rollouts of a tree are, and where there are hardly any, of others.
 
-        Where there are hardly any, those of a few of the policy's other trees are added.
+        The others are of the same policy.
         """
-        own = self._lengths(tree_id, _LENGTHS)
+        rows = self._lengths(tree_id, _LENGTHS)
+        own = [depth for depth, forced in rows if forced == 0]
+        found = SeenLengths(own, [], [(f, depth) for depth, f in rows if f > 0])
         if len(own) >= _FEW_LENGTHS:
-            return own
+            return found
         mine = select(tree.c.policy_id).where(tree.c.id == tree_id).scalar_subquery()
         others = (
             select(tree.c.id)
@@ -186,12 +189,15 @@ class TreeStore:
             .order_by(tree.c.id.desc())
             .limit(_OTHER_TREES)
         )
-        found = query(self._engine, lambda connection: list(connection.execute(others).scalars()))
-        return own + [n for other in found for n in self._lengths(other, _FEW_LENGTHS)]
+        trees = query(self._engine, lambda connection: list(connection.execute(others).scalars()))
+        for other in trees:
+            rows = self._lengths(other, _FEW_LENGTHS)
+            found.others.extend(depth for depth, forced in rows if forced == 0)
+        return found
 
-    def _lengths(self, tree_id: int, limit: int) -> list[int]:
+    def _lengths(self, tree_id: int, limit: int) -> list[tuple[int, int]]:
+        """Depth and forced depth of the oldest rollouts: a tree begins with generations."""
         first, beyond = id_range(tree_id)
-        # The oldest ones: a tree begins with generations.
         wanted = (
             select(rollout.c.depth, rollout.c.forced_depth)
             .where(rollout.c.id >= first, rollout.c.id < beyond)
@@ -199,7 +205,7 @@ class TreeStore:
             .limit(limit)
         )
         rows = query(self._engine, lambda connection: connection.execute(wanted).all())
-        return [depth for depth, forced in rows if forced == 0]
+        return [(depth, forced) for depth, forced in rows]
 
     def iter_rollouts(self, tree_id: int, after_id: int, limit: int) -> list[StoredRollout]:
         """Read the next `limit` rollouts with ids above `after_id` (0 for the first ones).

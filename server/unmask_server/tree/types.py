@@ -161,6 +161,18 @@ class TreeView:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenLengths:
+    """Generated tokens of some rollouts on a question."""
+
+    own: list[int]
+    """Of free ones."""
+    others: list[int]
+    """Of free ones on other questions."""
+    forced: list[tuple[int, int]]
+    """Of forced ones: the tokens that were forced, and those in all."""
+
+
+@dataclass(frozen=True, slots=True)
 class TreeStatistics:
     """Totals over all trees."""
 

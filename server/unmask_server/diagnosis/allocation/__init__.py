@@ -1,6 +1,7 @@
 """What to sample next: pure mathematics over the nodes of a growth."""
 
 from unmask_server.diagnosis.allocation.beliefs import Beliefs, believe
+from unmask_server.diagnosis.allocation.checks import CHECKS, Check, check
 from unmask_server.diagnosis.allocation.draws import Z90
 from unmask_server.diagnosis.allocation.objectives import FLAT_NORM, Objective, Statistic
 from unmask_server.diagnosis.allocation.predict import (
@@ -17,10 +18,12 @@ from unmask_server.diagnosis.allocation.served import half_widths
 from unmask_server.diagnosis.allocation.spend import Spending, spend
 
 __all__ = [
+    "CHECKS",
     "FLAT_NORM",
     "LEAST_BATCH",
     "Z90",
     "Beliefs",
+    "Check",
     "Cost",
     "Forecast",
     "Objective",
@@ -31,6 +34,7 @@ __all__ = [
     "Statistic",
     "batch_size",
     "believe",
+    "check",
     "forecast",
     "half_widths",
     "sensitivity",

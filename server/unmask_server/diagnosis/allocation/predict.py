@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unmask_server.diagnosis.allocation.beliefs import Beliefs, believe
+from unmask_server.diagnosis.allocation.checks import CHECKS, check
 from unmask_server.diagnosis.allocation.objectives import Objective
 from unmask_server.diagnosis.allocation.problem import FloatArray, IntArray, Problem
 from unmask_server.diagnosis.allocation.sensitivity import Sensitivity, sensitivity
@@ -118,7 +119,12 @@ class Grown:
 
 
 def growing(
-    problem: Problem, truth: FloatArray, objective: Objective, rng: np.random.Generator
+    problem: Problem,
+    truth: FloatArray,
+    objective: Objective,
+    rng: np.random.Generator,
+    *,
+    checks: int = 0,
 ) -> Iterator[Grown]:
     """The planner at work against a truth: as things are, then after the pilot and every batch.
 
@@ -129,9 +135,11 @@ def growing(
         truth: success after each token, shape (C,); for a token with a child, the child's V.
         objective: what is to become precise.
         rng: of the outcomes and of the plans.
+        checks: how often the posteriors that are served are asked when all seems to be known.
 
     """
     rollouts, tokens = 0, 0.0
+    tightened: FloatArray | float = 1.0
     given = Spending(np.zeros(len(problem.p), dtype=np.int64), pilot(problem, objective))
     beliefs = believe(problem)
     yield Grown(problem, beliefs, sensitivity(problem, beliefs, objective), 0, 0.0)
@@ -140,7 +148,13 @@ def growing(
         tokens += float(given.forced @ problem.tokens + given.free @ problem.tokens_free)
         problem = sampled(problem, truth, given, rng)
         beliefs = believe(problem)
-        open_ = sensitivity(problem, beliefs, objective)
+        open_ = sensitivity(problem, beliefs, objective, tightened)
+        if open_.done and checks and objective.statistic.is_of_nodes:
+            checks -= 1
+            said = check(problem, open_, objective, tightened)
+            tightened = said.tightened
+            if not said.passed:
+                open_ = sensitivity(problem, beliefs, objective, tightened)
         yield Grown(problem, beliefs, open_, rollouts, tokens)
         size = batch_size(problem, beliefs, open_)
         given = spend(problem, beliefs, open_, rollouts=size, seed=int(rng.integers(2**31)))
@@ -161,7 +175,8 @@ def simulate(
         seed: equal arguments give equal costs.
 
     """
-    for at in growing(problem, truth, objective, np.random.default_rng(seed)):
+    rng = np.random.default_rng(seed)
+    for at in growing(problem, truth, objective, rng, checks=CHECKS):
         if at.open_.done or at.rollouts >= limit:
             break
     return Cost(float(at.rollouts), at.tokens, reached=at.open_.done)

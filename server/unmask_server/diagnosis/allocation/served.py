@@ -71,10 +71,12 @@ def truths(problem: Problem, count: int) -> FloatArray:
     values: dict[int, FloatArray] = {}
     for node in range(problem.nodes - 1, -1, -1):
         cells = problem.of(node)
-        posterior = NodePosterior(
-            _counts(problem, cells, {}), problem.p[cells], seed=node, size=max(2, count)
-        )
-        s = posterior.success[:count].copy()
+        counts = _counts(problem, cells, {})
+        if problem.bound[node] < NEARLY_FLAT:
+            s = _simple_draws(counts, count, rng)
+        else:
+            posterior = NodePosterior(counts, problem.p[cells], seed=node, size=max(2, count))
+            s = posterior.success[:count].copy()
         unknown = SOME / (SOME + float(problem.n[cells].sum()))
         factor = ALIKE ** (unknown * rng.random((count, 1)))
         level = s @ problem.p[cells][:, None]
@@ -131,6 +133,17 @@ def _simple_value(counts: Counts, p: FloatArray) -> Value:
     mean[~live] = np.minimum(counts.reward_sum[~live] / counts.n[~live], 1.0)
     shared = level * (1.0 - level) / (total + CARE) * together**2
     return Value.like(float(p @ mean), float(p**2 @ apart) + shared)
+
+
+def _simple_draws(counts: Counts, count: int, rng: np.random.Generator) -> FloatArray:
+    """Draws of s where the prior hardly matters, shape (count, cells)."""
+    live = ~counts.exact
+    n, won = counts.n[live], counts.reward_sum[live]
+    level = rng.beta(0.5 + won.sum(), 0.5 + (n - won).sum(), size=(count, 1))
+    drawn = np.empty((count, len(live)))
+    drawn[:, live] = rng.beta(KAPPA * level + won + 1e-3, KAPPA * (1 - level) + n - won + 1e-3)
+    drawn[:, ~live] = np.minimum(counts.reward_sum[~live] / counts.n[~live], 1.0)
+    return drawn
 
 
 def _half_width(posterior: NodePosterior, step: FloatArray | None, length: float | None) -> float:
