@@ -19,9 +19,9 @@ CLOSE = 0.5
 SLACK = 1.05
 """A half width is good enough if it is at most so many times the one asked for."""
 LEAST_RATIO = 0.8
-"""A half width that is too large is made so much smaller at most before the next check. Where a sign
-is open it falls from 1 to nearly nothing with few rollouts more; in proportion, 0.3 sometimes cost
-more than 0.1."""
+"""A half width that is too large is made so much smaller at most before the next check. Where a
+sign is open it falls from 1 to nearly nothing with few rollouts more; in proportion, 0.3 sometimes
+cost more than 0.1."""
 
 
 @dataclass(frozen=True, slots=True)
