@@ -10,12 +10,12 @@ from unmask_server.diagnosis.allocation.problem import BoolArray, FloatArray, In
 from unmask_server.diagnosis.counts import Counts
 from unmask_server.diagnosis.intervals import Interval
 from unmask_server.diagnosis.node import NodePosterior
-from unmask_server.diagnosis.value import VALUE_DRAWS, Value
+from unmask_server.diagnosis.value import Value
 
 DRAWS = 400
 """Posterior draws behind a half width: good to a tenth."""
 NEARLY_FLAT = 0.05
-"""Where |g| is at most this a token has 96% or more."""
+"""Where |g| is at most this, a token has 96% or more, and V is nearly its success."""
 
 ALIKE = 0.1
 """Most nodes of the shipped students that are not flat by their bound have tokens more alike than
@@ -34,8 +34,8 @@ def half_widths(problem: Problem, wanted: BoolArray) -> FloatArray:
         wanted: shape (A, N): which; the others are 0. Without steps, shape (1, N): of the angle of
             the ideal gradient itself.
 
-    What other nodes say of V, where their own g cannot be large (`NEARLY_FLAT`), is in closed form:
-    V is then the success of one token, which has too many rollouts for a prior to matter.
+    What nodes that are not asked for say of V is in closed form, in rollouts within a fifth of the
+    posterior's for half of the shipped student's nodes.
 
     """
     found = np.zeros(wanted.shape)
@@ -46,10 +46,10 @@ def half_widths(problem: Problem, wanted: BoolArray) -> FloatArray:
         if not needed[node]:
             continue
         cells, counts, p = _narrowed(problem, node, values)
-        if not asked[node] and problem.bound[node] < NEARLY_FLAT:
+        if not asked[node]:
             values[node] = _simple_value(counts, p)
             continue
-        posterior = NodePosterior(counts, p, seed=node, size=DRAWS if asked[node] else VALUE_DRAWS)
+        posterior = NodePosterior(counts, p, seed=node, size=DRAWS)
         values[node] = Value.of(posterior)
         for a in np.flatnonzero(wanted[:, node]).tolist():
             step = length = None
