@@ -1,100 +1,172 @@
 """What adaptive growth costs on the shipped models, and whether that was known before.
 
 For each of some questions: a prediction, then the growth it was about, over the nodes of two
-generations. `forecast_rollouts` and `forecast_tokens`: the share of predictions within a factor of
-1.5 of what it took, for those made from nothing and for those of a finer precision made once there
-is something (`..._finer`). `planning_share`: seconds of a thread's time spent on planning over the
-seconds of the growths.
+generations; then the same for half the half width. All of it in two copies of one database, so that
+the same growth is seen twice with other seeds.
+
+`forecast_rollouts`, `forecast_tokens`: the share of predictions within a factor of 1.5 of what it
+took, for those made from nothing and for those of half the half width (`..._finer`), where nothing
+predicted and nothing taken is right. Beside them `repeat_rollouts`, `repeat_tokens`: the share of
+growths that took what the other one of the same took, within the same factor, and `typical_...`:
+within that factor of what such growths typically take, by the spread between the two; no forecast
+made before the first rollout can be expected to do better. `planning_share`: seconds of a thread's
+time spent on planning over the seconds of the growths; `planning_processor_share`: over the
+processor time of the server, start included, which other load does not change.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import resource
+import sqlite3
 import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import unmask
 
 from bench.figures import show
 
 ROOT = Path(__file__).parents[1]
 TEACHERS = ("strong", "told")
-FIRST, FINER = 0.3, 0.2
+FIRST, FINER = 0.3, 0.15
 """Half widths of the cosines' intervals."""
-CHOSEN_ON = 10
+CHOSEN_ON = 20
 """The first questions are those that forecasts were corrected on."""
+COPIES = 2
 WITHIN = 1.5
 WANTED = 0.8
+Z90 = 1.645
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A growth, and what was predicted of it."""
+
+    question: int
+    half_width: float
+    predicted: tuple[float, float]
+    """Rollouts and tokens."""
+    took: tuple[float, float]
 
 
 def main() -> None:
     """Print all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=10)
-    count = parser.parse_args().questions
+    parser.add_argument("--questions", type=int, default=20)
+    parser.add_argument("--skip", type=int, default=CHOSEN_ON)
+    args = parser.parse_args()
+    found: list[list[Grown]] = []
     with tempfile.TemporaryDirectory() as folder:
-        database = Path(folder) / "unmask.db"
-        with unmask.local(database) as client:
-            found = grow(client, count)
-        log = Path(f"{database}.log").read_text()
-    for finer in (False, True):
-        for kind in ("rollouts", "tokens"):
-            ratios = [row[kind] for row in found if row["finer"] == finer]
-            report(f"forecast_{kind}{'_finer' if finer else ''}", ratios)
-    planning = sum(map(float, re.findall(r"planning=([\d.]+)", log)))
-    took = sum(map(float, re.findall(r" seconds=([\d.]+)", log)))
-    idle = sum(map(float, re.findall(r"idle=([\d.]+)", log)))
-    show(share("planning_share", planning / took, 0.02, "down", len(found)))
-    show(share("idle_share", idle / took, 0.02, "down", len(found)))
-
-
-def grow(client: unmask.Client, count: int) -> list[dict[str, Any]]:
-    """Ratios of what was predicted to what it took."""
-    models = ROOT / "examples" / "models"
-    client.register_policy(models / "student", name="student", temperature=0.7, max_new_tokens=80)
-    client.register_teacher(models / "teacher-strong", name="strong", policies=["student"])
-    client.register_teacher("student", name="told", context="answer")
-    registered = client.register_questions(
-        ROOT / "examples" / "word_problems" / "questions.jsonl", verifier="hash_answer"
+        base = Path(folder) / "unmask.db"
+        targets = prepare(base, args.skip, args.questions)
+        logs, processor = "", 0.0
+        for k in range(COPIES):
+            copy = Path(folder) / f"copy{k}.db"
+            with closing(sqlite3.connect(base)) as source, closing(sqlite3.connect(copy)) as other:
+                source.backup(other)
+            before = _processor()
+            found.append(grow(copy, targets))
+            processor += _processor() - before
+            logs += Path(f"{copy}.log").read_text()
+    for half_width in (FIRST, FINER):
+        mine = [[row for row in rows if row.half_width == half_width] for rows in found]
+        report([row for rows in mine for row in rows], "" if half_width == FIRST else "_finer")
+    repeats([[row for row in rows if row.half_width == FIRST] for rows in found])
+    growths = sum(map(len, found))
+    planning, took, idle = (
+        sum(map(float, re.findall(rf" {name}=([\d.]+)", logs)))
+        for name in ("planning", "seconds", "idle")
     )
-    questions = [row.question.id for row in registered][CHOSEN_ON : CHOSEN_ON + count]
+    show(share("planning_share", planning / took, 0.02, "down", growths))
+    show(share("planning_processor_share", planning / processor, 0.02, "down", growths))
+    show(share("idle_share", idle / took, 0.02, "down", growths))
+
+
+def prepare(database: Path, skip: int, count: int) -> list[list[str]]:
+    """Register everything. Returns the generations of each question that growths are over."""
+    with unmask.local(database) as client:
+        models = ROOT / "examples" / "models"
+        client.register_policy(
+            models / "student", name="student", temperature=0.7, max_new_tokens=80
+        )
+        client.register_teacher(models / "teacher-strong", name="strong", policies=["student"])
+        client.register_teacher("student", name="told", context="answer")
+        registered = client.register_questions(
+            ROOT / "examples" / "word_problems" / "questions.jsonl", verifier="hash_answer"
+        )
+        questions = [row.question.id for row in registered][skip : skip + count]
+        sampled = [client.sample_trajectories("student", [q], count=2) for q in questions]
+    return [[trajectory.id for trajectory in one.trajectories] for one in sampled]
+
+
+def grow(database: Path, targets: Sequence[Sequence[str]]) -> list[Grown]:
+    """Predict and grow, question after question."""
     rows = []
-    for question in questions:
-        found = client.sample_trajectories("student", [question], count=2).trajectories
-        targets = [trajectory.id for trajectory in found]
-        for half_width in (FIRST, FINER):
-            asked = {"half_width": half_width, "teachers": TEACHERS}
-            ahead = client.predict_growth(targets, **asked).forecast
-            growth = client.grow(targets, rollouts=200_000, **asked).wait()
-            if growth.rollouts_sampled:
-                rows.append(
-                    {
-                        "finer": half_width == FINER,
-                        "rollouts": ahead.rollouts.median / growth.rollouts_sampled,
-                        "tokens": ahead.tokens.median / growth.tokens_sampled,
-                    }
-                )
+    with unmask.local(database) as client:
+        for question, mine in enumerate(targets):
+            for half_width in (FIRST, FINER):
+                asked = {"half_width": half_width, "teachers": TEACHERS}
+                ahead = client.predict_growth(mine, **asked).forecast
+                growth = client.grow(mine, rollouts=200_000, **asked).wait()
+                predicted = ahead.rollouts.median, ahead.tokens.median
+                took = float(growth.rollouts_sampled), float(growth.tokens_sampled)
+                rows.append(Grown(question, half_width, predicted, took))
     return rows
 
 
-def report(name: str, ratios: list[float]) -> None:
+def report(rows: Sequence[Grown], suffix: str) -> None:
     """How many of the predictions were right."""
-    right = sum(1 / WITHIN <= ratio <= WITHIN for ratio in ratios) / len(ratios)
-    ordered = sorted(ratios)
-    row = share(name, right, WANTED, "up", len(ratios))
-    show({**row, "quartiles": [round(ordered[len(ratios) * k // 4], 2) for k in (1, 2, 3)]})
+    for k, kind in enumerate(("rollouts", "tokens")):
+        pairs = [(row.predicted[k], row.took[k]) for row in rows]
+        right = float(np.mean([near(*pair) for pair in pairs]))
+        ratios = [a / b for a, b in pairs if a and b]
+        quartiles = np.quantile(ratios, (0.25, 0.5, 0.75)).round(2).tolist() if ratios else []
+        row = share(f"forecast_{kind}{suffix}", right, WANTED, "up", len(pairs))
+        show({**row, "quartiles": quartiles, "of_nothing": sum(not b for _, b in pairs)})
+
+
+def repeats(copies: Sequence[Sequence[Grown]]) -> None:
+    """How well one growth tells another one of the same."""
+    for k, kind in enumerate(("rollouts", "tokens")):
+        pairs = [(a.took[k], b.took[k]) for a, b in zip(copies[0], copies[1], strict=True)]
+        same = float(np.mean([near(*pair) for pair in pairs]))
+        show(share(f"repeat_{kind}", same, WANTED, "up", len(pairs)))
+        logs = [np.log(a / b) for a, b in pairs if a and b]
+        # The spread of one about its mean, from the difference of two; of logarithms.
+        spread = float(np.sqrt(np.mean(np.square(logs)) / 2.0))
+        typical = 2.0 * NormalDist().cdf(np.log(WITHIN) / max(spread, 1e-9)) - 1.0
+        row = share(f"typical_{kind}", typical, WANTED, "up", len(logs))
+        show({**row, "spread": round(spread, 3)})
+
+
+def near(a: float, b: float) -> bool:
+    """Whether two costs are within a factor of `WITHIN`."""
+    return a == b or (min(a, b) > 0.0 and max(a, b) <= WITHIN * min(a, b))
 
 
 def share(name: str, value: float, goal: float, direction: str, n: int) -> dict[str, Any]:
-    """A share as a figure: its baseline is one."""
-    spread = 1.645 * (value * (1.0 - value) / n) ** 0.5
+    """A share as a figure, with Wilson's interval at 90%: its baseline is one."""
+    scale = 1.0 + Z90**2 / n
+    centre = (value + Z90**2 / (2 * n)) / scale
+    spread = Z90 / scale * (value * (1.0 - value) / n + Z90**2 / (4 * n * n)) ** 0.5
     return {
         "name": name, "value": round(value, 4), "unit": "share", "baseline": 1.0,
         "ratio": round(value, 4), "goal": goal, "direction": direction, "n": n,
-        "low": round(value - spread, 4), "high": round(value + spread, 4),
+        "low": round(centre - spread, 4), "high": round(centre + spread, 4),
     }  # fmt: skip
+
+
+def _processor() -> float:
+    """Processor time of the servers that have ended, in seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":
