@@ -1,8 +1,8 @@
 """What adaptive growth costs on the shipped models, and whether that was known before.
 
 For each of some questions: a prediction, then the growth it was about, over the nodes of two
-generations; then the same for half the half width. All of it in two copies of one database, so that
-the same growth is seen twice with other seeds.
+generations; then the same for half the half width. The first in a second copy of the database as
+well, so that the same growth is seen twice, with other seeds.
 
 `forecast_rollouts`, `forecast_tokens`: the share of predictions within a factor of 1.5 of what it
 took, for those made from nothing and for those of half the half width (`..._finer`), where nothing
@@ -20,6 +20,7 @@ import argparse
 import re
 import resource
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -72,7 +73,7 @@ def main() -> None:
             with closing(sqlite3.connect(base)) as source, closing(sqlite3.connect(copy)) as other:
                 source.backup(other)
             before = _processor()
-            found.append(grow(copy, targets))
+            found.append(grow(copy, targets, (FIRST, FINER) if k == 0 else (FIRST,)))
             processor += _processor() - before
             logs += Path(f"{copy}.log").read_text()
     for half_width in (FIRST, FINER):
@@ -106,18 +107,21 @@ def prepare(database: Path, skip: int, count: int) -> list[list[str]]:
     return [[trajectory.id for trajectory in one.trajectories] for one in sampled]
 
 
-def grow(database: Path, targets: Sequence[Sequence[str]]) -> list[Grown]:
-    """Predict and grow, question after question."""
+def grow(
+    database: Path, targets: Sequence[Sequence[str]], half_widths: Sequence[float]
+) -> list[Grown]:
+    """Predict and grow, question after question; every growth is told on standard error."""
     rows = []
     with unmask.local(database) as client:
         for question, mine in enumerate(targets):
-            for half_width in (FIRST, FINER):
+            for half_width in half_widths:
                 asked = {"half_width": half_width, "teachers": TEACHERS}
                 ahead = client.predict_growth(mine, **asked).forecast
                 growth = client.grow(mine, rollouts=200_000, **asked).wait()
                 predicted = ahead.rollouts.median, ahead.tokens.median
                 took = float(growth.rollouts_sampled), float(growth.tokens_sampled)
                 rows.append(Grown(question, half_width, predicted, took))
+                print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
