@@ -13,6 +13,7 @@ from unmask_server.diagnosis.allocation import (
     Problem,
     Statistic,
     believe,
+    check,
     forecast,
     half_widths,
     sensitivity,
@@ -244,3 +245,35 @@ def test_what_should_be_needed_falls_as_it_is_given() -> None:
     first = needed(few, believe(few), sensitivity(few, believe(few), objective))
     second = needed(more, believe(more), sensitivity(more, believe(more), objective))
     assert 0 < second < first
+
+
+def test_a_check_that_fails_asks_for_more_and_one_that_passes_for_nothing() -> None:
+    problem = known(lone_nodes(4, nodes=5, tokens=8), 40)
+    rough = replace(COSINE, half_width=0.01)
+    found = sensitivity(problem, believe(problem), replace(COSINE, half_width=10.0))
+    said = check(problem, found, rough)
+    assert not said.passed
+    tightened = np.asarray(said.tightened)
+    assert tightened.min() < 1.0
+    assert tightened.max() <= 1.0
+    content = check(problem, found, replace(COSINE, half_width=10.0))
+    assert content.passed
+    assert content.easily
+    assert content.tightened == 1.0
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_what_is_asked_for_roughly_costs_no_more_than_what_is_asked_for_finely(seed: int) -> None:
+    problem = known(lone_nodes(seed, nodes=5, tokens=8), 40)
+    rough = forecast(problem, replace(COSINE, half_width=0.3), limit=1e6)
+    fine = forecast(problem, replace(COSINE, half_width=0.1), limit=1e6)
+    assert rough.rollouts.median < fine.rollouts.median
+
+
+def test_values_from_nodes_below_are_hardly_moved_by_their_closed_form() -> None:
+    problem = known(trajectories(2, paths=2, length=6), 400)
+    everything = np.ones((len(problem.steps), problem.nodes), dtype=bool) & problem.defined
+    first = everything & (np.arange(problem.nodes) == 0)
+    alone, together = half_widths(problem, first), half_widths(problem, everything)
+    assert alone[:, 0] == pytest.approx(together[:, 0], rel=0.3, abs=0.02)
+    assert not alone[:, 1:].any()
