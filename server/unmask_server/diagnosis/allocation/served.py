@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from unmask_server.diagnosis.allocation.beliefs import CARE, KAPPA
+from unmask_server.diagnosis.allocation.beliefs import KAPPA
 from unmask_server.diagnosis.allocation.draws import LEAST_P
 from unmask_server.diagnosis.allocation.problem import BoolArray, FloatArray, IntArray, Problem
+from unmask_server.diagnosis.allocation.simple import SimpleValues
 from unmask_server.diagnosis.counts import Counts
 from unmask_server.diagnosis.intervals import Interval
 from unmask_server.diagnosis.node import NodePosterior
@@ -42,13 +43,14 @@ def half_widths(problem: Problem, wanted: BoolArray) -> FloatArray:
     values: dict[int, Value] = {}
     asked = np.asarray(wanted.any(axis=0))
     needed = _needed(problem, asked)
-    for node in range(problem.nodes - 1, -1, -1):
-        if not needed[node]:
+    simple = SimpleValues(problem)
+    below = _children(problem)
+    for node in np.flatnonzero(needed)[::-1].tolist():
+        if not asked[node]:
+            told = {cell: values[child] for cell, child in below[node]}
+            values[node] = simple.of(node, told)
             continue
         cells, counts, p = _narrowed(problem, node, values)
-        if not asked[node]:
-            values[node] = _simple_value(counts, p)
-            continue
         posterior = NodePosterior(counts, p, seed=node, size=DRAWS)
         values[node] = Value.of(posterior)
         for a in np.flatnonzero(wanted[:, node]).tolist():
@@ -98,6 +100,14 @@ def _needed(problem: Problem, wanted: BoolArray) -> BoolArray:
     return needed
 
 
+def _children(problem: Problem) -> list[list[tuple[int, int]]]:
+    """By node, its cells that lead to another, and to which."""
+    found: list[list[tuple[int, int]]] = [[] for _ in range(problem.nodes)]
+    for cell in np.flatnonzero(problem.child >= 0).tolist():
+        found[problem.node[cell]].append((cell, int(problem.child[cell])))
+    return found
+
+
 def _counts(problem: Problem, cells: slice | IntArray, values: dict[int, Value]) -> Counts:
     n = problem.n[cells].copy()
     rewards = np.minimum(problem.reward_sum[cells], n)
@@ -119,20 +129,6 @@ def _narrowed(
     p = problem.p[cells]
     p[-1] += problem.p[mine][~kept].sum()
     return cells, _counts(problem, cells, values), p
-
-
-def _simple_value(counts: Counts, p: FloatArray) -> Value:
-    """V where the prior hardly matters, as `beliefs` have it."""
-    live = ~counts.exact
-    n, won = np.where(live, counts.n, 0.0), np.where(live, counts.reward_sum, 0.0)
-    total = float(n.sum())
-    level = (float(won.sum()) + 0.5) / (total + 1.0)
-    mean = (KAPPA * level + won) / (KAPPA + n)
-    apart = np.where(live, mean * (1.0 - mean) / (KAPPA + n + 1.0), 0.0)
-    together = float(p[live] @ (KAPPA / (KAPPA + n[live])))
-    mean[~live] = np.minimum(counts.reward_sum[~live] / counts.n[~live], 1.0)
-    shared = level * (1.0 - level) / (total + CARE) * together**2
-    return Value.like(float(p @ mean), float(p**2 @ apart) + shared)
 
 
 def _simple_draws(counts: Counts, count: int, rng: np.random.Generator) -> FloatArray:
