@@ -262,9 +262,8 @@ def test_a_check_that_fails_asks_for_more_and_one_that_passes_for_nothing() -> N
     assert content.tightened == 1.0
 
 
-@pytest.mark.parametrize("seed", [3, 4, 5])
-def test_what_is_asked_for_roughly_costs_no_more_than_what_is_asked_for_finely(seed: int) -> None:
-    problem = known(lone_nodes(seed, nodes=5, tokens=8), 40)
+def test_what_is_asked_for_roughly_costs_no_more_than_what_is_asked_for_finely() -> None:
+    problem = known(lone_nodes(3, nodes=5, tokens=8), 40)
     rough = forecast(problem, replace(COSINE, half_width=0.3), limit=1e6)
     fine = forecast(problem, replace(COSINE, half_width=0.1), limit=1e6)
     assert rough.rollouts.median < fine.rollouts.median
