@@ -23,11 +23,13 @@ from unmask_server.database.connect import open_database
 from unmask_server.database.migrate import require_head
 from unmask_server.engines.base import Engine
 from unmask_server.engines.pool import EnginePool, OpenEngine
+from unmask_server.growth.control import GrowthControl
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.runner import GrowthRunner
 from unmask_server.growth.sampler import Sampler
 from unmask_server.growth.store import GrowthStore
 from unmask_server.growth.trajectories import TrajectoryMaker
+from unmask_server.growth.turns import Turns, TurnStore
 from unmask_server.growth.work import WorkReader
 from unmask_server.launched import LaunchedModels
 from unmask_server.nodes.demonstrations import Demonstrations
@@ -98,10 +100,12 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     rollout_scorer = RolloutScorer(RolloutScoreStore(database), engines)
     demonstrations = Demonstrations(catalog, recorder.tree, trees)
     runner = GrowthRunner(
-        GrowthStore(database),
+        GrowthStore(database, lease_seconds=settings.lease_seconds),
         WorkReader(resolver, reader, demonstrations, recorder, trees),
         sampler,
         recorder,
+        GrowthControl(database),
+        Turns(TurnStore(database, settings.lease_seconds)),
         owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
     )
     answers = AnswerCache(versions, max_bytes=settings.answer_cache_mib * 2**20)
