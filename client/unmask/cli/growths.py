@@ -16,7 +16,7 @@ from unmask.cli.options import Confidence, FlatNorm, HalfWidth
 from unmask.cli.tables import key_values, table
 from unmask.client import Client
 from unmask.growth import GrowthHandle
-from unmask.requests.growth import STATES, StateName, StatisticName
+from unmask.requests.growth import STATES, StatisticName
 from unmask.v1 import growth_pb2 as pb
 
 growths = typer.Typer(help="Growths: who samples what, how far, and for how much longer.")
@@ -31,8 +31,12 @@ _NAMES = {number: name for name, number in STATES.items()}
 def list_growths(
     client: Client,
     state: Annotated[
-        list[StateName] | None,
-        typer.Option("--state", "-s", help="Only in this state; may be given several times."),
+        list[str] | None,
+        typer.Option(
+            "--state",
+            "-s",
+            help=f"Only in this state: {', '.join(STATES)}; may be given several times.",
+        ),
     ] = None,
     policy: Annotated[str, typer.Option(help="Only of this student.")] = "",
     question: Annotated[str, typer.Option(help="Only of this question.")] = "",

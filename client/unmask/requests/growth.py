@@ -34,7 +34,6 @@ STATISTICS: dict[str, pb.Statistic.ValueType] = {
 }
 """Names of what a growth can make precise."""
 
-StateName = Literal["queued", "running", "paused", "succeeded", "cancelled", "failed"]
 STATES: dict[str, pb.GrowthState.ValueType] = {
     "queued": pb.GROWTH_STATE_QUEUED,
     "running": pb.GROWTH_STATE_RUNNING,
@@ -175,7 +174,7 @@ def get_growth(growth: Ref) -> Unary[pb.Growth]:
 
 def list_growths(
     *,
-    states: StateName | Iterable[StateName] = (),
+    states: str | Iterable[str] = (),
     policy: Ref = "",
     question: Ref = "",
     page_size: int = 0,
