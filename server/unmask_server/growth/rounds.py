@@ -233,23 +233,37 @@ class Rounds:
             self._tidy()
 
     async def _sample_policy(self, items: Sequence[Want], waiting: Counter[Item]) -> None:
-        policy = items[0][0].nodes.policy
         buffer: list[Sampled] = []
-        flushed = time.monotonic()
-        samples = self._sampler.sample(policy, [want for _, want, _ in items])
-        try:
+
+        async def flush() -> None:
+            if buffer:
+                full = buffer.copy()
+                buffer.clear()
+                await self._flush(full, waiting)
+
+        async def collect() -> None:
+            wanted = [want for _, want, _ in items]
+            samples = self._sampler.sample(items[0][0].nodes.policy, wanted)
             async with aclosing(samples):
                 async for index, finished, tokens in samples:
                     buffer.append((items[index][0], finished, tokens, items[index][2]))
-                    waited = time.monotonic() - flushed
-                    if waited >= FLUSH_SECONDS or len(buffer) >= FLUSH_ROLLOUTS:
-                        full, buffer = buffer, []
-                        await self._flush(full, waiting)
-                        flushed = time.monotonic()
+                    if len(buffer) >= FLUSH_ROLLOUTS:
+                        await flush()
+
+        async def flush_now_and_then() -> None:
+            while True:
+                await asyncio.sleep(FLUSH_SECONDS)
+                await flush()
+
+        both = {asyncio.create_task(collect()), asyncio.create_task(flush_now_and_then())}
+        try:
+            _still((await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED))[0])
         finally:
             # Also when cancelled, or when the engine failed: what was sampled was paid for.
-            if buffer:
-                await self._flush(buffer, waiting)
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+            await flush()
 
     def _wanted(self, paths: Sequence[WorkPath], plan: Plan) -> list[list[Want]]:
         """The rollouts of a plan, by policy."""

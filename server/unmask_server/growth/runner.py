@@ -68,6 +68,11 @@ class GrowthRunner:
         self._taking: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
 
+    @property
+    def at_work(self) -> frozenset[str]:
+        """Ids of the growths that this server works on."""
+        return frozenset(self._tasks)
+
     def start_keeper(self) -> None:
         """Keep leases alive, and take over growths whose server is gone."""
         self._keeper = asyncio.create_task(self._keep())
@@ -146,7 +151,7 @@ class GrowthRunner:
         return await self._go_on(await asyncio.to_thread(self._control.extend, growth_id, change))
 
     async def _go_on(self, growth: Growth) -> Growth:
-        if growth.state is State.QUEUED:
+        if growth.state in (State.QUEUED, State.RUNNING):
             # A client that gives up now must not leave a growth that is held and not worked on.
             await _to_the_end(self._take(growth.id))
         return growth
