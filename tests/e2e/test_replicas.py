@@ -170,25 +170,20 @@ async def test_overlapping_targets_of_many_growths_are_sampled_once(
     check(stored, *pair)
 
 
-async def test_a_precision_that_two_want_is_reached_by_both_together(
+async def test_adaptive_growths_of_one_node_reach_their_goal_together(
     pair: tuple[Replica, Replica], stored: Engine
 ) -> None:
     a, b = pair
     node = growth_pb2.GrowthTarget(node=prefix())
-    wanted = {
-        "allocation": growth_pb2.ALLOCATION_ADAPTIVE,
-        "rollouts_per_node": 0,
-        "precision": growth_pb2.Precision(half_width=0.1, flat_norm=0.0),
-    }
-    first = await start(a, growth_of(node, request_id="a", **wanted))
-    second = await start(b, growth_of(node, request_id="b", **wanted))
-    one, two = await ended(a, first), await ended(b, second)
-    assert max(one.half_width, two.half_width) <= 0.11
-    assert min(one.rollouts_counted, two.rollouts_counted) > 100
+    wanted = {"allocation": growth_pb2.ALLOCATION_ADAPTIVE, "rollouts_per_node": 200}
+    started = [
+        (server, await start(server, growth_of(node, request_id=name, **wanted)))
+        for server, name in ((a, "a"), (b, "b"), (a, "c"))
+    ]
+    for server, growth_id in started:
+        assert (await ended(server, growth_id)).rollouts_counted == 200
+    assert rollouts(stored) == 200
     check(stored, a, b)
-    # A third finds that nothing is left to do.
-    third = await ended(a, await start(a, growth_of(node, request_id="c", **wanted)))
-    assert third.rollouts_sampled == 0
 
 
 async def test_cancelling_the_one_hands_over_to_the_other(
