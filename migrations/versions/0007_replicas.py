@@ -17,6 +17,20 @@ down_revision = "0006_stored_teachers"
 branch_labels = None
 depends_on = None
 
+# Servers keep versions in memory (unmask_server/database/notices.py).
+_TELL = """
+CREATE FUNCTION unmask_tell_of_version() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('unmask_tree', NEW.id || ' ' || NEW.version);
+    RETURN NULL;
+END
+$$
+"""
+_TRIGGER = """
+CREATE TRIGGER tell_of_version AFTER UPDATE OF version ON tree FOR EACH ROW
+WHEN (OLD.version IS DISTINCT FROM NEW.version) EXECUTE FUNCTION unmask_tell_of_version()
+"""
+
 
 def upgrade() -> None:
     with op.batch_alter_table("growth", recreate="never") as growth:
@@ -86,6 +100,9 @@ def upgrade() -> None:
     )
     op.create_index("ix_growth_subject_question_id", "growth_subject", ["question_id"])
     _fill(subject)
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(_TELL)
+        op.execute(_TRIGGER)
 
 
 def _fill(subject: sa.Table) -> None:
@@ -114,6 +131,9 @@ def _fill(subject: sa.Table) -> None:
 
 
 def downgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP TRIGGER tell_of_version ON tree")
+        op.execute("DROP FUNCTION unmask_tell_of_version()")
     op.drop_table("growth_subject")
     # Servers of the revision before know no pause.
     op.execute("UPDATE growth SET state = 'cancelled' WHERE state = 'paused'")

@@ -21,6 +21,7 @@ from unmask_server.catalog.types import Model
 from unmask_server.config import Settings
 from unmask_server.database.connect import open_database
 from unmask_server.database.migrate import require_head
+from unmask_server.database.notices import Notices
 from unmask_server.engines.base import Engine
 from unmask_server.engines.pool import EnginePool, OpenEngine
 from unmask_server.growth.control import GrowthControl
@@ -52,6 +53,8 @@ class App:
     launched: LaunchedModels
     grader: Grader
     runner: GrowthRunner
+    notices: Notices
+    versions: TreeVersions
     answers: AnswerCache
     catalog_service: CatalogService
     trajectory_service: TrajectoryService
@@ -61,6 +64,7 @@ class App:
 
     async def close(self) -> None:
         """Stop the work, then what it works with."""
+        await self.notices.close()
         await self.runner.close()
         await self.engines.close()
         await self.launched.close()
@@ -85,6 +89,8 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     catalog = Catalog(database, grader)
     trees = TreeStore(database)
     versions = TreeVersions(trees)
+    notices = Notices(database, versions.note_if_known)
+    versions.rely_on(notices)
     launched = LaunchedModels(settings)
     engines = EnginePool(
         open_engine or _opener(settings, catalog, launched), max_engines=settings.max_engines
@@ -115,6 +121,8 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         launched=launched,
         grader=grader,
         runner=runner,
+        notices=notices,
+        versions=versions,
         answers=answers,
         catalog_service=CatalogService(
             catalog,
