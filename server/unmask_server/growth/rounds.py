@@ -104,9 +104,12 @@ class Rounds:
                     # Under way from here on, though the task has yet to start.
                     waiting = plan.counts()
                     self._pending.update(waiting)
+                    running = _still(running)
                     running.add(asyncio.create_task(self._sample(paths, plan, waiting)))
-                    await self._until(running, plan.total // 2 if planner.overlaps else 0)
-                while self._turn_ends and running:
+                    if planner.overlaps:
+                        await self._until(running, plan.total // 2)
+                # To the very end: a task is not done when its last rollout is stored.
+                while running and (self._turn_ends or not planner.overlaps):
                     await _any(running)
                     running = _still(running)
                 running = _still(running)
