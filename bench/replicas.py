@@ -34,10 +34,10 @@ from tests.stores import new_database, postgresql_server
 from tests.tiny import save, word_level
 
 REPETITIONS, TAKE_OVERS = 3, 3
-QUESTIONS = 16
-ROLLOUTS = 3000
+QUESTIONS = 4
+ROLLOUTS = 1500
 GOAL = 1.8
-LEASE_SECONDS = 3.0
+LEASE_SECONDS = 6.0
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def main() -> None:
             migrate(url)
             return url
 
-        throughput("replicas_throughput", database(), 0.15, GOAL)
+        throughput("replicas_throughput", database(), 0.4, GOAL)
         throughput("replicas_throughput_processor", database(), 0.0, None)
         took = [take_over(database()) for _ in range(TAKE_OVERS)]
         show(figure("take_over_seconds", "s", took, [LEASE_SECONDS] * len(took), goal=1.0,

@@ -35,8 +35,15 @@ ENDLESS = growth_pb2.Precision(half_width=0.001, flat_norm=0.0)
     ],
 )
 async def test_a_killed_servers_growth_is_taken_over_when_its_lease_is_over(
-    empty_url: str, tmp_path: Path, models: Path, options: dict[str, Any], by: str
+    empty_url: str,
+    tmp_path: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    by: str,
 ) -> None:
+    monkeypatch.setenv("UNMASK_LEASE_SECONDS", "6")
+    monkeypatch.setenv("UNMASK_THREADS", "1")
     request = growth_of(
         growth_pb2.GrowthTarget(node=prefix()),
         rollouts_per_node=0,
@@ -47,9 +54,7 @@ async def test_a_killed_servers_growth_is_taken_over_when_its_lease_is_over(
     async with AsyncExitStack() as stack:
 
         async def server(name: str) -> tuple[Stubs, subprocess.Popen[bytes]]:
-            flags = ("--lease-seconds", "2", "--threads", "1")
-            started = server_process(empty_url, tmp_path / name, flags=flags)
-            return await stack.enter_async_context(started)
+            return await stack.enter_async_context(server_process(empty_url, tmp_path / name))
 
         stubs, process = await server("a")
         await fill(World(stubs, "", None, None), models)  # type: ignore[arg-type]
@@ -75,7 +80,7 @@ async def test_a_killed_servers_growth_is_taken_over_when_its_lease_is_over(
         assert last.rollouts_sampled == BUDGET
     with read(database) as connection:
         assert connection.execute(select(func.count()).select_from(rollout)).scalar_one() == BUDGET
-        assert connection.execute(select(growth.c.attempt)).scalar_one() == 2
+        assert connection.execute(select(growth.c.attempt)).scalar_one() >= 2
         trees = connection.execute(select(tree.c.id)).scalars().all()
     for tree_id in trees:
         assert check_tree(database, tree_id) == []
