@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class GrowthServiceStub:
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     def __init__(self, channel):
@@ -85,7 +86,8 @@ class GrowthServiceStub:
 
 class GrowthServiceServicer:
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     def PredictGrowth(self, request, context):
@@ -227,7 +229,8 @@ def add_GrowthServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GrowthService:
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     @staticmethod

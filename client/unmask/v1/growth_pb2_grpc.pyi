@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class GrowthServiceStub:
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     @_typing.overload
@@ -81,7 +82,8 @@ class GrowthServiceStub:
 @_typing.type_check_only
 class GrowthServiceAsyncStub(GrowthServiceStub):
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -130,7 +132,8 @@ class GrowthServiceAsyncStub(GrowthServiceStub):
 
 class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     @_abc_1.abstractmethod
