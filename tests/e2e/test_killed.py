@@ -19,7 +19,7 @@ from tests.e2e.conftest import Stubs, World, fill
 from tests.e2e.processes import server_process
 from tests.e2e.test_main_job import growth_of, prefix
 
-BUDGET = 3000
+BUDGET = 2000
 
 
 ENDLESS = growth_pb2.Precision(half_width=0.001, flat_norm=0.0)
