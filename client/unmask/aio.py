@@ -188,6 +188,9 @@ class AsyncClient(AsyncBaseClient):
     list_growths = _paged(growth.list_growths)
     watch_growth = _streamed(growth.watch_growth)
     cancel_growth = _unary(growth.cancel_growth)
+    pause_growth = _unary(growth.pause_growth)
+    resume_growth = _unary(growth.resume_growth)
+    extend_growth = _unary(growth.extend_growth)
 
     statistics = _unary(cache.statistics)
     regrade = _unary(cache.regrade)

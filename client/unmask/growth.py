@@ -93,6 +93,16 @@ class GrowthHandle(_Handle):
         self.growth = self._client.cancel_growth(self.id)
         return self.growth
 
+    def pause(self) -> pb.Growth:
+        """Stop it until it is resumed, keeping what was sampled."""
+        self.growth = self._client.pause_growth(self.id)
+        return self.growth
+
+    def resume(self) -> pb.Growth:
+        """Go on, if it is paused or has failed."""
+        self.growth = self._client.resume_growth(self.id)
+        return self.growth
+
 
 class AsyncGrowthHandle(_Handle):
     """The same for asyncio."""
@@ -137,4 +147,14 @@ class AsyncGrowthHandle(_Handle):
     async def cancel(self) -> pb.Growth:
         """Stop it, keeping what was sampled. Harmless if it has ended."""
         self.growth = await self._client.cancel_growth(self.id)
+        return self.growth
+
+    async def pause(self) -> pb.Growth:
+        """Stop it until it is resumed, keeping what was sampled."""
+        self.growth = await self._client.pause_growth(self.id)
+        return self.growth
+
+    async def resume(self) -> pb.Growth:
+        """Go on, if it is paused or has failed."""
+        self.growth = await self._client.resume_growth(self.id)
         return self.growth

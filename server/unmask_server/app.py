@@ -21,13 +21,16 @@ from unmask_server.catalog.types import Model
 from unmask_server.config import Settings
 from unmask_server.database.connect import open_database
 from unmask_server.database.migrate import require_head
+from unmask_server.database.notices import Notices
 from unmask_server.engines.base import Engine
 from unmask_server.engines.pool import EnginePool, OpenEngine
+from unmask_server.growth.control import GrowthControl
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.runner import GrowthRunner
 from unmask_server.growth.sampler import Sampler
 from unmask_server.growth.store import GrowthStore
 from unmask_server.growth.trajectories import TrajectoryMaker
+from unmask_server.growth.turns import Turns, TurnStore
 from unmask_server.growth.work import WorkReader
 from unmask_server.launched import LaunchedModels
 from unmask_server.nodes.demonstrations import Demonstrations
@@ -50,6 +53,8 @@ class App:
     launched: LaunchedModels
     grader: Grader
     runner: GrowthRunner
+    notices: Notices
+    versions: TreeVersions
     answers: AnswerCache
     catalog_service: CatalogService
     trajectory_service: TrajectoryService
@@ -59,6 +64,7 @@ class App:
 
     async def close(self) -> None:
         """Stop the work, then what it works with."""
+        await self.notices.close()
         await self.runner.close()
         await self.engines.close()
         await self.launched.close()
@@ -83,6 +89,8 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     catalog = Catalog(database, grader)
     trees = TreeStore(database)
     versions = TreeVersions(trees)
+    notices = Notices(database, versions.note_if_known)
+    versions.rely_on(notices)
     launched = LaunchedModels(settings)
     engines = EnginePool(
         open_engine or _opener(settings, catalog, launched), max_engines=settings.max_engines
@@ -98,10 +106,12 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     rollout_scorer = RolloutScorer(RolloutScoreStore(database), engines)
     demonstrations = Demonstrations(catalog, recorder.tree, trees)
     runner = GrowthRunner(
-        GrowthStore(database),
+        GrowthStore(database, lease_seconds=settings.lease_seconds),
         WorkReader(resolver, reader, demonstrations, recorder, trees),
         sampler,
         recorder,
+        GrowthControl(database),
+        Turns(TurnStore(database, settings.lease_seconds)),
         owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
     )
     answers = AnswerCache(versions, max_bytes=settings.answer_cache_mib * 2**20)
@@ -111,6 +121,8 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         launched=launched,
         grader=grader,
         runner=runner,
+        notices=notices,
+        versions=versions,
         answers=answers,
         catalog_service=CatalogService(
             catalog,

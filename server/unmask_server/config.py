@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     max_tokens: int = Field(
         default=10_000_000_000, ge=1, description="The largest budget of one growth, in tokens."
     )
+    lease_seconds: float = Field(
+        default=30.0,
+        ge=1,
+        description="After so long without a sign of life from a server its growths are taken "
+        "over; the same for all servers of a database.",
+    )
     answer_cache_mib: int = Field(
         default=64, ge=0, description="Memory for answers that are asked for again."
     )

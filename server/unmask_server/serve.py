@@ -78,6 +78,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
         await server.start()
         app.launched.start()
         app.runner.start_keeper()
+        app.notices.start()
         for name in ("", *SERVICES):
             await health.set(name, health_pb2.HealthCheckResponse.SERVING)
         yield bound

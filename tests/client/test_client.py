@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "cancel_growth": ("gro-1",), "regrade": ("p", "q", "v"),
     "compare_objectives": ("trj-1", ["a", "b"]), "list_rollouts": ("p", "q"),
     "put_outcomes": ("v", {"r": 0.5}),
+    "pause_growth": ("gro-1",), "resume_growth": ("gro-1",), "extend_growth": ("gro-1",),
 }  # fmt: skip
 KEYWORDS: dict[str, dict[str, Any]] = {
     "preview_prompt": {"question": "q", "policy": "p"},
@@ -42,6 +43,7 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "ideal_gradient": {"trajectory": "trj-1", "position": 0},
     "alignment": {"trajectory": "trj-1", "position": 0},
     "predict_growth": {"half_width": 0.1},
+    "extend_growth": {"half_width": 0.05},
 }
 
 

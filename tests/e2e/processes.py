@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -28,7 +29,7 @@ async def server_process(
     )
     try:
         async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
-            await channel.channel_ready()
+            await asyncio.wait_for(channel.channel_ready(), 120)
             yield Stubs(channel), process
     finally:
         process.kill()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import unmask
-from unmask.cli import answers, catalog, growth, objectives, trajectories
+from unmask.cli import answers, catalog, growth, growths, objectives, trajectories
 from unmask.cli.diagnose import diagnose
 from unmask.cli.findings import findings
 
@@ -51,4 +51,5 @@ app.add_typer(catalog.policies, name="policy", no_args_is_help=True)
 app.add_typer(catalog.teachers, name="teacher", no_args_is_help=True)
 app.add_typer(catalog.questions, name="question", no_args_is_help=True)
 app.add_typer(objectives.verifiers, name="verifier", no_args_is_help=True)
+app.add_typer(growths.growths, name="growth", no_args_is_help=True)
 app.add_typer(trajectories.trajectories, name="trajectory", no_args_is_help=True)

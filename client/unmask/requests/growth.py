@@ -34,6 +34,16 @@ STATISTICS: dict[str, pb.Statistic.ValueType] = {
 }
 """Names of what a growth can make precise."""
 
+STATES: dict[str, pb.GrowthState.ValueType] = {
+    "queued": pb.GROWTH_STATE_QUEUED,
+    "running": pb.GROWTH_STATE_RUNNING,
+    "paused": pb.GROWTH_STATE_PAUSED,
+    "succeeded": pb.GROWTH_STATE_SUCCEEDED,
+    "cancelled": pb.GROWTH_STATE_CANCELLED,
+    "failed": pb.GROWTH_STATE_FAILED,
+}
+"""Names of where a growth is."""
+
 ENDED = frozenset((pb.GROWTH_STATE_SUCCEEDED, pb.GROWTH_STATE_CANCELLED, pb.GROWTH_STATE_FAILED))
 """States that a growth does not leave."""
 
@@ -162,9 +172,36 @@ def get_growth(growth: Ref) -> Unary[pb.Growth]:
     return Unary(path(_SERVICE, "GetGrowth"), request, pb.GetGrowthResponse, lambda r: r.growth)
 
 
-def list_growths(*, page_size: int = 0) -> Paged[pb.Growth]:
-    """All growths, newest first; pages are fetched as they are needed."""
-    request = pb.ListGrowthsRequest(page_size=page_size)
+def list_growths(
+    *,
+    states: str | Iterable[str] = (),
+    policy: Ref = "",
+    question: Ref = "",
+    page_size: int = 0,
+) -> Paged[pb.Growth]:
+    """Growths, newest first; pages are fetched as they are needed.
+
+    Args:
+        states: only those in one of these: `queued`, `running`, `paused`, `succeeded`, `cancelled`,
+            `failed`. Empty: in any.
+        policy: only those with a target under this policy.
+        question: only those with a target on this question.
+        page_size: how many are fetched at once; 0: the server's default.
+
+    Raises:
+        ValueError: no such state.
+
+    """
+    names = [states] if isinstance(states, str) else list(states)
+    for name in names:
+        if name not in STATES:
+            raise ValueError(f"states: {name!r} is none of {', '.join(STATES)}")
+    request = pb.ListGrowthsRequest(
+        page_size=page_size,
+        states=[STATES[name] for name in names],
+        policy=ref(policy),
+        question=ref(question),
+    )
     return Paged(
         path(_SERVICE, "ListGrowths"), request, pb.ListGrowthsResponse, lambda r: r.growths
     )
@@ -183,6 +220,77 @@ def cancel_growth(growth: Ref) -> Unary[pb.Growth]:
     request = pb.CancelGrowthRequest(growth=ref(growth))
     return Unary(
         path(_SERVICE, "CancelGrowth"), request, pb.CancelGrowthResponse, lambda r: r.growth
+    )
+
+
+def pause_growth(growth: Ref) -> Unary[pb.Growth]:
+    """Stop a growth until it is resumed, keeping what it sampled. Harmless if it is paused."""
+    request = pb.PauseGrowthRequest(growth=ref(growth))
+    return Unary(path(_SERVICE, "PauseGrowth"), request, pb.PauseGrowthResponse, lambda r: r.growth)
+
+
+def resume_growth(growth: Ref) -> Unary[pb.Growth]:
+    """Go on with a growth that is paused or has failed. Harmless if it is at work."""
+    request = pb.ResumeGrowthRequest(growth=ref(growth))
+    return Unary(
+        path(_SERVICE, "ResumeGrowth"), request, pb.ResumeGrowthResponse, lambda r: r.growth
+    )
+
+
+def extend_growth(
+    growth: Ref,
+    *,
+    rollouts: int | None = None,
+    tokens: int | None = None,
+    rollouts_per_node: int | None = None,
+    half_width: float | None = None,
+    statistic: StatisticName | None = None,
+    flat_norm: float | None = None,
+    confidence: float | None = None,
+) -> Unary[pb.Growth]:
+    """Give a growth more to spend or more to reach; one that has ended goes on.
+
+    All values are totals, so that a retry changes nothing; what is None stays as it is.
+
+    Args:
+        growth: which.
+        rollouts: how many may be sampled in all, those that were included; not less than before.
+        tokens: likewise.
+        rollouts_per_node: how many each node should rest on.
+        half_width: the same answers, so precise; `adaptive` only, as the following.
+        statistic: what is to be so precise.
+        flat_norm: see `start_growth`.
+        confidence: see `start_growth`.
+
+    Raises:
+        ValueError: no such statistic; a half_width of 0 or less; nothing is given.
+
+    """
+    if statistic is not None and statistic not in STATISTICS:
+        raise ValueError(f"statistic: {statistic!r} is none of {', '.join(STATISTICS)}")
+    if half_width is not None and not half_width > 0.0:
+        raise ValueError(f"half_width: {half_width} is not above 0")
+    precision = None
+    if {half_width, statistic, flat_norm, confidence} != {None}:
+        precision = pb.Precision(
+            statistic=STATISTICS[statistic] if statistic else pb.STATISTIC_UNSPECIFIED,
+            half_width=half_width or 0.0,
+            flat_norm=flat_norm,
+            confidence=confidence,
+        )
+    budget = None
+    if rollouts is not None or tokens is not None:
+        budget = pb.Budget(rollouts=rollouts, tokens=tokens)
+    if budget is None and precision is None and rollouts_per_node is None:
+        raise ValueError("rollouts: give a budget, rollouts_per_node or a half_width")
+    request = pb.ExtendGrowthRequest(
+        growth=ref(growth),
+        budget=budget,
+        rollouts_per_node=rollouts_per_node,
+        precision=precision,
+    )
+    return Unary(
+        path(_SERVICE, "ExtendGrowth"), request, pb.ExtendGrowthResponse, lambda r: r.growth
     )
 
 

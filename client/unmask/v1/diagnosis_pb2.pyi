@@ -27,7 +27,9 @@ class _Freshness:
 class _FreshnessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Freshness.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FRESHNESS_UNSPECIFIED: _Freshness.ValueType  # 0
-    """All that this server recorded; what other servers recorded may be one second late."""
+    """All that this server recorded; what other servers recorded may be one second late. (On PostgreSQL
+    servers are told of it at once, and only late where their connection is.)
+    """
     FRESHNESS_LATEST: _Freshness.ValueType  # 1
     """Everything committed to the database before the call."""
 
@@ -35,7 +37,9 @@ class Freshness(_Freshness, metaclass=_FreshnessEnumTypeWrapper):
     """How new the counts behind an answer must be."""
 
 FRESHNESS_UNSPECIFIED: Freshness.ValueType  # 0
-"""All that this server recorded; what other servers recorded may be one second late."""
+"""All that this server recorded; what other servers recorded may be one second late. (On PostgreSQL
+servers are told of it at once, and only late where their connection is.)
+"""
 FRESHNESS_LATEST: Freshness.ValueType  # 1
 """Everything committed to the database before the call."""
 Global___Freshness: _TypeAlias = Freshness  # noqa: Y015
@@ -425,6 +429,38 @@ class ObjectiveTerm(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ObjectiveTerm: _TypeAlias = ObjectiveTerm  # noqa: Y015
+
+@_typing.final
+class TreeVersion(_message.Message):
+    """A tree and the version that its counts were read at. The same request at the same versions is
+    answered with the same bytes, by every server of a database.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    QUESTION_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    policy_id: _builtins.str
+    """The policy."""
+    question_id: _builtins.str
+    """The question."""
+    version: _builtins.int
+    """Counts the changes of the tree: batches of rollouts, and verifiers that it was graded by."""
+    def __init__(
+        self,
+        *,
+        policy_id: _builtins.str = ...,
+        question_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_id", b"policy_id", "question_id", b"question_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TreeVersion: _TypeAlias = TreeVersion  # noqa: Y015
 
 @_typing.final
 class Interval(_message.Message):
@@ -1432,6 +1468,7 @@ class SummarizeAlignmentsResponse(_message.Message):
 
     SUMMARIES_FIELD_NUMBER: _builtins.int
     COMPARISONS_FIELD_NUMBER: _builtins.int
+    TREE_VERSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def summaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlignmentSummary]:
         """Teacher by teacher in the order asked, algorithm by algorithm; those without a teacher last."""
@@ -1440,15 +1477,22 @@ class SummarizeAlignmentsResponse(_message.Message):
     def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___TeacherComparison]:
         """Every pair of teachers, algorithm by algorithm."""
 
+    @_builtins.property
+    def tree_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TreeVersion]:
+        """Of all trees, in the order in which they were read first. One that grew meanwhile is there with
+        each of its versions.
+        """
+
     def __init__(
         self,
         *,
         summaries: _abc.Iterable[Global___AlignmentSummary] | None = ...,
         comparisons: _abc.Iterable[Global___TeacherComparison] | None = ...,
+        tree_versions: _abc.Iterable[Global___TreeVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparisons", b"comparisons", "summaries", b"summaries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparisons", b"comparisons", "summaries", b"summaries", "tree_versions", b"tree_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1634,6 +1678,7 @@ class CompareGroupsResponse(_message.Message):
 
     GROUPS_FIELD_NUMBER: _builtins.int
     DIFFERENCES_FIELD_NUMBER: _builtins.int
+    TREE_VERSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupSummary]:
         """In the order asked."""
@@ -1644,15 +1689,22 @@ class CompareGroupsResponse(_message.Message):
         every pair of teachers.
         """
 
+    @_builtins.property
+    def tree_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TreeVersion]:
+        """Of all trees, in the order in which they were read first. One that grew meanwhile is there with
+        each of its versions.
+        """
+
     def __init__(
         self,
         *,
         groups: _abc.Iterable[Global___GroupSummary] | None = ...,
         differences: _abc.Iterable[Global___GroupDifference] | None = ...,
+        tree_versions: _abc.Iterable[Global___TreeVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences", "groups", b"groups"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences", "groups", b"groups", "tree_versions", b"tree_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1888,6 +1940,7 @@ class CompareObjectivesResponse(_message.Message):
 
     OBJECTIVES_FIELD_NUMBER: _builtins.int
     DISAGREEMENTS_FIELD_NUMBER: _builtins.int
+    TREE_VERSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def objectives(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectiveSummary]:
         """One for each objective, in the order asked."""
@@ -1896,15 +1949,22 @@ class CompareObjectivesResponse(_message.Message):
     def disagreements(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectiveDisagreement]:
         """Every pair of objectives; for each, teachers and algorithms in the order of the summaries."""
 
+    @_builtins.property
+    def tree_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TreeVersion]:
+        """Of all trees, in the order in which they were read first. One that grew meanwhile is there with
+        each of its versions.
+        """
+
     def __init__(
         self,
         *,
         objectives: _abc.Iterable[Global___ObjectiveSummary] | None = ...,
         disagreements: _abc.Iterable[Global___ObjectiveDisagreement] | None = ...,
+        tree_versions: _abc.Iterable[Global___TreeVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disagreements", b"disagreements", "objectives", b"objectives"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disagreements", b"disagreements", "objectives", b"objectives", "tree_versions", b"tree_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

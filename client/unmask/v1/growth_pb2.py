@@ -26,19 +26,19 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from unmask.v1 import diagnosis_pb2 as unmask_dot_v1_dot_diagnosis__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unmask/v1/growth.proto\x12\tunmask.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19unmask/v1/diagnosis.proto\"\x81\x01\n\x0cGrowthTarget\x12\"\n\x04node\x18\x01 \x01(\x0b\x32\x12.unmask.v1.NodeRefH\x00\x12\x14\n\ntrajectory\x18\x02 \x01(\tH\x00\x12-\n\x08question\x18\x03 \x01(\x0b\x32\x19.unmask.v1.QuestionTargetH\x00\x42\x08\n\x06target\"2\n\x0eQuestionTarget\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\"\x96\x01\n\tPrecision\x12\'\n\tstatistic\x18\x01 \x01(\x0e\x32\x14.unmask.v1.Statistic\x12\x12\n\nhalf_width\x18\x02 \x01(\x01\x12\x16\n\tflat_norm\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nconfidence\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x0c\n\n_flat_normB\r\n\x0b_confidence\"L\n\x06\x42udget\x12\x15\n\x08rollouts\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x06tokens\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\x0b\n\t_rolloutsB\t\n\x07_tokens\"\xc9\x02\n\x12StartGrowthRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x07targets\x18\x02 \x03(\x0b\x32\x17.unmask.v1.GrowthTarget\x12!\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x11.unmask.v1.Budget\x12\x19\n\x11rollouts_per_node\x18\x04 \x01(\x03\x12)\n\nallocation\x18\x05 \x01(\x0e\x32\x15.unmask.v1.Allocation\x12\x10\n\x08teachers\x18\x06 \x03(\t\x12\'\n\x07options\x18\x07 \x01(\x0b\x32\x16.unmask.v1.NodeOptions\x12(\n\nalgorithms\x18\x08 \x03(\x0b\x32\x14.unmask.v1.Algorithm\x12\'\n\tprecision\x18\t \x01(\x0b\x32\x14.unmask.v1.Precision\"8\n\x13StartGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth\"\xde\x03\n\x06Growth\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.unmask.v1.GrowthState\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x18\n\x10rollouts_sampled\x18\x05 \x01(\x03\x12\x16\n\x0etokens_sampled\x18\x06 \x01(\x03\x12\x17\n\x0frollouts_cached\x18\x07 \x01(\x03\x12\x18\n\x10rollouts_planned\x18\x08 \x01(\x03\x12\r\n\x05nodes\x18\t \x01(\x05\x12\x12\n\nnodes_flat\x18\n \x01(\x05\x12\x19\n\x0cseconds_left\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rnodes_settled\x18\x0e \x01(\x05\x12\x17\n\nhalf_width\x18\x0f \x01(\x01H\x01\x88\x01\x01\x12)\n\x0cnext_halving\x18\x10 \x01(\x0b\x32\x13.unmask.v1.ForecastB\x0f\n\r_seconds_leftB\r\n\x0b_half_width\"s\n\x08\x46orecast\x12\"\n\x08rollouts\x18\x01 \x01(\x0b\x32\x10.unmask.v1.Range\x12 \n\x06tokens\x18\x02 \x01(\x0b\x32\x10.unmask.v1.Range\x12!\n\x07seconds\x18\x03 \x01(\x0b\x32\x10.unmask.v1.Range\"2\n\x05Range\x12\x0e\n\x06median\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"\xce\x01\n\x14PredictGrowthRequest\x12(\n\x07targets\x18\x01 \x03(\x0b\x32\x17.unmask.v1.GrowthTarget\x12\x10\n\x08teachers\x18\x02 \x03(\t\x12\'\n\x07options\x18\x03 \x01(\x0b\x32\x16.unmask.v1.NodeOptions\x12(\n\nalgorithms\x18\x04 \x03(\x0b\x32\x14.unmask.v1.Algorithm\x12\'\n\tprecision\x18\x05 \x01(\x0b\x32\x14.unmask.v1.Precision\"\x92\x01\n\x15PredictGrowthResponse\x12%\n\x08\x66orecast\x18\x01 \x01(\x0b\x32\x13.unmask.v1.Forecast\x12\r\n\x05nodes\x18\x02 \x01(\x05\x12\x15\n\rnodes_settled\x18\x03 \x01(\x05\x12\x17\n\x0frollouts_cached\x18\x04 \x01(\x03\x12\x13\n\x0bmay_be_more\x18\x05 \x01(\x08\"\"\n\x10GetGrowthRequest\x12\x0e\n\x06growth\x18\x01 \x01(\t\"6\n\x11GetGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth\";\n\x12ListGrowthsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x13ListGrowthsResponse\x12\"\n\x07growths\x18\x01 \x03(\x0b\x32\x11.unmask.v1.Growth\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x12WatchGrowthRequest\x12\x0e\n\x06growth\x18\x01 \x01(\t\"8\n\x13WatchGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth\"%\n\x13\x43\x61ncelGrowthRequest\x12\x0e\n\x06growth\x18\x01 \x01(\t\"9\n\x14\x43\x61ncelGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth*\x8c\x01\n\nAllocation\x12\x1a\n\x16\x41LLOCATION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41LLOCATION_EQUAL\x10\x01\x12\x15\n\x11\x41LLOCATION_POLICY\x10\x02\x12\x17\n\x13\x41LLOCATION_ADAPTIVE\x10\x03\x12\x1c\n\x18\x41LLOCATION_DEPTH_WINDOWS\x10\x04*\xad\x01\n\tStatistic\x12\x19\n\x15STATISTIC_UNSPECIFIED\x10\x00\x12\x14\n\x10STATISTIC_COSINE\x10\x01\x12\x19\n\x15STATISTIC_MEAN_COSINE\x10\x02\x12\x1b\n\x17STATISTIC_POOLED_COSINE\x10\x03\x12 \n\x1cSTATISTIC_GAIN_PER_UNIT_STEP\x10\x04\x12\x15\n\x11STATISTIC_RANKING\x10\x05*\xaf\x01\n\x0bGrowthState\x12\x1c\n\x18GROWTH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13GROWTH_STATE_QUEUED\x10\x01\x12\x18\n\x14GROWTH_STATE_RUNNING\x10\x02\x12\x1a\n\x16GROWTH_STATE_SUCCEEDED\x10\x03\x12\x1a\n\x16GROWTH_STATE_CANCELLED\x10\x04\x12\x17\n\x13GROWTH_STATE_FAILED\x10\x05\x32\xe8\x03\n\rGrowthService\x12R\n\rPredictGrowth\x12\x1f.unmask.v1.PredictGrowthRequest\x1a .unmask.v1.PredictGrowthResponse\x12L\n\x0bStartGrowth\x12\x1d.unmask.v1.StartGrowthRequest\x1a\x1e.unmask.v1.StartGrowthResponse\x12\x46\n\tGetGrowth\x12\x1b.unmask.v1.GetGrowthRequest\x1a\x1c.unmask.v1.GetGrowthResponse\x12L\n\x0bListGrowths\x12\x1d.unmask.v1.ListGrowthsRequest\x1a\x1e.unmask.v1.ListGrowthsResponse\x12N\n\x0bWatchGrowth\x12\x1d.unmask.v1.WatchGrowthRequest\x1a\x1e.unmask.v1.WatchGrowthResponse0\x01\x12O\n\x0c\x43\x61ncelGrowth\x12\x1e.unmask.v1.CancelGrowthRequest\x1a\x1f.unmask.v1.CancelGrowthResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unmask/v1/growth.proto\x12\tunmask.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19unmask/v1/diagnosis.proto\"\x81\x01\n\x0cGrowthTarget\x12\"\n\x04node\x18\x01 \x01(\x0b\x32\x12.unmask.v1.NodeRefH\x00\x12\x14\n\ntrajectory\x18\x02 \x01(\tH\x00\x12-\n\x08question\x18\x03 \x01(\x0b\x32\x19.unmask.v1.QuestionTargetH\x00\x42\x08\n\x06target\"2\n\x0eQuestionTarget\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\"\x96\x01\n\tPrecision\x12\'\n\tstatistic\x18\x01 \x01(\x0e\x32\x14.unmask.v1.Statistic\x12\x12\n\nhalf_width\x18\x02 \x01(\x01\x12\x16\n\tflat_norm\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nconfidence\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x0c\n\n_flat_normB\r\n\x0b_confidence\"L\n\x06\x42udget\x12\x15\n\x08rollouts\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x06tokens\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\x0b\n\t_rolloutsB\t\n\x07_tokens\"\xc9\x02\n\x12StartGrowthRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x07targets\x18\x02 \x03(\x0b\x32\x17.unmask.v1.GrowthTarget\x12!\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x11.unmask.v1.Budget\x12\x19\n\x11rollouts_per_node\x18\x04 \x01(\x03\x12)\n\nallocation\x18\x05 \x01(\x0e\x32\x15.unmask.v1.Allocation\x12\x10\n\x08teachers\x18\x06 \x03(\t\x12\'\n\x07options\x18\x07 \x01(\x0b\x32\x16.unmask.v1.NodeOptions\x12(\n\nalgorithms\x18\x08 \x03(\x0b\x32\x14.unmask.v1.Algorithm\x12\'\n\tprecision\x18\t \x01(\x0b\x32\x14.unmask.v1.Precision\"8\n\x13StartGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth\"\xf2\x04\n\x06Growth\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.unmask.v1.GrowthState\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x18\n\x10rollouts_sampled\x18\x05 \x01(\x03\x12\x16\n\x0etokens_sampled\x18\x06 \x01(\x03\x12\x17\n\x0frollouts_cached\x18\x07 \x01(\x03\x12\x18\n\x10rollouts_planned\x18\x08 \x01(\x03\x12\r\n\x05nodes\x18\t \x01(\x05\x12\x12\n\nnodes_flat\x18\n \x01(\x05\x12\x19\n\x0cseconds_left\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rnodes_settled\x18\x0e \x01(\x05\x12\x17\n\nhalf_width\x18\x0f \x01(\x01H\x01\x88\x01\x01\x12)\n\x0cnext_halving\x18\x10 \x01(\x0b\x32\x13.unmask.v1.Forecast\x12\x18\n\x10rollouts_counted\x18\x14 \x01(\x03\x12\x11\n\twaits_for\x18\x15 \x01(\t\x12!\n\x06\x62udget\x18\x16 \x01(\x0b\x32\x11.unmask.v1.Budget\x12\x19\n\x11rollouts_per_node\x18\x17 \x01(\x03\x12\'\n\tprecision\x18\x18 \x01(\x0b\x32\x14.unmask.v1.PrecisionB\x0f\n\r_seconds_leftB\r\n\x0b_half_width\"s\n\x08\x46orecast\x12\"\n\x08rollouts\x18\x01 \x01(\x0b\x32\x10.unmask.v1.Range\x12 \n\x06tokens\x18\x02 \x01(\x0b\x32\x10.unmask.v1.Range\x12!\n\x07seconds\x18\x03 \x01(\x0b\x32\x10.unmask.v1.Range\"2\n\x05Range\x12\x0e\n\x06median\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"\xce\x01\n\x14PredictGrowthRequest\x12(\n\x07targets\x18\x01 \x03(\x0b\x32\x17.unmask.v1.GrowthTarget\x12\x10\n\x08teachers\x18\x02 \x03(\t\x12\'\n\x07options\x18\x03 \x01(\x0b\x32\x16.unmask.v1.NodeOptions\x12(\n\nalgorithms\x18\x04 \x03(\x0b\x32\x14.unmask.v1.Algorithm\x12\'\n\tprecision\x18\x05 \x01(\x0b\x32\x14.unmask.v1.Precision\"\x92\x01\n\x15PredictGrowthResponse\x12%\n\x08\x66orecast\x18\x01 \x01(\x0b\x32\x13.unmask.v1.Forecast\x12\r\n\x05nodes\x18\x02 \x01(\x05\x12\x15\n\rnodes_settled\x18\x03 \x01(\x05\x12\x17\n\x0frollouts_cached\x18\x04 \x01(\x03\x12\x13\n\x0bmay_be_more\x18\x05 \x01(\x08\"\"\n\x10GetGrowthRequest\x12\x0e\n\x06growth\x18\x01 \x01(\t\"6\n\x11GetGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth\"\x85\x01\n\x12ListGrowthsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12&\n\x06states\x18\x03 \x03(\x0e\x32\x16.unmask.v1.GrowthState\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x10\n\x08question\x18\x05 \x01(\t\"R\n\x13ListGrowthsResponse\x12\"\n\x07growths\x18\x01 \x03(\x0b\x32\x11.unmask.v1.Growth\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x12WatchGrowthRequest\x12\x0e\n\x06growth\x18\x01 \x01(\t\"8\n\x13WatchGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth\"%\n\x13\x43\x61ncelGrowthRequest\x12\x0e\n\x06growth\x18\x01 \x01(\t\"9\n\x14\x43\x61ncelGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth\"$\n\x12PauseGrowthRequest\x12\x0e\n\x06growth\x18\x01 \x01(\t\"8\n\x13PauseGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth\"%\n\x13ResumeGrowthRequest\x12\x0e\n\x06growth\x18\x01 \x01(\t\"9\n\x14ResumeGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth\"\xa7\x01\n\x13\x45xtendGrowthRequest\x12\x0e\n\x06growth\x18\x01 \x01(\t\x12!\n\x06\x62udget\x18\x02 \x01(\x0b\x32\x11.unmask.v1.Budget\x12\x1e\n\x11rollouts_per_node\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\'\n\tprecision\x18\x04 \x01(\x0b\x32\x14.unmask.v1.PrecisionB\x14\n\x12_rollouts_per_node\"9\n\x14\x45xtendGrowthResponse\x12!\n\x06growth\x18\x01 \x01(\x0b\x32\x11.unmask.v1.Growth*\x8c\x01\n\nAllocation\x12\x1a\n\x16\x41LLOCATION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41LLOCATION_EQUAL\x10\x01\x12\x15\n\x11\x41LLOCATION_POLICY\x10\x02\x12\x17\n\x13\x41LLOCATION_ADAPTIVE\x10\x03\x12\x1c\n\x18\x41LLOCATION_DEPTH_WINDOWS\x10\x04*\xad\x01\n\tStatistic\x12\x19\n\x15STATISTIC_UNSPECIFIED\x10\x00\x12\x14\n\x10STATISTIC_COSINE\x10\x01\x12\x19\n\x15STATISTIC_MEAN_COSINE\x10\x02\x12\x1b\n\x17STATISTIC_POOLED_COSINE\x10\x03\x12 \n\x1cSTATISTIC_GAIN_PER_UNIT_STEP\x10\x04\x12\x15\n\x11STATISTIC_RANKING\x10\x05*\xc8\x01\n\x0bGrowthState\x12\x1c\n\x18GROWTH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13GROWTH_STATE_QUEUED\x10\x01\x12\x18\n\x14GROWTH_STATE_RUNNING\x10\x02\x12\x1a\n\x16GROWTH_STATE_SUCCEEDED\x10\x03\x12\x1a\n\x16GROWTH_STATE_CANCELLED\x10\x04\x12\x17\n\x13GROWTH_STATE_FAILED\x10\x05\x12\x17\n\x13GROWTH_STATE_PAUSED\x10\x06\x32\xd8\x05\n\rGrowthService\x12R\n\rPredictGrowth\x12\x1f.unmask.v1.PredictGrowthRequest\x1a .unmask.v1.PredictGrowthResponse\x12L\n\x0bStartGrowth\x12\x1d.unmask.v1.StartGrowthRequest\x1a\x1e.unmask.v1.StartGrowthResponse\x12\x46\n\tGetGrowth\x12\x1b.unmask.v1.GetGrowthRequest\x1a\x1c.unmask.v1.GetGrowthResponse\x12L\n\x0bListGrowths\x12\x1d.unmask.v1.ListGrowthsRequest\x1a\x1e.unmask.v1.ListGrowthsResponse\x12N\n\x0bWatchGrowth\x12\x1d.unmask.v1.WatchGrowthRequest\x1a\x1e.unmask.v1.WatchGrowthResponse0\x01\x12O\n\x0c\x43\x61ncelGrowth\x12\x1e.unmask.v1.CancelGrowthRequest\x1a\x1f.unmask.v1.CancelGrowthResponse\x12L\n\x0bPauseGrowth\x12\x1d.unmask.v1.PauseGrowthRequest\x1a\x1e.unmask.v1.PauseGrowthResponse\x12O\n\x0cResumeGrowth\x12\x1e.unmask.v1.ResumeGrowthRequest\x1a\x1f.unmask.v1.ResumeGrowthResponse\x12O\n\x0c\x45xtendGrowth\x12\x1e.unmask.v1.ExtendGrowthRequest\x1a\x1f.unmask.v1.ExtendGrowthResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'unmask.v1.growth_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ALLOCATION']._serialized_start=2342
-  _globals['_ALLOCATION']._serialized_end=2482
-  _globals['_STATISTIC']._serialized_start=2485
-  _globals['_STATISTIC']._serialized_end=2658
-  _globals['_GROWTHSTATE']._serialized_start=2661
-  _globals['_GROWTHSTATE']._serialized_end=2836
+  _globals['_ALLOCATION']._serialized_start=2988
+  _globals['_ALLOCATION']._serialized_end=3128
+  _globals['_STATISTIC']._serialized_start=3131
+  _globals['_STATISTIC']._serialized_end=3304
+  _globals['_GROWTHSTATE']._serialized_start=3307
+  _globals['_GROWTHSTATE']._serialized_end=3507
   _globals['_GROWTHTARGET']._serialized_start=98
   _globals['_GROWTHTARGET']._serialized_end=227
   _globals['_QUESTIONTARGET']._serialized_start=229
@@ -52,31 +52,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTGROWTHRESPONSE']._serialized_start=844
   _globals['_STARTGROWTHRESPONSE']._serialized_end=900
   _globals['_GROWTH']._serialized_start=903
-  _globals['_GROWTH']._serialized_end=1381
-  _globals['_FORECAST']._serialized_start=1383
-  _globals['_FORECAST']._serialized_end=1498
-  _globals['_RANGE']._serialized_start=1500
-  _globals['_RANGE']._serialized_end=1550
-  _globals['_PREDICTGROWTHREQUEST']._serialized_start=1553
-  _globals['_PREDICTGROWTHREQUEST']._serialized_end=1759
-  _globals['_PREDICTGROWTHRESPONSE']._serialized_start=1762
-  _globals['_PREDICTGROWTHRESPONSE']._serialized_end=1908
-  _globals['_GETGROWTHREQUEST']._serialized_start=1910
-  _globals['_GETGROWTHREQUEST']._serialized_end=1944
-  _globals['_GETGROWTHRESPONSE']._serialized_start=1946
-  _globals['_GETGROWTHRESPONSE']._serialized_end=2000
-  _globals['_LISTGROWTHSREQUEST']._serialized_start=2002
-  _globals['_LISTGROWTHSREQUEST']._serialized_end=2061
-  _globals['_LISTGROWTHSRESPONSE']._serialized_start=2063
-  _globals['_LISTGROWTHSRESPONSE']._serialized_end=2145
-  _globals['_WATCHGROWTHREQUEST']._serialized_start=2147
-  _globals['_WATCHGROWTHREQUEST']._serialized_end=2183
-  _globals['_WATCHGROWTHRESPONSE']._serialized_start=2185
-  _globals['_WATCHGROWTHRESPONSE']._serialized_end=2241
-  _globals['_CANCELGROWTHREQUEST']._serialized_start=2243
-  _globals['_CANCELGROWTHREQUEST']._serialized_end=2280
-  _globals['_CANCELGROWTHRESPONSE']._serialized_start=2282
-  _globals['_CANCELGROWTHRESPONSE']._serialized_end=2339
-  _globals['_GROWTHSERVICE']._serialized_start=2839
-  _globals['_GROWTHSERVICE']._serialized_end=3327
+  _globals['_GROWTH']._serialized_end=1529
+  _globals['_FORECAST']._serialized_start=1531
+  _globals['_FORECAST']._serialized_end=1646
+  _globals['_RANGE']._serialized_start=1648
+  _globals['_RANGE']._serialized_end=1698
+  _globals['_PREDICTGROWTHREQUEST']._serialized_start=1701
+  _globals['_PREDICTGROWTHREQUEST']._serialized_end=1907
+  _globals['_PREDICTGROWTHRESPONSE']._serialized_start=1910
+  _globals['_PREDICTGROWTHRESPONSE']._serialized_end=2056
+  _globals['_GETGROWTHREQUEST']._serialized_start=2058
+  _globals['_GETGROWTHREQUEST']._serialized_end=2092
+  _globals['_GETGROWTHRESPONSE']._serialized_start=2094
+  _globals['_GETGROWTHRESPONSE']._serialized_end=2148
+  _globals['_LISTGROWTHSREQUEST']._serialized_start=2151
+  _globals['_LISTGROWTHSREQUEST']._serialized_end=2284
+  _globals['_LISTGROWTHSRESPONSE']._serialized_start=2286
+  _globals['_LISTGROWTHSRESPONSE']._serialized_end=2368
+  _globals['_WATCHGROWTHREQUEST']._serialized_start=2370
+  _globals['_WATCHGROWTHREQUEST']._serialized_end=2406
+  _globals['_WATCHGROWTHRESPONSE']._serialized_start=2408
+  _globals['_WATCHGROWTHRESPONSE']._serialized_end=2464
+  _globals['_CANCELGROWTHREQUEST']._serialized_start=2466
+  _globals['_CANCELGROWTHREQUEST']._serialized_end=2503
+  _globals['_CANCELGROWTHRESPONSE']._serialized_start=2505
+  _globals['_CANCELGROWTHRESPONSE']._serialized_end=2562
+  _globals['_PAUSEGROWTHREQUEST']._serialized_start=2564
+  _globals['_PAUSEGROWTHREQUEST']._serialized_end=2600
+  _globals['_PAUSEGROWTHRESPONSE']._serialized_start=2602
+  _globals['_PAUSEGROWTHRESPONSE']._serialized_end=2658
+  _globals['_RESUMEGROWTHREQUEST']._serialized_start=2660
+  _globals['_RESUMEGROWTHREQUEST']._serialized_end=2697
+  _globals['_RESUMEGROWTHRESPONSE']._serialized_start=2699
+  _globals['_RESUMEGROWTHRESPONSE']._serialized_end=2756
+  _globals['_EXTENDGROWTHREQUEST']._serialized_start=2759
+  _globals['_EXTENDGROWTHREQUEST']._serialized_end=2926
+  _globals['_EXTENDGROWTHRESPONSE']._serialized_start=2928
+  _globals['_EXTENDGROWTHRESPONSE']._serialized_end=2985
+  _globals['_GROWTHSERVICE']._serialized_start=3510
+  _globals['_GROWTHSERVICE']._serialized_end=4238
 # @@protoc_insertion_point(module_scope)

@@ -119,6 +119,8 @@ class _GrowthStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GrowthSta
     """Stopped by a client; what was sampled is kept."""
     GROWTH_STATE_FAILED: _GrowthState.ValueType  # 5
     """Given up; see `error`. What was sampled is kept."""
+    GROWTH_STATE_PAUSED: _GrowthState.ValueType  # 6
+    """Waiting for ResumeGrowth; what was sampled is kept."""
 
 class GrowthState(_GrowthState, metaclass=_GrowthStateEnumTypeWrapper):
     """Where a growth is."""
@@ -135,6 +137,8 @@ GROWTH_STATE_CANCELLED: GrowthState.ValueType  # 4
 """Stopped by a client; what was sampled is kept."""
 GROWTH_STATE_FAILED: GrowthState.ValueType  # 5
 """Given up; see `error`. What was sampled is kept."""
+GROWTH_STATE_PAUSED: GrowthState.ValueType  # 6
+"""Waiting for ResumeGrowth; what was sampled is kept."""
 Global___GrowthState: _TypeAlias = GrowthState  # noqa: Y015
 
 @_typing.final
@@ -402,6 +406,11 @@ class Growth(_message.Message):
     NODES_SETTLED_FIELD_NUMBER: _builtins.int
     HALF_WIDTH_FIELD_NUMBER: _builtins.int
     NEXT_HALVING_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_COUNTED_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_PER_NODE_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`gro-` and a hash."""
     request_id: _builtins.str
@@ -415,9 +424,9 @@ class Growth(_message.Message):
     tokens_sampled: _builtins.int
     """Tokens sampled and stored."""
     rollouts_cached: _builtins.int
-    """Rollouts that its nodes could use at the start, found in the cache and paid for before; added up
-    over the nodes, as far as rollouts_per_node wants them, so one that serves several nodes counts
-    at each. Known once it runs.
+    """Rollouts that its nodes could use before it sampled any itself: found in the cache, or sampled by
+    growths of the same trees that went first; added up over the nodes, as far as rollouts_per_node
+    wants them, so one that serves several nodes counts at each. Known once it runs.
     """
     rollouts_planned: _builtins.int
     """Rollouts it means to sample in all. Known once it runs."""
@@ -435,6 +444,16 @@ class Growth(_message.Message):
     """ADAPTIVE: half the width of the 90% interval now. For COSINE, that at nine in ten of the nodes
     that are not flat is at most this. Absent: not known yet.
     """
+    rollouts_counted: _builtins.int
+    """Rollouts that its nodes can use now, whoever sampled them, added up as `rollouts_cached`. Also
+    moves while it waits.
+    """
+    waits_for: _builtins.str
+    """The id of the growth that samples now on a tree of this one, while this one waits for it: what
+    both want is sampled once. Empty: it does not wait.
+    """
+    rollouts_per_node: _builtins.int
+    """As in StartGrowthRequest, as extended."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was started."""
@@ -448,6 +467,14 @@ class Growth(_message.Message):
         """Once it has ended, ADAPTIVE: what it would cost to halve that once more. Absent: not known, or
         all is flat.
         """
+
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """What may be spent in all, as extended."""
+
+    @_builtins.property
+    def precision(self) -> Global___Precision:
+        """As in StartGrowthRequest, as extended; every default filled in."""
 
     def __init__(
         self,
@@ -468,10 +495,15 @@ class Growth(_message.Message):
         nodes_settled: _builtins.int = ...,
         half_width: _builtins.float | None = ...,
         next_halving: Global___Forecast | None = ...,
+        rollouts_counted: _builtins.int = ...,
+        waits_for: _builtins.str = ...,
+        budget: Global___Budget | None = ...,
+        rollouts_per_node: _builtins.int = ...,
+        precision: Global___Precision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_half_width", b"_half_width", "_seconds_left", b"_seconds_left", "create_time", b"create_time", "half_width", b"half_width", "next_halving", b"next_halving", "seconds_left", b"seconds_left", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_half_width", b"_half_width", "_seconds_left", b"_seconds_left", "budget", b"budget", "create_time", b"create_time", "half_width", b"half_width", "next_halving", b"next_halving", "precision", b"precision", "seconds_left", b"seconds_left", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_half_width", b"_half_width", "_seconds_left", b"_seconds_left", "create_time", b"create_time", "error", b"error", "half_width", b"half_width", "id", b"id", "next_halving", b"next_halving", "nodes", b"nodes", "nodes_flat", b"nodes_flat", "nodes_settled", b"nodes_settled", "request_id", b"request_id", "rollouts_cached", b"rollouts_cached", "rollouts_planned", b"rollouts_planned", "rollouts_sampled", b"rollouts_sampled", "seconds_left", b"seconds_left", "state", b"state", "tokens_sampled", b"tokens_sampled", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_half_width", b"_half_width", "_seconds_left", b"_seconds_left", "budget", b"budget", "create_time", b"create_time", "error", b"error", "half_width", b"half_width", "id", b"id", "next_halving", b"next_halving", "nodes", b"nodes", "nodes_flat", b"nodes_flat", "nodes_settled", b"nodes_settled", "precision", b"precision", "request_id", b"request_id", "rollouts_cached", b"rollouts_cached", "rollouts_counted", b"rollouts_counted", "rollouts_per_node", b"rollouts_per_node", "rollouts_planned", b"rollouts_planned", "rollouts_sampled", b"rollouts_sampled", "seconds_left", b"seconds_left", "state", b"state", "tokens_sampled", b"tokens_sampled", "update_time", b"update_time", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__half_width: _TypeAlias = _typing.Literal["half_width"]  # noqa: Y015
     _WhichOneofArgType__half_width: _TypeAlias = _typing.Literal["_half_width", b"_half_width"]  # noqa: Y015
@@ -694,19 +726,33 @@ class ListGrowthsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    QUESTION_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most so many; 0: 100; more than 1000 is 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
+    policy: _builtins.str
+    """Only those with a target under this policy: id or name. Empty: under any."""
+    question: _builtins.str
+    """Only those with a target on this question: id or name. Empty: on any."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___GrowthState.ValueType]:
+        """Only those that are in one of these states; empty: in any."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        states: _abc.Iterable[Global___GrowthState.ValueType] | None = ...,
+        policy: _builtins.str = ...,
+        question: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "policy", b"policy", "question", b"question", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -831,3 +877,161 @@ class CancelGrowthResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelGrowthResponse: _TypeAlias = CancelGrowthResponse  # noqa: Y015
+
+@_typing.final
+class PauseGrowthRequest(_message.Message):
+    """See GrowthService.PauseGrowth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROWTH_FIELD_NUMBER: _builtins.int
+    growth: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        growth: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["growth", b"growth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseGrowthRequest: _TypeAlias = PauseGrowthRequest  # noqa: Y015
+
+@_typing.final
+class PauseGrowthResponse(_message.Message):
+    """See GrowthService.PauseGrowth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROWTH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def growth(self) -> Global___Growth:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        growth: Global___Growth | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["growth", b"growth"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["growth", b"growth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseGrowthResponse: _TypeAlias = PauseGrowthResponse  # noqa: Y015
+
+@_typing.final
+class ResumeGrowthRequest(_message.Message):
+    """See GrowthService.ResumeGrowth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROWTH_FIELD_NUMBER: _builtins.int
+    growth: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        growth: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["growth", b"growth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeGrowthRequest: _TypeAlias = ResumeGrowthRequest  # noqa: Y015
+
+@_typing.final
+class ResumeGrowthResponse(_message.Message):
+    """See GrowthService.ResumeGrowth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROWTH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def growth(self) -> Global___Growth:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        growth: Global___Growth | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["growth", b"growth"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["growth", b"growth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeGrowthResponse: _TypeAlias = ResumeGrowthResponse  # noqa: Y015
+
+@_typing.final
+class ExtendGrowthRequest(_message.Message):
+    """See GrowthService.ExtendGrowth. What is absent stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROWTH_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_PER_NODE_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    growth: _builtins.str
+    """Its id."""
+    rollouts_per_node: _builtins.int
+    """As in StartGrowthRequest."""
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """What may be spent in all, what was spent already included. A limit that is absent stays."""
+
+    @_builtins.property
+    def precision(self) -> Global___Precision:
+        """As in StartGrowthRequest; what it leaves out stays as it was, so a half_width alone asks for the
+        same more precisely.
+        """
+
+    def __init__(
+        self,
+        *,
+        growth: _builtins.str = ...,
+        budget: Global___Budget | None = ...,
+        rollouts_per_node: _builtins.int | None = ...,
+        precision: Global___Precision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rollouts_per_node", b"_rollouts_per_node", "budget", b"budget", "precision", b"precision", "rollouts_per_node", b"rollouts_per_node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rollouts_per_node", b"_rollouts_per_node", "budget", b"budget", "growth", b"growth", "precision", b"precision", "rollouts_per_node", b"rollouts_per_node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rollouts_per_node: _TypeAlias = _typing.Literal["rollouts_per_node"]  # noqa: Y015
+    _WhichOneofArgType__rollouts_per_node: _TypeAlias = _typing.Literal["_rollouts_per_node", b"_rollouts_per_node"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rollouts_per_node) -> _WhichOneofReturnType__rollouts_per_node | None: ...
+
+Global___ExtendGrowthRequest: _TypeAlias = ExtendGrowthRequest  # noqa: Y015
+
+@_typing.final
+class ExtendGrowthResponse(_message.Message):
+    """See GrowthService.ExtendGrowth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROWTH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def growth(self) -> Global___Growth:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        growth: Global___Growth | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["growth", b"growth"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["growth", b"growth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendGrowthResponse: _TypeAlias = ExtendGrowthResponse  # noqa: Y015

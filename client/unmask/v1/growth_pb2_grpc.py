@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class GrowthServiceStub:
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     def __init__(self, channel):
@@ -66,11 +67,27 @@ class GrowthServiceStub:
                 request_serializer=unmask_dot_v1_dot_growth__pb2.CancelGrowthRequest.SerializeToString,
                 response_deserializer=unmask_dot_v1_dot_growth__pb2.CancelGrowthResponse.FromString,
                 _registered_method=True)
+        self.PauseGrowth = channel.unary_unary(
+                '/unmask.v1.GrowthService/PauseGrowth',
+                request_serializer=unmask_dot_v1_dot_growth__pb2.PauseGrowthRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_growth__pb2.PauseGrowthResponse.FromString,
+                _registered_method=True)
+        self.ResumeGrowth = channel.unary_unary(
+                '/unmask.v1.GrowthService/ResumeGrowth',
+                request_serializer=unmask_dot_v1_dot_growth__pb2.ResumeGrowthRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_growth__pb2.ResumeGrowthResponse.FromString,
+                _registered_method=True)
+        self.ExtendGrowth = channel.unary_unary(
+                '/unmask.v1.GrowthService/ExtendGrowth',
+                request_serializer=unmask_dot_v1_dot_growth__pb2.ExtendGrowthRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_growth__pb2.ExtendGrowthResponse.FromString,
+                _registered_method=True)
 
 
 class GrowthServiceServicer:
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     def PredictGrowth(self, request, context):
@@ -101,7 +118,9 @@ class GrowthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListGrowths(self, request, context):
-        """All growths, newest first.
+        """Growths, newest first.
+
+        INVALID_ARGUMENT: a state that there is not. NOT_FOUND: the policy or the question.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +135,37 @@ class GrowthServiceServicer:
 
     def CancelGrowth(self, request, context):
         """Stops a growth. What was sampled is kept. Harmless if it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseGrowth(self, request, context):
+        """Stops a growth until it is resumed, whichever server works on it. What was sampled is kept.
+        Harmless if it is paused.
+
+        FAILED_PRECONDITION: it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeGrowth(self, request, context):
+        """Goes on with a growth that is paused or has failed. Harmless if it is at work.
+
+        FAILED_PRECONDITION: it is done or was cancelled; ExtendGrowth goes on with those.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendGrowth(self, request, context):
+        """Gives a growth more to spend or more to reach: the same to a smaller half width. One that has
+        ended goes on; one that is paused stays so. All values are totals, so a retry changes nothing,
+        and StartGrowth with the request that it was started with still finds it.
+
+        INVALID_ARGUMENT: nothing is given; a budget below the one it has, or above the server's limit; a
+        precision for a growth that is not ADAPTIVE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,6 +204,21 @@ def add_GrowthServiceServicer_to_server(servicer, server):
                     request_deserializer=unmask_dot_v1_dot_growth__pb2.CancelGrowthRequest.FromString,
                     response_serializer=unmask_dot_v1_dot_growth__pb2.CancelGrowthResponse.SerializeToString,
             ),
+            'PauseGrowth': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseGrowth,
+                    request_deserializer=unmask_dot_v1_dot_growth__pb2.PauseGrowthRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_growth__pb2.PauseGrowthResponse.SerializeToString,
+            ),
+            'ResumeGrowth': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeGrowth,
+                    request_deserializer=unmask_dot_v1_dot_growth__pb2.ResumeGrowthRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_growth__pb2.ResumeGrowthResponse.SerializeToString,
+            ),
+            'ExtendGrowth': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendGrowth,
+                    request_deserializer=unmask_dot_v1_dot_growth__pb2.ExtendGrowthRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_growth__pb2.ExtendGrowthResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'unmask.v1.GrowthService', rpc_method_handlers)
@@ -164,7 +229,8 @@ def add_GrowthServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GrowthService:
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     @staticmethod
@@ -319,6 +385,87 @@ class GrowthService:
             '/unmask.v1.GrowthService/CancelGrowth',
             unmask_dot_v1_dot_growth__pb2.CancelGrowthRequest.SerializeToString,
             unmask_dot_v1_dot_growth__pb2.CancelGrowthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseGrowth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.GrowthService/PauseGrowth',
+            unmask_dot_v1_dot_growth__pb2.PauseGrowthRequest.SerializeToString,
+            unmask_dot_v1_dot_growth__pb2.PauseGrowthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeGrowth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.GrowthService/ResumeGrowth',
+            unmask_dot_v1_dot_growth__pb2.ResumeGrowthRequest.SerializeToString,
+            unmask_dot_v1_dot_growth__pb2.ResumeGrowthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendGrowth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.GrowthService/ExtendGrowth',
+            unmask_dot_v1_dot_growth__pb2.ExtendGrowthRequest.SerializeToString,
+            unmask_dot_v1_dot_growth__pb2.ExtendGrowthResponse.FromString,
             options,
             channel_credentials,
             insecure,

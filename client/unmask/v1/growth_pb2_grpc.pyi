@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class GrowthServiceStub:
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     @_typing.overload
@@ -50,16 +51,39 @@ class GrowthServiceStub:
     GetGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.GetGrowthRequest, _growth_pb2.GetGrowthResponse]
     """One growth. NOT_FOUND if there is none."""
     ListGrowths: _grpc.UnaryUnaryMultiCallable[_growth_pb2.ListGrowthsRequest, _growth_pb2.ListGrowthsResponse]
-    """All growths, newest first."""
+    """Growths, newest first.
+
+    INVALID_ARGUMENT: a state that there is not. NOT_FOUND: the policy or the question.
+    """
     WatchGrowth: _grpc.UnaryStreamMultiCallable[_growth_pb2.WatchGrowthRequest, _growth_pb2.WatchGrowthResponse]
     """Its progress, from now to its end. Losing the stream does not stop the growth."""
     CancelGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.CancelGrowthRequest, _growth_pb2.CancelGrowthResponse]
     """Stops a growth. What was sampled is kept. Harmless if it has ended."""
+    PauseGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.PauseGrowthRequest, _growth_pb2.PauseGrowthResponse]
+    """Stops a growth until it is resumed, whichever server works on it. What was sampled is kept.
+    Harmless if it is paused.
+
+    FAILED_PRECONDITION: it has ended.
+    """
+    ResumeGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.ResumeGrowthRequest, _growth_pb2.ResumeGrowthResponse]
+    """Goes on with a growth that is paused or has failed. Harmless if it is at work.
+
+    FAILED_PRECONDITION: it is done or was cancelled; ExtendGrowth goes on with those.
+    """
+    ExtendGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.ExtendGrowthRequest, _growth_pb2.ExtendGrowthResponse]
+    """Gives a growth more to spend or more to reach: the same to a smaller half width. One that has
+    ended goes on; one that is paused stays so. All values are totals, so a retry changes nothing,
+    and StartGrowth with the request that it was started with still finds it.
+
+    INVALID_ARGUMENT: nothing is given; a budget below the one it has, or above the server's limit; a
+    precision for a growth that is not ADAPTIVE.
+    """
 
 @_typing.type_check_only
 class GrowthServiceAsyncStub(GrowthServiceStub):
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -78,15 +102,38 @@ class GrowthServiceAsyncStub(GrowthServiceStub):
     GetGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.GetGrowthRequest, _growth_pb2.GetGrowthResponse]  # type: ignore[assignment]
     """One growth. NOT_FOUND if there is none."""
     ListGrowths: _aio.UnaryUnaryMultiCallable[_growth_pb2.ListGrowthsRequest, _growth_pb2.ListGrowthsResponse]  # type: ignore[assignment]
-    """All growths, newest first."""
+    """Growths, newest first.
+
+    INVALID_ARGUMENT: a state that there is not. NOT_FOUND: the policy or the question.
+    """
     WatchGrowth: _aio.UnaryStreamMultiCallable[_growth_pb2.WatchGrowthRequest, _growth_pb2.WatchGrowthResponse]  # type: ignore[assignment]
     """Its progress, from now to its end. Losing the stream does not stop the growth."""
     CancelGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.CancelGrowthRequest, _growth_pb2.CancelGrowthResponse]  # type: ignore[assignment]
     """Stops a growth. What was sampled is kept. Harmless if it has ended."""
+    PauseGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.PauseGrowthRequest, _growth_pb2.PauseGrowthResponse]  # type: ignore[assignment]
+    """Stops a growth until it is resumed, whichever server works on it. What was sampled is kept.
+    Harmless if it is paused.
+
+    FAILED_PRECONDITION: it has ended.
+    """
+    ResumeGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.ResumeGrowthRequest, _growth_pb2.ResumeGrowthResponse]  # type: ignore[assignment]
+    """Goes on with a growth that is paused or has failed. Harmless if it is at work.
+
+    FAILED_PRECONDITION: it is done or was cancelled; ExtendGrowth goes on with those.
+    """
+    ExtendGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.ExtendGrowthRequest, _growth_pb2.ExtendGrowthResponse]  # type: ignore[assignment]
+    """Gives a growth more to spend or more to reach: the same to a smaller half width. One that has
+    ended goes on; one that is paused stays so. All values are totals, so a retry changes nothing,
+    and StartGrowth with the request that it was started with still finds it.
+
+    INVALID_ARGUMENT: nothing is given; a budget below the one it has, or above the server's limit; a
+    precision for a growth that is not ADAPTIVE.
+    """
 
 class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
     """Growths are durable jobs: they go on without the client that started them, and what they sampled
-    stays whatever becomes of them.
+    stays whatever becomes of them. Growths that share a tree (a policy and a question) sample in turns,
+    over all servers of a database, so what several want is sampled once.
     """
 
     @_abc_1.abstractmethod
@@ -127,7 +174,10 @@ class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _growth_pb2.ListGrowthsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_growth_pb2.ListGrowthsResponse, _abc.Awaitable[_growth_pb2.ListGrowthsResponse]]:
-        """All growths, newest first."""
+        """Growths, newest first.
+
+        INVALID_ARGUMENT: a state that there is not. NOT_FOUND: the policy or the question.
+        """
 
     @_abc_1.abstractmethod
     def WatchGrowth(
@@ -144,5 +194,42 @@ class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_growth_pb2.CancelGrowthResponse, _abc.Awaitable[_growth_pb2.CancelGrowthResponse]]:
         """Stops a growth. What was sampled is kept. Harmless if it has ended."""
+
+    @_abc_1.abstractmethod
+    def PauseGrowth(
+        self,
+        request: _growth_pb2.PauseGrowthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_growth_pb2.PauseGrowthResponse, _abc.Awaitable[_growth_pb2.PauseGrowthResponse]]:
+        """Stops a growth until it is resumed, whichever server works on it. What was sampled is kept.
+        Harmless if it is paused.
+
+        FAILED_PRECONDITION: it has ended.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeGrowth(
+        self,
+        request: _growth_pb2.ResumeGrowthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_growth_pb2.ResumeGrowthResponse, _abc.Awaitable[_growth_pb2.ResumeGrowthResponse]]:
+        """Goes on with a growth that is paused or has failed. Harmless if it is at work.
+
+        FAILED_PRECONDITION: it is done or was cancelled; ExtendGrowth goes on with those.
+        """
+
+    @_abc_1.abstractmethod
+    def ExtendGrowth(
+        self,
+        request: _growth_pb2.ExtendGrowthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_growth_pb2.ExtendGrowthResponse, _abc.Awaitable[_growth_pb2.ExtendGrowthResponse]]:
+        """Gives a growth more to spend or more to reach: the same to a smaller half width. One that has
+        ended goes on; one that is paused stays so. All values are totals, so a retry changes nothing,
+        and StartGrowth with the request that it was started with still finds it.
+
+        INVALID_ARGUMENT: nothing is given; a budget below the one it has, or above the server's limit; a
+        precision for a growth that is not ADAPTIVE.
+        """
 
 def add_GrowthServiceServicer_to_server(servicer: GrowthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

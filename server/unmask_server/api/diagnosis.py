@@ -17,7 +17,7 @@ from unmask_server.api.algorithms import check_teachers, check_top_k, parse_algo
 from unmask_server.api.answers import AnswerCache, encode
 from unmask_server.api.objectives import compare_objectives
 from unmask_server.api.options import Options, node_options, resolve_node
-from unmask_server.api.read import MAX_SUMMARIZED, Read, check_alike
+from unmask_server.api.read import MAX_SUMMARIZED, Read, VersionsRead, check_alike
 from unmask_server.api.units import Units
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import InvalidArgument
@@ -124,13 +124,14 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         self, request: pb.SummarizeAlignmentsRequest, context: Context
     ) -> pb.SummarizeAlignmentsResponse:
         """One statement for each teacher and algorithm over many trajectories."""
-        found, teachers, units = await self._summarize(
+        found, teachers, units, versions = await self._summarize(
             request, [("trajectories", list(request.trajectories))]
         )
         (group,) = found.groups
         return pb.SummarizeAlignmentsResponse(
             summaries=[messages.summary(row, teachers, units) for row in group.rows],
             comparisons=[messages.comparison(pair, teachers, units) for pair in group.comparisons],
+            tree_versions=versions.messages(),
         )
 
     async def CompareGroups(
@@ -143,7 +144,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         for i, name in enumerate(names):
             if not name or name in names[:i]:
                 raise InvalidArgument(f"groups[{i}].name", "is empty, or another group's")
-        found, teachers, units = await self._summarize(
+        found, teachers, units, versions = await self._summarize(
             request,
             [
                 (f"groups[{i}].trajectories", list(group.trajectories))
@@ -158,13 +159,14 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             differences=[
                 messages.group_difference(one, names, teachers, units) for one in found.differences
             ],
+            tree_versions=versions.messages(),
         )
 
     async def _summarize(
         self,
         request: pb.SummarizeAlignmentsRequest | pb.CompareGroupsRequest,
         groups: Sequence[tuple[str, Sequence[str]]],
-    ) -> tuple[GroupedSummary, Sequence[Teacher], Units]:
+    ) -> tuple[GroupedSummary, Sequence[Teacher], Units, VersionsRead]:
         """Everything about groups of trajectories, each with the field that names it."""
         options = node_options(request.options, "options")
         algorithms = parse_algorithms(request.algorithms, "algorithms")
@@ -175,6 +177,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         seen: set[str] = set()
         summarizer = Summarizer(algorithms, min_coverage=options.min_coverage, groups=len(groups))
         first: Read | None = None
+        versions = VersionsRead()
         for place, (field, trajectories) in enumerate(groups):
             for i, trajectory in enumerate(trajectories):
                 if trajectory in seen:
@@ -190,13 +193,14 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
                 if first is not None:
                     check_alike(nodes, first.nodes, f"{field}[{i}]")
                 read = await self._read(nodes, request.teachers, algorithms, options)
+                versions.add(read)
                 first = first or read
                 await asyncio.to_thread(
                     summarizer.add, read.nodes, read.evidence, read.group, place
                 )
         assert first is not None
         found = await asyncio.to_thread(summarizer.finish_groups)
-        return found, first.teachers, Units.of(first.nodes.verifier)
+        return found, first.teachers, Units.of(first.nodes.verifier), versions
 
     async def CompareObjectives(
         self, request: pb.CompareObjectivesRequest, context: Context

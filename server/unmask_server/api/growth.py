@@ -12,15 +12,23 @@ from unmask.v1 import growth_pb2 as pb
 from unmask.v1 import growth_pb2_grpc
 
 from unmask_server.api.algorithms import check_teachers, check_top_k, parse_algorithms
+from unmask_server.api.growth_messages import (
+    budget,
+    check_goal,
+    extended,
+    growth_message,
+    rollouts_per_node,
+    states,
+)
 from unmask_server.api.options import node_options, resolve_node
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.api.precision import forecast_message, parse_precision
-from unmask_server.api.times import timestamp
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Policy, Question, Teacher
 from unmask_server.config import Settings
 from unmask_server.growth.runner import GrowthRunner
-from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, State, Target
+from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, Target
+from unmask_server.growth.store import Listing, Subjects
 from unmask_server.nodes.resolve import OWN, Resolver, VerifierRef
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,13 +36,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 MAX_REQUEST_ID = 200
 MAX_TARGETS = 10_000
 
-_STATES = {
-    State.QUEUED: pb.GROWTH_STATE_QUEUED,
-    State.RUNNING: pb.GROWTH_STATE_RUNNING,
-    State.SUCCEEDED: pb.GROWTH_STATE_SUCCEEDED,
-    State.CANCELLED: pb.GROWTH_STATE_CANCELLED,
-    State.FAILED: pb.GROWTH_STATE_FAILED,
-}
 _ALLOCATIONS = {
     pb.ALLOCATION_UNSPECIFIED: Allocation.ADAPTIVE,
     pb.ALLOCATION_ADAPTIVE: Allocation.ADAPTIVE,
@@ -70,8 +71,8 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         self, request: pb.StartGrowthRequest, context: Context
     ) -> pb.StartGrowthResponse:
         """Check everything, then start."""
-        spec = await asyncio.to_thread(self._spec, request)
-        growth = await self._runner.start(request.request_id, spec)
+        spec, subjects = await asyncio.to_thread(self._spec, request)
+        growth = await self._runner.start(request.request_id, spec, subjects)
         return pb.StartGrowthResponse(growth=self._message(growth))
 
     async def GetGrowth(
@@ -86,7 +87,8 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
     ) -> pb.ListGrowthsResponse:
         """Newest first."""
         size = page_size(request.page_size)
-        found = await self._runner.page(size + 1, decode_page(request.page_token))
+        listing = await asyncio.to_thread(self._listing, request)
+        found = await self._runner.page(size + 1, decode_page(request.page_token), listing)
         more = len(found) > size
         found = found[:size]
         return pb.ListGrowthsResponse(
@@ -108,57 +110,89 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         growth = await self._runner.cancel(_named(request.growth))
         return pb.CancelGrowthResponse(growth=self._message(growth))
 
-    def _spec(self, request: pb.StartGrowthRequest) -> GrowthSpec:
+    async def PauseGrowth(
+        self, request: pb.PauseGrowthRequest, context: Context
+    ) -> pb.PauseGrowthResponse:
+        """Stop until it is resumed."""
+        growth = await self._runner.pause(_named(request.growth))
+        return pb.PauseGrowthResponse(growth=self._message(growth))
+
+    async def ResumeGrowth(
+        self, request: pb.ResumeGrowthRequest, context: Context
+    ) -> pb.ResumeGrowthResponse:
+        """Go on."""
+        growth = await self._runner.resume(_named(request.growth))
+        return pb.ResumeGrowthResponse(growth=self._message(growth))
+
+    async def ExtendGrowth(
+        self, request: pb.ExtendGrowthRequest, context: Context
+    ) -> pb.ExtendGrowthResponse:
+        """More to spend, or more to reach."""
+        given = ("budget", "rollouts_per_node", "precision")
+        if not any(request.HasField(name) for name in given):  # type: ignore[arg-type]
+            raise InvalidArgument("budget", "give a budget, rollouts_per_node or a precision")
+        growth = await self._runner.extend(
+            _named(request.growth), lambda spec: extended(request, spec, self._settings)
+        )
+        return pb.ExtendGrowthResponse(growth=self._message(growth))
+
+    def _listing(self, request: pb.ListGrowthsRequest) -> Listing:
+        policy = self._resolver.policy(request.policy, "policy").id if request.policy else ""
+        question = (
+            self._resolver.question(request.question, "question").id if request.question else ""
+        )
+        return Listing(states(request.states, "states"), policy, question)
+
+    def _spec(self, request: pb.StartGrowthRequest) -> tuple[GrowthSpec, Subjects]:
         if not request.request_id:
             raise InvalidArgument(
                 "request_id", "choose one; a retry with the same id costs nothing"
             )
         if len(request.request_id) > MAX_REQUEST_ID:
             raise InvalidArgument("request_id", f"longer than {MAX_REQUEST_ID} characters")
-        if request.rollouts_per_node < 0:
-            raise InvalidArgument("rollouts_per_node", "below 0; 0 means to spend the budget")
         if request.allocation not in _ALLOCATIONS:
             raise InvalidArgument(
                 "allocation", f"no allocation has the number {request.allocation}"
             )
-        max_rollouts, max_tokens = self._budget(request.budget)
-        if request.rollouts_per_node > self._settings.max_rollouts:
-            raise InvalidArgument(
-                "rollouts_per_node", f"more than this server's limit, {self._settings.max_rollouts}"
-            )
+        if not request.budget.HasField("rollouts") and not request.budget.HasField("tokens"):
+            raise InvalidArgument("budget", "say how many rollouts or tokens may be sampled")
+        max_rollouts, max_tokens = budget(request.budget, self._settings)
+        goal = rollouts_per_node(request.rollouts_per_node, self._settings)
         allocation = _ALLOCATIONS[request.allocation]
         if request.HasField("precision") and allocation is not Allocation.ADAPTIVE:
             raise InvalidArgument("precision", "only ADAPTIVE allocation works towards one")
-        spec = self._asked(request)
-        if spec.objective and not request.rollouts_per_node and any(t.free for t in spec.targets):
-            raise InvalidArgument(
-                "rollouts_per_node", "say how many for question targets: they have no alignment"
-            )
-        return replace(
-            spec,
+        asked, subjects = self._asked(request)
+        spec = replace(
+            asked,
             allocation=allocation,
-            rollouts_per_node=request.rollouts_per_node,
+            rollouts_per_node=goal,
             max_rollouts=max_rollouts,
             max_tokens=max_tokens,
         )
+        check_goal(spec)
+        return spec, subjects
 
     def _predicted(self, request: pb.PredictGrowthRequest) -> GrowthSpec:
         if not request.HasField("precision"):
             raise InvalidArgument("precision", "say how precise the answers are to be")
-        spec = self._asked(request)
+        spec, _ = self._asked(request)
         if any(target.free for target in spec.targets):
             raise InvalidArgument("targets", "a question as a whole has no alignment")
         return spec
 
-    def _asked(self, request: pb.StartGrowthRequest | pb.PredictGrowthRequest) -> GrowthSpec:
-        """What a growth is about, without what it may spend."""
+    def _asked(
+        self, request: pb.StartGrowthRequest | pb.PredictGrowthRequest
+    ) -> tuple[GrowthSpec, Subjects]:
+        """What a growth is about, without what it may spend; and whose trees it grows."""
         if not request.targets:
             raise InvalidArgument("targets", "give at least one target to grow")
         if len(request.targets) > MAX_TARGETS:
             raise InvalidArgument("targets", f"more than {MAX_TARGETS}; start several growths")
         options = node_options(request.options, "options")
         algorithms = parse_algorithms(request.algorithms, "algorithms")
-        targets, policies, questions = self._targets(request.targets)
+        targets, subjects = self._targets(request.targets)
+        policies = {policy.id: policy for policy, _ in subjects.values()}.values()
+        questions = {question.id: question for _, question in subjects.values()}.values()
         teachers: list[Teacher] = []
         for policy in policies:
             teachers = self._resolver.teachers(request.teachers, policy)
@@ -169,11 +203,11 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             check_teachers(algorithm, teachers, f"algorithms[{i}]")
         if request.algorithms and not teachers and any(a.needs_teacher for a in algorithms):
             raise InvalidArgument("teachers", "an algorithm compares with a teacher; name one")
-        verifier = self._verifier(options.verifier, questions)
+        verifier = self._verifier(options.verifier, list(questions))
         objective = None
         if request.HasField("precision"):
             objective = parse_precision(request.precision, len(teachers), "precision")
-        return GrowthSpec(
+        spec = GrowthSpec(
             targets=tuple(targets),
             allocation=Allocation.ADAPTIVE,
             verifier=verifier,
@@ -185,6 +219,7 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             algorithms=tuple(algorithms),
             objective=objective,
         )
+        return spec, subjects.keys()
 
     def _verifier(self, wanted: VerifierRef, questions: Sequence[Question]) -> str:
         """The id of the verifier that grades a growth; empty for the questions' own."""
@@ -203,27 +238,11 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             )
         return verifier.id
 
-    def _budget(self, budget: pb.Budget) -> tuple[int | None, int | None]:
-        if not budget.HasField("rollouts") and not budget.HasField("tokens"):
-            raise InvalidArgument("budget", "say how many rollouts or tokens may be sampled")
-        rollouts = budget.rollouts if budget.HasField("rollouts") else None
-        tokens = budget.tokens if budget.HasField("tokens") else None
-        for name, value, limit in (
-            ("rollouts", rollouts, self._settings.max_rollouts),
-            ("tokens", tokens, self._settings.max_tokens),
-        ):
-            if value is not None and not 1 <= value <= limit:
-                raise InvalidArgument(
-                    f"budget.{name}", f"{value} is not in 1 to this server's limit, {limit}"
-                )
-        return rollouts, tokens
-
     def _targets(
         self, wanted: Sequence[pb.GrowthTarget]
-    ) -> tuple[list[Target], list[Policy], list[Question]]:
+    ) -> tuple[list[Target], dict[tuple[str, str], tuple[Policy, Question]]]:
         targets: list[Target] = []
-        policies: dict[str, Policy] = {}
-        questions: dict[str, Question] = {}
+        subjects: dict[tuple[str, str], tuple[Policy, Question]] = {}
         for i, target in enumerate(wanted):
             field = f"targets[{i}]"
             match target.WhichOneof("target"):
@@ -265,31 +284,11 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
                     )
                 case _:
                     raise InvalidArgument(field, "set node, trajectory or question")
-            policies[nodes.policy.id] = nodes.policy
-            questions[nodes.question.id] = nodes.question
-        return targets, list(policies.values()), list(questions.values())
+            subjects[nodes.policy.id, nodes.question.id] = (nodes.policy, nodes.question)
+        return targets, subjects
 
     def _message(self, growth: Growth) -> pb.Growth:
-        return pb.Growth(
-            id=growth.id,
-            request_id=growth.request_id,
-            state=_STATES[growth.state],
-            error=growth.error,
-            rollouts_sampled=growth.rollouts_sampled,
-            tokens_sampled=growth.tokens_sampled,
-            rollouts_cached=growth.rollouts_cached,
-            rollouts_planned=growth.rollouts_planned,
-            nodes=growth.nodes,
-            nodes_flat=growth.nodes_flat,
-            seconds_left=self._runner.seconds_left(growth),
-            create_time=timestamp(growth.created_at),
-            update_time=timestamp(growth.updated_at),
-            nodes_settled=growth.nodes_settled,
-            half_width=growth.half_width,
-            next_halving=None
-            if growth.next_halving is None
-            else forecast_message(growth.next_halving, None),
-        )
+        return growth_message(growth, self._runner.seconds_left(growth))
 
 
 def _named(growth_id: str) -> str:

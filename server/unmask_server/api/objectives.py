@@ -10,7 +10,7 @@ from unmask.v1 import diagnosis_pb2 as pb
 from unmask_server.api import diagnosis_messages as messages
 from unmask_server.api.algorithms import parse_algorithms
 from unmask_server.api.options import graded_by, node_options
-from unmask_server.api.read import MAX_SUMMARIZED, Read, Reader, check_alike
+from unmask_server.api.read import MAX_SUMMARIZED, Read, Reader, VersionsRead, check_alike
 from unmask_server.api.units import Units
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import InvalidArgument
@@ -39,6 +39,7 @@ async def compare_objectives(
     disagreements = Disagreements()
     used: list[dict[str, None]] = [{} for _ in wanted]
     first: list[Read] = []
+    versions = VersionsRead()
     for i, trajectory in enumerate(request.trajectories):
         answers: list[list[dict[Row, Alignment]]] = []
         reads: list[Read] = []
@@ -56,13 +57,14 @@ async def compare_objectives(
                 raise InvalidArgument(f"objectives[{k}]", "the same as one before it")
             used[k][nodes.verifier.id] = None
             found = await read(nodes, request.teachers, algorithms, options)
+            versions.add(found)
             add = summarizers[k].add
             answers.append(await asyncio.to_thread(add, found.nodes, found.evidence, found.group))
             reads.append(found)
         await asyncio.to_thread(disagreements.add, reads[0].nodes, answers)
         first = first or reads
     tokenizer = catalog.tokenizer(first[0].nodes.policy.model)
-    response = pb.CompareObjectivesResponse()
+    response = pb.CompareObjectivesResponse(tree_versions=versions.messages())
     for summarizer, verifiers, one in zip(summarizers, used, first, strict=True):
         summary = await asyncio.to_thread(summarizer.finish)
         units = Units.of(one.nodes.verifier)

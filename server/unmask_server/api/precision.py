@@ -20,6 +20,7 @@ _STATISTICS = {
     pb.STATISTIC_GAIN_PER_UNIT_STEP: Statistic.GAIN_PER_UNIT_STEP,
     pb.STATISTIC_RANKING: Statistic.RANKING,
 }
+_NUMBERS = {statistic: number for number, statistic in _STATISTICS.items() if number}
 
 
 def parse_precision(wanted: pb.Precision, teachers: int, field: str) -> Objective:
@@ -43,6 +44,25 @@ def parse_precision(wanted: pb.Precision, teachers: int, field: str) -> Objectiv
     if not 0.5 < confidence < 1.0:
         raise InvalidArgument(f"{field}.confidence", f"{confidence} is not in (0.5, 1)")
     return Objective(statistic, wanted.half_width, flat_norm, confidence)
+
+
+def extended_precision(
+    wanted: pb.Precision, had: Objective | None, teachers: int, field: str
+) -> Objective:
+    """The objective of a growth that had one: what the request leaves out stays as it was."""
+    asked = pb.Precision() if had is None else precision_message(had)
+    asked.MergeFrom(wanted)
+    return parse_precision(asked, teachers, field)
+
+
+def precision_message(objective: Objective) -> pb.Precision:
+    """An objective as a precision, with every default filled in."""
+    return pb.Precision(
+        statistic=_NUMBERS[objective.statistic],
+        half_width=objective.half_width,
+        flat_norm=objective.flat_norm,
+        confidence=objective.confidence,
+    )
 
 
 def forecast_message(found: Forecast, tokens_per_second: float | None) -> pb.Forecast:

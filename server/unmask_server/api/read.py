@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from unmask.v1 import diagnosis_pb2 as pb
+
 from unmask_server.api.options import Options
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Teacher
@@ -32,6 +34,24 @@ class Read:
     def is_final(self) -> bool:
         """Whether only the tree can change the answer: all of its teachers say something."""
         return all(views for at in self.evidence for views in at.scores.teachers)
+
+
+class VersionsRead:
+    """The versions of trees that an answer is made from, each once, in the order they were read."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str, int], None] = {}
+
+    def add(self, read: Read) -> None:
+        """One more read."""
+        self._seen[read.tree.policy_id, read.tree.question_id, read.view.version] = None
+
+    def messages(self) -> list[pb.TreeVersion]:
+        """For the answer."""
+        return [
+            pb.TreeVersion(policy_id=policy, question_id=question, version=version)
+            for policy, question, version in self._seen
+        ]
 
 
 Reader = Callable[[NodeSet, Sequence[str], Sequence[Algorithm], Options], Awaitable[Read]]

@@ -265,11 +265,16 @@ growth = Table(
     Column("id", String(40), primary_key=True, comment="gro-<hash of the request_id>"),
     Column("request_id", String(200), nullable=False, unique=True),
     Column("spec", JSON, nullable=False, comment="what is wanted, with ids for names"),
+    Column("asked", JSON, comment="the spec that it was started with; null: not extended since"),
+    Column("revision", Integer, nullable=False, server_default="0", comment="times extended"),
     Column("state", String(20), nullable=False, index=True),
     Column("error", Text),
     Column("rollouts_sampled", BigInteger, nullable=False),
     Column("tokens_sampled", BigInteger, nullable=False),
     Column("rollouts_cached", BigInteger, nullable=False, comment="found in the tree at the start"),
+    Column(
+        "rollouts_counted", BigInteger, nullable=False, server_default="0", comment="there are now"
+    ),
     Column("rollouts_planned", BigInteger, nullable=False),
     Column("nodes", Integer, nullable=False, comment="that it grows"),
     Column("nodes_flat", Integer, nullable=False, comment="that it skips"),
@@ -281,7 +286,23 @@ growth = Table(
     Column("attempt", Integer, nullable=False, comment="how many servers worked on it before"),
     Column("owner", String(80), comment="which server process is working on it"),
     Column("lease_expires_at", Float, comment="another server may take it over after that"),
+    Column(
+        "turn", BigInteger, comment="its place in the line for its trees; null: it is not in it"
+    ),
+    Column("has_turn", Boolean, nullable=False, server_default=false(), comment="samples now"),
+    Column("waits_for", String(40), comment="the growth whose turn it is"),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     Index(None, "created_at", "id"),
+)
+
+growth_subject = Table(
+    "growth_subject",
+    metadata,
+    Column("growth_id", ForeignKey("growth.id"), primary_key=True),
+    Column("policy_id", ForeignKey("policy.id"), primary_key=True),
+    Column("question_id", ForeignKey("question.id"), primary_key=True),
+    Index(None, "policy_id", "question_id"),
+    Index(None, "question_id"),
+    comment="whose trees a growth grows",
 )

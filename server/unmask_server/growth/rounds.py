@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 import structlog
-from sqlalchemy import Connection
 
 from unmask_server.growth.adaptive import AdaptivePlanner
 from unmask_server.growth.plan import Item, Plan
 from unmask_server.growth.planners import Planner, RoundPlanner
-from unmask_server.growth.recorder import Finished, Recorder, rollout_uid
+from unmask_server.growth.recorder import Recorder, rollout_uid
 from unmask_server.growth.sampler import Sampler, Wanted
 from unmask_server.growth.spec import Allocation, Growth
-from unmask_server.growth.store import GrowthStore, LeaseLostError
+from unmask_server.growth.store import GrowthStore
+from unmask_server.growth.storing import Sampled, Storing
+from unmask_server.growth.turns import Turns
 from unmask_server.growth.work import WorkPath, WorkReader
-from unmask_server.tree import AddResult
 
 log = structlog.get_logger(__name__)
 
@@ -27,13 +27,19 @@ FLUSH_ROLLOUTS = 256
 """Finished rollouts are committed when there are so many, ..."""
 FLUSH_SECONDS = 0.5
 """... or when the oldest has waited so long: what a killed server loses at most."""
+SLICE_ROLLOUTS = 2048
+"""A plan is sampled in slices of so many; between them the turn may end."""
+TURN_SECONDS = 2.0
+"""A growth keeps its turn so long though another growth waits for it."""
+ASK_SECONDS = 0.25
+"""How often a waiting growth asks whether it is its turn, where nothing wakes it."""
+LOOK_SECONDS = 1.0
+"""How often a waiting growth looks at what the one before it has sampled."""
 AHEAD_LIMIT = 20.0
 """What the next halving would cost is simulated up to so many times what there is."""
 
 Want = tuple[WorkPath, Wanted, Item]
 """A rollout to sample, and where it belongs."""
-Sampled = tuple[WorkPath, Finished, int, Item]
-"""A rollout, where it belongs, and how many tokens were sampled for it."""
 
 
 class Rounds:
@@ -46,17 +52,23 @@ class Rounds:
         work: WorkReader,
         sampler: Sampler,
         recorder: Recorder,
+        turns: Turns,
         on_progress: Callable[[], None],
     ) -> None:
         self._held = held
+        self._spec = held.spec
+        self._planner: Planner | None = None
         self._store = store
+        self._turns = turns
         self._work = work
         self._sampler = sampler
-        self._recorder = recorder
+        self._storing = Storing(held, store, recorder)
         self._on_progress = on_progress
         self._serial = 0
         self._pending: Counter[Item] = Counter()
         self._moved = asyncio.Event()
+        self._turn_ends = False
+        self._turn_began = 0.0
         self._half_width: float | None = None
         self._flushed = time.monotonic()
         self.idle = 0.0
@@ -65,23 +77,25 @@ class Rounds:
         """Rollouts a second, lately; None if not known yet."""
         self.stored = 0
         """Rollouts stored by this object."""
+        self.revision = held.revision
+        """Of the spec that was worked on last."""
 
     async def run(self) -> None:
         """Go round until there is nothing left to do.
 
         Raises:
-            LeaseLostError: the growth was cancelled, or another server has taken it over.
+            LeaseLostError: the growth was paused or cancelled, or another server has taken it over.
 
         """
-        paths = await self._work.prepare(self._held.spec)
+        paths = await self._work.prepare(self._spec)
         begun = time.monotonic()
-        planner = await self._planner(paths)
+        self._planner = planner = await self._new_planner(paths)
         longest = max((path.nodes.policy.max_new_tokens for path in paths), default=1)
         self._pending.clear()
         running: set[asyncio.Task[None]] = set()
         try:
-            while True:
-                plan = await self._plan(planner, longest)
+            while await self._has_work(paths, longest):
+                plan, planner = await self._plan(paths, longest)
                 if not plan.total:
                     if not running:
                         break
@@ -90,14 +104,23 @@ class Rounds:
                     # Under way from here on, though the task has yet to start.
                     waiting = plan.counts()
                     self._pending.update(waiting)
+                    running = _still(running)
                     running.add(asyncio.create_task(self._sample(paths, plan, waiting)))
-                    await self._until(running, plan.total // 2 if planner.overlaps else 0)
+                    if planner.overlaps:
+                        await self._until(running, plan.total // 2)
+                # To the very end: a task is not done when its last rollout is stored.
+                while running and (self._turn_ends or not planner.overlaps):
+                    await _any(running)
+                    running = _still(running)
                 running = _still(running)
+                if self._turn_ends:
+                    await self._turns.give_up(self._held, again=True)
         finally:
             # Also when cancelled, or when the engine failed: what was sampled is stored.
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+            await self._turns.give_up(self._held, again=False)
         took = time.monotonic() - begun
         log.info(
             "growth sampled", growth=self._held.id, rollouts=self.stored,
@@ -106,20 +129,48 @@ class Rounds:
         if isinstance(planner, AdaptivePlanner):
             await self._look_ahead(planner)
 
-    async def _planner(self, paths: Sequence[WorkPath]) -> Planner:
-        spec = self._held.spec
-        if spec.allocation is not Allocation.ADAPTIVE:
-            return RoundPlanner(spec, paths, self._work)
-        return await AdaptivePlanner.over(spec, paths, self._work)
+    async def _has_work(self, paths: Sequence[WorkPath], longest: int) -> bool:
+        """Wait for the turn; whether anything was left to do when it came.
 
-    async def _plan(self, planner: Planner, longest: int) -> Plan:
-        """What to sample next within the budget, noted in the growth's row."""
+        What another growth samples meanwhile is this one's progress, too.
+        """
+        looked: float | None = None
+        while not await self._turns.take(self._held):
+            if looked is None or time.monotonic() - looked >= LOOK_SECONDS:
+                plan, _ = await self._plan(paths, longest, is_look=True)
+                if not plan.total:
+                    return False
+                looked = time.monotonic()
+            await self._turns.wait(ASK_SECONDS)
+        if looked is not None or not self._turn_began or self._turn_ends:
+            self._turn_began = time.monotonic()
+        self._turn_ends = False
+        return True
+
+    async def _new_planner(self, paths: Sequence[WorkPath]) -> Planner:
+        if self._spec.allocation is not Allocation.ADAPTIVE:
+            return RoundPlanner(self._spec, paths, self._work)
+        return await AdaptivePlanner.over(self._spec, paths, self._work)
+
+    async def _plan(
+        self, paths: Sequence[WorkPath], longest: int, *, is_look: bool = False
+    ) -> tuple[Plan, Planner]:
+        """What to sample next within the budget, noted in the growth's row, and by whom planned.
+
+        A look is planned by a planner of its own: it is no round of the one that samples.
+        """
         held = self._held
         begun = time.monotonic()
         # Taken before the row is read: what is stored in between counts twice at worst, never not
         # at all, or more would be sampled than was allowed.
         under_way = self._pending.copy()
         now = await asyncio.to_thread(self._store.get, held.id)
+        if now.revision != self.revision:
+            self._spec, self.revision, self._planner = now.spec, now.revision, None
+        planner = None if is_look else self._planner
+        if planner is None:
+            planner = await self._new_planner(paths)
+            self._planner = self._planner if is_look else planner
         found = await planner.next(now, under_way)
         plan, waiting = found.plan, under_way.total()
         if now.rollouts_left is not None:
@@ -131,7 +182,7 @@ class Rounds:
             least = 1 if now.tokens_left and not waiting else 0
             plan = plan.cut(max(least, room // longest))
         planned = now.rollouts_sampled + waiting + plan.total
-        spec = held.spec
+        spec = now.spec
         if spec.rollouts_per_node == 0 and spec.objective is None and spec.max_rollouts is not None:
             planned = spec.max_rollouts
         untouched = now.rollouts_sampled == 0 and not waiting
@@ -139,6 +190,7 @@ class Rounds:
             self._store.note_plan,
             held,
             cached=found.cached if untouched else None,
+            counted=found.cached,
             planned=planned,
             nodes=found.nodes,
             flat=found.flat,
@@ -149,7 +201,7 @@ class Rounds:
         if not self._pending:
             self.idle += time.monotonic() - begun
         self._on_progress()
-        return plan
+        return plan, planner
 
     async def _until(self, running: set[asyncio.Task[None]], mark: int) -> None:
         """Wait until at most `mark` rollouts are under way, or a batch has ended."""
@@ -174,29 +226,47 @@ class Rounds:
         """Sample a plan and store it as it comes in; `waiting` is what is not stored yet."""
         try:
             for items in self._wanted(paths, plan):
-                await self._sample_policy(items, waiting)
+                for start in range(0, len(items), SLICE_ROLLOUTS):
+                    if self._turn_ends:
+                        # The rest is planned anew when it is this growth's turn again.
+                        return
+                    await self._sample_policy(items[start : start + SLICE_ROLLOUTS], waiting)
         finally:
             self._pending.subtract(waiting)
             self._tidy()
 
     async def _sample_policy(self, items: Sequence[Want], waiting: Counter[Item]) -> None:
-        policy = items[0][0].nodes.policy
         buffer: list[Sampled] = []
-        flushed = time.monotonic()
-        samples = self._sampler.sample(policy, [want for _, want, _ in items])
-        try:
+
+        async def flush() -> None:
+            if buffer:
+                full = buffer.copy()
+                buffer.clear()
+                await self._flush(full, waiting)
+
+        async def collect() -> None:
+            wanted = [want for _, want, _ in items]
+            samples = self._sampler.sample(items[0][0].nodes.policy, wanted)
             async with aclosing(samples):
                 async for index, finished, tokens in samples:
                     buffer.append((items[index][0], finished, tokens, items[index][2]))
-                    waited = time.monotonic() - flushed
-                    if waited >= FLUSH_SECONDS or len(buffer) >= FLUSH_ROLLOUTS:
-                        full, buffer = buffer, []
-                        await self._flush(full, waiting)
-                        flushed = time.monotonic()
+                    if len(buffer) >= FLUSH_ROLLOUTS:
+                        await flush()
+
+        async def flush_now_and_then() -> None:
+            while True:
+                await asyncio.sleep(FLUSH_SECONDS)
+                await flush()
+
+        both = {asyncio.create_task(collect()), asyncio.create_task(flush_now_and_then())}
+        try:
+            _still((await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED))[0])
         finally:
             # Also when cancelled, or when the engine failed: what was sampled was paid for.
-            if buffer:
-                await self._flush(buffer, waiting)
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+            await flush()
 
     def _wanted(self, paths: Sequence[WorkPath], plan: Plan) -> list[list[Want]]:
         """The rollouts of a plan, by policy."""
@@ -214,12 +284,13 @@ class Rounds:
         return list(by_policy.values())
 
     async def _flush(self, buffer: Sequence[Sampled], waiting: Counter[Item]) -> None:
-        task = asyncio.create_task(asyncio.to_thread(self._store_all, buffer))
+        task = asyncio.create_task(asyncio.to_thread(self._storing.store, buffer))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             await task
             raise
+        self.stored += len(buffer)
         pace = len(buffer) / max(time.monotonic() - self._flushed, 1e-3)
         self.rate = pace if self.rate is None else (3 * self.rate + pace) / 4
         self._flushed = time.monotonic()
@@ -228,43 +299,13 @@ class Rounds:
         self._pending.subtract(stored)
         self._tidy()
         self._on_progress()
+        if not self._turn_ends and time.monotonic() - self._turn_began >= TURN_SECONDS:
+            self._turn_ends = await self._turns.is_wanted(self._held)
 
     def _tidy(self) -> None:
         # Only what is still under way.
         self._pending = +self._pending
         self._moved.set()
-
-    def _store_all(self, buffer: Sequence[Sampled]) -> None:
-        by_tree: dict[int, list[Sampled]] = {}
-        for item in buffer:
-            by_tree.setdefault(item[0].tree.id, []).append(item)
-        lost: LeaseLostError | None = None
-        for items in by_tree.values():
-            try:
-                self._store_batch(items)
-            except LeaseLostError as error:
-                lost = error
-        if lost is not None:
-            raise lost
-
-    def _store_batch(self, items: Sequence[Sampled]) -> None:
-        path = items[0][0]
-        tokens = {finished.uid: tokens for _, finished, tokens, _ in items}
-
-        def charge(connection: Connection, result: AddResult, _: object) -> None:
-            new = [tokens[uid] for uid in result.inserted]
-            self._store.charge(connection, self._held, len(new), sum(new))
-
-        finished = [f for _, f, _, _ in items]
-        nodes, tree, growth_id = path.nodes, path.tree, self._held.id
-        record = self._recorder.record
-        try:
-            record(nodes.policy, nodes.question, tree, finished, growth_id=growth_id, then=charge)
-        except LeaseLostError:
-            # The growth is no longer ours, but its samples are as good as any.
-            record(nodes.policy, nodes.question, tree, finished, growth_id=growth_id)
-            raise
-        self.stored += len(finished)
 
 
 async def _any(tasks: set[asyncio.Task[None]]) -> None:

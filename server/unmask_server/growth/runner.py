@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,12 +13,14 @@ from unmask_server.database.connect import is_transient
 from unmask_server.diagnosis.allocation import Forecast
 from unmask_server.engines.base import EngineError
 from unmask_server.growth.adaptive import AdaptivePlanner
+from unmask_server.growth.control import GrowthControl
 from unmask_server.growth.planners import Next
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.rounds import FLUSH_SECONDS, Rounds
 from unmask_server.growth.sampler import Sampler
 from unmask_server.growth.spec import Growth, GrowthSpec, State
-from unmask_server.growth.store import LEASE_SECONDS, GrowthStore, LeaseLostError
+from unmask_server.growth.store import GrowthStore, LeaseLostError, Listing, Subjects
+from unmask_server.growth.turns import Turns
 from unmask_server.growth.work import WorkReader
 
 log = structlog.get_logger(__name__)
@@ -48,10 +50,14 @@ class GrowthRunner:
         work: WorkReader,
         sampler: Sampler,
         recorder: Recorder,
+        control: GrowthControl,
+        turns: Turns,
         *,
         owner: str,
     ) -> None:
         self._store = store
+        self._control = control
+        self._turns = turns
         self._work = work
         self._sampler = sampler
         self._recorder = recorder
@@ -62,22 +68,24 @@ class GrowthRunner:
         self._taking: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
 
+    @property
+    def at_work(self) -> frozenset[str]:
+        """Ids of the growths that this server works on."""
+        return frozenset(self._tasks)
+
     def start_keeper(self) -> None:
         """Keep leases alive, and take over growths whose server is gone."""
         self._keeper = asyncio.create_task(self._keep())
 
-    async def start(self, request_id: str, spec: GrowthSpec) -> Growth:
+    async def start(self, request_id: str, spec: GrowthSpec, subjects: Subjects) -> Growth:
         """Start a growth, or find the one of that request_id; one that failed is taken up again.
 
         Raises:
             AlreadyExists: the request_id belongs to another spec.
 
         """
-        growth = await asyncio.to_thread(self._store.create, request_id, spec)
-        if not growth.state.ended:
-            # A client that gives up now must not leave a growth that is held and not worked on.
-            await _to_the_end(self._take(growth.id))
-        return growth
+        growth = await asyncio.to_thread(self._store.create, request_id, spec, subjects)
+        return await self._go_on(growth)
 
     async def predict(self, spec: GrowthSpec, limit: int) -> Prediction:
         """What an adaptive growth would cost from here; nothing is sampled."""
@@ -95,9 +103,11 @@ class GrowthRunner:
         """One growth, as committed."""
         return await asyncio.to_thread(self._store.get, growth_id)
 
-    async def page(self, size: int, before: tuple[float, str] | None) -> list[Growth]:
+    async def page(
+        self, size: int, before: tuple[float, str] | None, listing: Listing
+    ) -> list[Growth]:
         """See `GrowthStore.page`."""
-        return await asyncio.to_thread(self._store.page, size, before)
+        return await asyncio.to_thread(self._store.page, size, before, listing)
 
     def seconds_left(self, growth: Growth) -> float | None:
         """Rough time to a growth's end, from its pace on this server."""
@@ -126,14 +136,35 @@ class GrowthRunner:
 
     async def cancel(self, growth_id: str) -> Growth:
         """Stop a growth, keeping what was sampled."""
-        await self.get(growth_id)
-        return await _to_the_end(self._cancel(growth_id))
+        return await _to_the_end(self._stop(growth_id, self._control.cancel))
 
-    async def _cancel(self, growth_id: str) -> Growth:
+    async def pause(self, growth_id: str) -> Growth:
+        """Stop a growth until it is resumed. Raises FailedPrecondition if it has ended."""
+        return await _to_the_end(self._stop(growth_id, self._control.pause))
+
+    async def resume(self, growth_id: str) -> Growth:
+        """Go on with one that is paused or failed; see `GrowthControl.resume`."""
+        return await self._go_on(await asyncio.to_thread(self._control.resume, growth_id))
+
+    async def extend(self, growth_id: str, change: Callable[[GrowthSpec], GrowthSpec]) -> Growth:
+        """Give a growth more to reach; see `GrowthControl.extend`."""
+        return await self._go_on(await asyncio.to_thread(self._control.extend, growth_id, change))
+
+    async def _go_on(self, growth: Growth) -> Growth:
+        if growth.state in (State.QUEUED, State.RUNNING):
+            # A client that gives up now must not leave a growth that is held and not worked on.
+            await _to_the_end(self._take(growth.id))
+        return growth
+
+    async def _stop(self, growth_id: str, move: Callable[[str], Growth]) -> Growth:
+        """Change the row, so that nobody takes the growth up again, then end the work here."""
+        await asyncio.to_thread(move, growth_id)
         if (task := self._tasks.get(growth_id)) is not None:
             task.cancel()
+            # What is under way is stored before the answer says how much there is.
             await asyncio.wait([task])
-        return await asyncio.to_thread(self._store.cancel, growth_id)
+        self._turns.move()
+        return await self.get(growth_id)
 
     async def close(self) -> None:
         """Stop working; another server, or the next start of this one, goes on."""
@@ -144,15 +175,24 @@ class GrowthRunner:
         await asyncio.to_thread(self._store.release, self._owner)
 
     async def _keep(self) -> None:
+        period = self._store.lease_seconds / 6.0
         while True:
             try:
                 for growth_id in await asyncio.to_thread(self._store.claimable, self._owner):
                     await self._take(growth_id)
-                await asyncio.sleep(LEASE_SECONDS / 6)
-                await asyncio.to_thread(self._store.renew, self._owner, list(self._tasks))
+                await asyncio.sleep(period)
+                await self._renew()
             except Exception:
                 log.exception("looking after growths failed; trying again")
-                await asyncio.sleep(LEASE_SECONDS / 6)
+                await asyncio.sleep(period)
+
+    async def _renew(self) -> None:
+        """Keep the leases, and stop work on what is another's now, or nobody's."""
+        at_work = dict(self._tasks)
+        mine = await asyncio.to_thread(self._store.renew, self._owner, list(at_work))
+        for growth_id, task in at_work.items():
+            if growth_id not in mine:
+                task.cancel()
 
     async def _take(self, growth_id: str) -> None:
         """Work on a growth, if nobody does."""
@@ -183,24 +223,24 @@ class GrowthRunner:
 
     async def _run(self, held: Growth) -> None:
         try:
-            error = await self._work_on(held)
-            state = State.SUCCEEDED if error is None else State.FAILED
-            await asyncio.to_thread(self._store.finish, held, state, error or "")
+            state = await self._work_on(held)
             log.info("growth ended", growth=held.id, state=state.value)
         except LeaseLostError:
-            log.info("growth left: cancelled elsewhere, or taken over", growth=held.id)
+            log.info("growth left: stopped by a client, or taken over", growth=held.id)
         except Exception:
             # Its row says that it is ours; the keeper will find it without a task and take it up.
             log.exception("growth interrupted", growth=held.id)
 
-    async def _work_on(self, held: Growth) -> str | None:
-        """Work to the end. Returns why it was given up; None if it was not."""
+    async def _work_on(self, held: Growth) -> State:
+        """Work to the end, and say so in the row."""
+        finish = self._store.finish
         rounds = Rounds(
             held,
             self._store,
             self._work,
             self._sampler,
             self._recorder,
+            self._turns,
             lambda: self._wake(held.id),
         )
         self._rounds[held.id] = rounds
@@ -208,7 +248,10 @@ class GrowthRunner:
         while True:
             try:
                 await rounds.run()
-                return None
+                # Not if it was extended meanwhile.
+                if await asyncio.to_thread(finish, held, State.SUCCEEDED, "", rounds.revision):
+                    return State.SUCCEEDED
+                continue
             except LeaseLostError:
                 raise
             except Exception as error:
@@ -216,7 +259,8 @@ class GrowthRunner:
                 stored = rounds.stored
                 if not _may_pass(error) or failures >= TRIES:
                     log.exception("growth failed", growth=held.id)
-                    return str(error)
+                    await asyncio.to_thread(finish, held, State.FAILED, str(error))
+                    return State.FAILED
                 pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
                 log.warning("growth interrupted", growth=held.id, error=str(error), pause=pause)
                 await asyncio.sleep(pause)

@@ -39,6 +39,7 @@ class State(enum.Enum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     CANCELLED = "cancelled"
     FAILED = "failed"
@@ -128,6 +129,7 @@ class Growth:
     rollouts_sampled: int
     tokens_sampled: int
     rollouts_cached: int
+    rollouts_counted: int
     rollouts_planned: int
     nodes: int
     nodes_flat: int
@@ -136,11 +138,25 @@ class Growth:
     lease_expires_at: float | None
     created_at: float
     updated_at: float
+    asked: GrowthSpec | None = None
+    """The spec that it was started with; None: it was not extended since."""
+    revision: int = 0
+    """How often it was extended."""
+    turn: int | None = None
+    """Its place in the line of the growths that share a tree with it; None: not in it."""
+    has_turn: bool = False
+    waits_for: str | None = None
+    """The growth whose turn it is."""
     nodes_settled: int = 0
     half_width: float | None = None
     """Of the 90% interval of what ADAPTIVE makes precise, now."""
     next_halving: Forecast | None = None
     """What halving it would cost; known when the growth has ended."""
+
+    @property
+    def first_spec(self) -> GrowthSpec:
+        """The spec that it was started with."""
+        return self.asked or self.spec
 
     @property
     def rollouts_left(self) -> int | None:

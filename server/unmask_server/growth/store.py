@@ -4,83 +4,105 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Engine, Update, exists, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from unmask_server.catalog.errors import AlreadyExists, NotFound
+from unmask_server.database.clock import now
 from unmask_server.database.connect import query, transact
-from unmask_server.database.schema import growth
+from unmask_server.database.schema import growth, growth_subject
 from unmask_server.diagnosis.allocation import Forecast
-from unmask_server.growth.spec import Growth, GrowthSpec, State, forecast_of
+from unmask_server.growth.rows import (
+    OPEN,
+    QUEUED,
+    LeaseLostError,
+    expired,
+    growth_of,
+    is_held,
+    update_held,
+)
+from unmask_server.growth.spec import Growth, GrowthSpec, State
+
+__all__ = ["LEASE_SECONDS", "GrowthStore", "LeaseLostError", "Listing"]
 
 LEASE_SECONDS = 30.0
-"""A growth whose server has not been heard of for so long is taken over."""
+"""A growth whose server has not been heard of for so long has been taken over: leases are given for
+two thirds of it, renewed every sixth, and looked at as often."""
 
-_OPEN = (State.QUEUED.value, State.RUNNING.value)
+_NEW: dict[str, Any] = dict.fromkeys(
+    ("rollouts_sampled", "tokens_sampled", "rollouts_cached", "rollouts_planned", "nodes",
+     "nodes_flat", "attempt"),
+    0,
+)  # fmt: skip
+Subjects = Collection[tuple[str, str]]
+"""Whose trees a growth grows: ids of policies and questions."""
 
 
-class LeaseLostError(Exception):
-    """The growth was cancelled, ended, or taken over by another server."""
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Which growths a list holds; what is empty does not limit it."""
+
+    states: tuple[State, ...] = ()
+    policy_id: str = ""
+    question_id: str = ""
 
 
 class GrowthStore:
     """Growth rows. Synchronous: called from threads."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._engine = engine
+        self.lease_seconds = lease_seconds
 
-    def create(self, request_id: str, spec: GrowthSpec) -> Growth:
+    def create(self, request_id: str, spec: GrowthSpec, subjects: Subjects) -> Growth:
         """The growth of that request_id, made if there is none; queued again if it failed.
 
         Raises:
-            AlreadyExists: the request_id belongs to a growth with another spec.
+            AlreadyExists: the request_id belongs to a growth that was started with another spec.
 
         """
         growth_id = "gro-" + hashlib.blake2b(request_id.encode(), digest_size=12).hexdigest()
-        now = time.time()
-        values = {
+        values = _NEW | {
             "id": growth_id,
             "request_id": request_id,
             "spec": spec.to_json(),
             "state": State.QUEUED.value,
-            "rollouts_sampled": 0,
-            "tokens_sampled": 0,
-            "rollouts_cached": 0,
-            "rollouts_planned": 0,
-            "nodes": 0,
-            "nodes_flat": 0,
-            "attempt": 0,
-            "created_at": now,
-            "updated_at": now,
+            "created_at": time.time(),
+            "updated_at": time.time(),
         }
         wanted = select(growth).where(growth.c.id == growth_id)
+        about = [
+            {"growth_id": growth_id, "policy_id": policy, "question_id": question}
+            for policy, question in sorted(set(subjects))
+        ]
 
         def find_or_insert(connection: Connection) -> Growth:
             row = connection.execute(wanted).first()
             if row is None:
                 connection.execute(insert(growth).values(values))
+                connection.execute(insert(growth_subject), about)
                 row = connection.execute(wanted).one()
-            return _growth(row)
+            return growth_of(row)
 
         try:
             found = transact(self._engine, find_or_insert)
         except IntegrityError:
             # The same request came in twice at once, and the other one was first.
             found = self.get(growth_id)
-        if found.spec != spec:
+        if found.first_spec != spec:
             raise AlreadyExists(
                 "request_id", f"{request_id!r} belongs to another request; choose a new one"
             )
         if found.state is State.FAILED:
-            statement = (
+            self._execute(
                 update(growth)
                 .where(growth.c.id == growth_id, growth.c.state == State.FAILED.value)
-                .values(state=State.QUEUED.value, error=None, owner=None, lease_expires_at=None)
+                .values(QUEUED)
             )
-            transact(self._engine, lambda connection: connection.execute(statement))
             return self.get(growth_id)
         return found
 
@@ -90,22 +112,35 @@ class GrowthStore:
         row = query(self._engine, lambda connection: connection.execute(wanted).first())
         if row is None:
             raise NotFound("growth", growth_id)
-        return _growth(row)
+        return growth_of(row)
 
-    def page(self, size: int, before: tuple[float, str] | None) -> list[Growth]:
+    def page(
+        self, size: int, before: tuple[float, str] | None, listing: Listing | None = None
+    ) -> list[Growth]:
         """Newest first; `before` is (created_at, id) of the last one of the page before."""
         wanted = select(growth).order_by(growth.c.created_at.desc(), growth.c.id.desc()).limit(size)
         if before is not None:
             wanted = wanted.where(tuple_(growth.c.created_at, growth.c.id) < tuple_(*before))
+        listing = listing or Listing()
+        if listing.states:
+            wanted = wanted.where(growth.c.state.in_([state.value for state in listing.states]))
+        if listing.policy_id or listing.question_id:
+            about = exists().where(growth_subject.c.growth_id == growth.c.id)
+            if listing.policy_id:
+                about = about.where(growth_subject.c.policy_id == listing.policy_id)
+            if listing.question_id:
+                about = about.where(growth_subject.c.question_id == listing.question_id)
+            wanted = wanted.where(about)
         rows = query(self._engine, lambda connection: connection.execute(wanted).all())
-        return [_growth(row) for row in rows]
+        return [growth_of(row) for row in rows]
+
+    # ------------------------------------------------------------------------------- the lease
 
     def claimable(self, owner: str) -> list[str]:
         """Ids of growths that `owner` may claim: new ones, its own, those of lost servers."""
         wanted = (
             select(growth.c.id)
-            .where(growth.c.state.in_(_OPEN))
-            .where(_free_for(owner))
+            .where(growth.c.state.in_(OPEN), self._free_for(owner))
             .order_by(growth.c.created_at)
         )
         return query(self._engine, lambda connection: list(connection.execute(wanted).scalars()))
@@ -115,54 +150,66 @@ class GrowthStore:
 
         A growth that `owner` holds already is taken anew: ask only if nobody there works on it.
         """
-        now = time.time()
+        taking = (
+            update(growth)
+            .where(growth.c.id == growth_id, growth.c.state.in_(OPEN), self._free_for(owner))
+            .values(
+                owner=owner,
+                lease_expires_at=self._lease_end(),
+                state=State.RUNNING.value,
+                attempt=growth.c.attempt + 1,
+                turn=None,
+                has_turn=False,
+                waits_for=None,
+                updated_at=time.time(),
+            )
+        )
 
         def take(connection: Connection) -> Growth | None:
-            taken = connection.execute(
-                update(growth)
-                .where(growth.c.id == growth_id, growth.c.state.in_(_OPEN))
-                .where(_free_for(owner))
-                .values(
-                    owner=owner,
-                    lease_expires_at=now + LEASE_SECONDS,
-                    state=State.RUNNING.value,
-                    attempt=growth.c.attempt + 1,
-                    updated_at=now,
-                )
-            )
-            if taken.rowcount != 1:
+            if connection.execute(taking).rowcount != 1:
                 return None
             row = connection.execute(select(growth).where(growth.c.id == growth_id)).one()
-            return _growth(row)
+            return growth_of(row)
 
         return transact(self._engine, take)
 
-    def renew(self, owner: str, growth_ids: Sequence[str]) -> None:
-        """Tell that `owner` is at work on these."""
+    def renew(self, owner: str, growth_ids: Sequence[str]) -> set[str]:
+        """Tell that `owner` is at work on these; returns those of them that still are its own."""
         if not growth_ids:
-            return
-        statement = (
-            update(growth)
-            .where(growth.c.owner == owner, growth.c.state == State.RUNNING.value)
-            .where(growth.c.id.in_(growth_ids))
-            .values(lease_expires_at=time.time() + LEASE_SECONDS)
-        )
-        transact(self._engine, lambda connection: connection.execute(statement))
+            return set()
+        mine = (growth.c.owner == owner) & (growth.c.state == State.RUNNING.value)
+        mine &= growth.c.id.in_(growth_ids)
+
+        def work(connection: Connection) -> set[str]:
+            connection.execute(
+                update(growth).where(mine).values(lease_expires_at=self._lease_end())
+            )
+            return set(connection.execute(select(growth.c.id).where(mine)).scalars())
+
+        return transact(self._engine, work)
 
     def release(self, owner: str) -> None:
         """Give up all leases of `owner`, so that another server need not wait for their end."""
-        statement = (
+        self._execute(
             update(growth)
             .where(growth.c.owner == owner, growth.c.state == State.RUNNING.value)
             .values(owner=None, lease_expires_at=None)
         )
-        transact(self._engine, lambda connection: connection.execute(statement))
+
+    def _lease_end(self) -> Any:
+        return now() + self.lease_seconds * 2.0 / 3.0
+
+    def _free_for(self, owner: str) -> Any:
+        return or_(growth.c.owner.is_(None), growth.c.owner == owner, expired(self.lease_seconds))
+
+    # -------------------------------------------------------------------- a growth that is held
 
     def note_plan(
         self,
         held: Growth,
         *,
         cached: int | None,
+        counted: int,
         planned: int,
         nodes: int,
         flat: int,
@@ -171,6 +218,7 @@ class GrowthStore:
     ) -> None:
         """Record what the growth means to do, and how far it is; `cached` only the first time."""
         values: dict[str, object] = {
+            "rollouts_counted": counted,
             "rollouts_planned": planned,
             "nodes": nodes,
             "nodes_flat": flat,
@@ -180,12 +228,12 @@ class GrowthStore:
         }
         if cached is not None:
             values["rollouts_cached"] = cached
-        transact(self._engine, lambda connection: _update_held(connection, held, values))
+        transact(self._engine, lambda connection: update_held(connection, held, values))
 
     def note_next_halving(self, held: Growth, ahead: Forecast) -> None:
         """Record what halving the interval would cost."""
         values = {"next_halving": asdict(ahead)}
-        transact(self._engine, lambda connection: _update_held(connection, held, values))
+        transact(self._engine, lambda connection: update_held(connection, held, values))
 
     def charge(self, connection: Connection, held: Growth, rollouts: int, tokens: int) -> None:
         """Add to what was spent, in the transaction that stores what it was spent on.
@@ -194,58 +242,45 @@ class GrowthStore:
             LeaseLostError: the transaction must not be committed.
 
         """
+        update_held(
+            connection, held, _spent(rollouts, tokens) | {"lease_expires_at": self._lease_end()}
+        )
+
+    def charge_late(self, connection: Connection, held: Growth, rollouts: int, tokens: int) -> None:
+        """As `charge`, for what was under way when the growth was paused, cancelled or taken over.
+
+        It was paid for, and so is in the account that whoever works on the growth now reads.
+        """
+        statement = update(growth).where(growth.c.id == held.id).values(_spent(rollouts, tokens))
+        connection.execute(statement)
+
+    def finish(
+        self, held: Growth, state: State, error: str = "", revision: int | None = None
+    ) -> bool:
+        """End a growth that is held; whether it did: not if it was extended since `revision`."""
         values = {
-            "rollouts_sampled": growth.c.rollouts_sampled + rollouts,
-            "tokens_sampled": growth.c.tokens_sampled + tokens,
-            "lease_expires_at": time.time() + LEASE_SECONDS,
-            "updated_at": time.time(),
-        }
-        _update_held(connection, held, values)
+            "state": state.value, "error": error, "turn": None, "has_turn": False,
+            "waits_for": None, "updated_at": time.time(),
+        }  # fmt: skip
+        ending = update(growth).where(is_held(held)).values(values)
+        if revision is not None:
+            ending = ending.where(growth.c.revision == revision)
 
-    def finish(self, held: Growth, state: State, error: str = "") -> None:
-        """End a growth that is held."""
-        values = {"state": state.value, "error": error, "updated_at": time.time()}
-        transact(self._engine, lambda connection: _update_held(connection, held, values))
+        def end(connection: Connection) -> bool:
+            if connection.execute(ending).rowcount == 1:
+                return True
+            update_held(connection, held, {"updated_at": time.time()})
+            return False
 
-    def cancel(self, growth_id: str) -> Growth:
-        """End a growth as cancelled, whoever works on it; nothing if it has ended."""
-        statement = (
-            update(growth)
-            .where(growth.c.id == growth_id, growth.c.state.in_(_OPEN))
-            .values(state=State.CANCELLED.value, updated_at=time.time())
-        )
+        return transact(self._engine, end)
+
+    def _execute(self, statement: Update) -> None:
         transact(self._engine, lambda connection: connection.execute(statement))
-        return self.get(growth_id)
 
 
-def _free_for(owner: str) -> ColumnElement[bool]:
-    return or_(
-        growth.c.owner.is_(None),
-        growth.c.owner == owner,
-        growth.c.lease_expires_at < time.time(),
-    )
-
-
-def _update_held(connection: Connection, held: Growth, values: Mapping[str, object]) -> None:
-    done = connection.execute(
-        update(growth)
-        .where(
-            growth.c.id == held.id,
-            growth.c.owner == held.owner,
-            growth.c.attempt == held.attempt,
-            growth.c.state == State.RUNNING.value,
-        )
-        .values(values)
-    )
-    if done.rowcount != 1:
-        raise LeaseLostError(held.id)
-
-
-def _growth(row: Row[tuple[object, ...]]) -> Growth:
-    data = dict(row._mapping)
-    data["spec"] = GrowthSpec.from_json(data["spec"])
-    data["state"] = State(data["state"])
-    data["error"] = data["error"] or ""
-    if data["next_halving"] is not None:
-        data["next_halving"] = forecast_of(data["next_halving"])
-    return Growth(**data)
+def _spent(rollouts: int, tokens: int) -> dict[str, Any]:
+    return {
+        "rollouts_sampled": growth.c.rollouts_sampled + rollouts,
+        "tokens_sampled": growth.c.tokens_sampled + tokens,
+        "updated_at": time.time(),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from unmask_server.database.notices import Notices
 from unmask_server.tree import TreeStore
 
 MAX_AGE_SECONDS = 1.0
@@ -14,13 +15,20 @@ MAX_AGE_SECONDS = 1.0
 class TreeVersions:
     """The newest known version of each tree that was asked for.
 
-    This server's own changes are known at once (`note`); those of others within `MAX_AGE_SECONDS`.
+    This server's own changes are known at once (`note`). Those of others within `MAX_AGE_SECONDS`,
+    by asking the database anew after so long; or, on PostgreSQL, by notice: then a version stands
+    without a question as long as the notices are complete, which is tried more often than that.
     """
 
     def __init__(self, trees: TreeStore) -> None:
         self._trees = trees
+        self._notices: Notices | None = None
         self._known: dict[int, tuple[int, float]] = {}
         self._queries: dict[int, asyncio.Future[int]] = {}
+
+    def rely_on(self, notices: Notices) -> None:
+        """Let versions stand as long as these notices are complete."""
+        self._notices = notices
 
     def note(self, tree_id: int, version: int, *, since: float | None = None) -> None:
         """A version that was committed or read. Callable from any thread.
@@ -38,12 +46,27 @@ class TreeVersions:
         elif version == known[0]:
             self._known[tree_id] = (version, max(at, known[1]))
 
+    def note_if_known(self, tree_id: int, version: int) -> None:
+        """A version that another server told of: trees that nobody asks for here are left out."""
+        if tree_id in self._known:
+            self.note(tree_id, version)
+
     def current(self, tree_id: int) -> int | None:
         """The version, if it is known and young enough."""
         known = self._known.get(tree_id)
-        if known is None or time.monotonic() - known[1] > MAX_AGE_SECONDS:
+        if known is None:
             return None
-        return known[0]
+        version, at = known
+        oldest = time.monotonic() - MAX_AGE_SECONDS
+        if at >= oldest:
+            return version
+        notices = self._notices
+        if notices is None or notices.complete_since is None:
+            return None
+        # Whatever changed after it was read, up to a moment that is young enough, was told.
+        if at >= notices.complete_since and notices.complete_until >= oldest:
+            return version
+        return None
 
     async def recent(self, tree_id: int) -> int:
         """The version, young enough. Those who need it at the same time share one query."""
