@@ -304,8 +304,23 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             [messages.alignment(s, found, read.teachers, tokenizer, units) for s in scored],
         )
 
-    def _node_response(self, read: Read, options: Options) -> pb.GetNodeResponse:
-        found = read.evidence[0]
+    async def estimates(
+        self, trajectory_id: str, options: Options
+    ) -> AsyncIterator[pb.GetNodeResponse]:
+        """What GetNode answers at every token of a trajectory, all of one version of its tree."""
+        nodes = await asyncio.to_thread(
+            self._resolver.trajectory,
+            trajectory_id,
+            positions=None,
+            verifier=options.verifier,
+            field="trajectory",
+        )
+        read = await self._read(nodes, (), (), options)
+        for i in range(len(read.evidence)):
+            yield await asyncio.to_thread(self._node_response, read, options, i)
+
+    def _node_response(self, read: Read, options: Options, index: int = 0) -> pb.GetNodeResponse:
+        found = read.evidence[index]
         drawn = posterior(read.nodes, found)
         tokenizer = self._catalog.tokenizer(read.nodes.policy.model)
         units = Units.of(read.nodes.verifier)
