@@ -31,8 +31,8 @@ from unmask_server.growth.trajectories import UNKNOWN
 from unmask_server.tree import StoredDistribution, StoredRollout, TreeRef
 
 UID_BYTES = 16
-MAX_SUM = 1.0 + 1e-3
-"""What probabilities may add up to, rounded."""
+MAX_SUM = 1.1
+"""What probabilities may add up to: several scorings may have been merged, and engines differ."""
 
 Key = Callable[[str, str], int]
 """From the id of a verifier, and a field, to its key."""
@@ -265,12 +265,12 @@ def distribution_of(message: pb.SharedDistribution, field: str) -> tuple[bytes, 
     """
     ids = np.asarray(message.ids, dtype=np.int32)
     logprobs = np.asarray(message.logprobs, dtype=np.float32)
-    if len(ids) != len(logprobs) or not 0 <= message.top_k <= len(ids) or not len(ids):
+    if len(ids) != len(logprobs) or not 0 <= message.top_k <= len(ids):
         raise InvalidArgument(
             f"{field}.logprobs",
             f"{len(logprobs)} of {len(ids)} ids, {message.top_k} of them the likeliest",
         )
-    if ids.min() < 0 or len(np.unique(ids)) < len(ids):
+    if (ids < 0).any() or len(np.unique(ids)) < len(ids):
         raise InvalidArgument(f"{field}.ids", "an id is negative, or there twice")
     if not ((logprobs >= ZERO_LOGPROB) & (logprobs <= 0.0)).all():
         raise InvalidArgument(f"{field}.logprobs", "one is no log-probability")

@@ -8,7 +8,9 @@ Two statements, each a mean over the tokens of some generations:
   policy's own samples these are martingale differences, whatever the lengths and ends of the
   generations: their sum has mean 0, and the variances of the terms add up. Ids beyond the likeliest
   `TOP` count as if each had the probability of the last of these, in the term and in its
-  expectation alike, so that both are exact without knowing the rest.
+  expectation alike, so that both are exact without knowing the rest. It tells other settings, other
+  prompts and unrelated models; a checkpoint nearby differs in directions that nobody knows, and is
+  told by its log-probabilities alone.
 """
 
 from __future__ import annotations
