@@ -111,7 +111,9 @@ class PolicyFit:
         vocab_size = await asyncio.to_thread(self._catalog.usable_vocab, policy.model)
         with self._engines.hold(policy.model):
             engine = await self._engines.get(policy.model, vocab_size)
-            views = (RAW, Sampling(policy.sampling.temperature), policy.sampling)
+            warm = Sampling(policy.sampling.temperature)
+            # Each once, the policy's own last.
+            views = tuple(dict.fromkeys((RAW, warm, policy.sampling)))
             scores = await asyncio.gather(
                 *(
                     engine.score(
@@ -141,8 +143,8 @@ def compare(
 
     Args:
         given: the generations.
-        scores: one a generation and position, under three views: the plain softmax, at the policy's
-            temperature, with its cuts; the first `top` ids are the likeliest.
+        scores: one a generation and position, under some views, the policy's sampling being the
+            last; the first `top` ids are the likeliest.
         top: how many of the ids are the likeliest.
         vocab_size: how many there are.
 
@@ -151,14 +153,14 @@ def compare(
     tokens = impossible = 0
     distances: list[FloatArray] = []
     for one, positions in zip(given, scores, strict=True):
-        own = np.empty((len(one.tokens), 3))
+        own = np.empty((len(one.tokens), len(positions[0].logprobs)))
         for t, (token, at) in enumerate(zip(one.tokens, positions, strict=True)):
             place = int(np.flatnonzero(at.ids == token)[0])
             own[t] = at.logprobs[:, place]
             likeliest = at.logprobs[-1, :top].astype(np.float64)
             least, mean, spread = _expected(likeliest, complete=top >= vocab_size)
             impossible += bool(own[t, -1] <= ZERO_LOGPROB)
-            total += max(own[t, -1], least) - mean
+            total += max(float(own[t, -1]), least) - mean
             variance += spread
         tokens += len(one.tokens)
         if one.logprobs:
