@@ -12,17 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-HEAVY = (
-    "torch",
-    "transformers",
-    "numpy",
-    "sqlalchemy",
-    "rich",
-    "typer",
-    "pydantic",
-    "jinja2",
-    "pyarrow",
-)
+HEAVY = ("torch", "transformers", "numpy", "sqlalchemy", "rich", "typer", "pydantic", "jinja2",
+         "pyarrow")  # fmt: skip
 
 
 def loaded_by(statement: str) -> set[str]:
