@@ -129,7 +129,7 @@ def test_questions_and_verifiers_come_out_the_same(catalog: Catalog, elsewhere: 
         message = catalog_messages.question(mine)
         grades = catalog.get_verifier(message.verifier_id)
         told = messages.question_of(message, grades)
-        assert catalog.adopter.question(told, grades.id, "f") == (True, [])
+        assert catalog.adopter.questions([(told, grades.id, "f")]) == (1, [])
         found = catalog.get_question(mine.id)
         assert (found.name, found.fields, found.prompt_tokens, found.verifier.id) == (
             mine.name, mine.fields, mine.prompt_tokens, mine.verifier.id
@@ -192,5 +192,5 @@ def test_what_is_not_what_its_id_says_is_refused(
     asked.fields["answer"] = "4"
     grades = catalog.get_verifier("last_number")
     with pytest.raises(InvalidArgument):
-        catalog.adopter.question(messages.question_of(asked, grades), grades.id, "f")
+        catalog.adopter.questions([(messages.question_of(asked, grades), grades.id, "f")])
     assert catalog.list_policies(10, None) == []

@@ -319,20 +319,23 @@ class ImportService:
             for i, policy in enumerate(records.policies):
                 field = f"records.policies[{i}]"
                 done.append(adopter.policy(messages.policy_of(policy, field), field))
-            for i, question in enumerate(records.questions):
-                field = f"records.questions[{i}]"
-                grades = self._catalog.get_verifier(question.verifier_id)
-                done.append(
-                    adopter.question(messages.question_of(question, grades), grades.id, field)
+            questions = [
+                (
+                    messages.question_of(one, self._catalog.get_verifier(one.verifier_id)),
+                    one.verifier_id,
+                    f"records.questions[{i}]",
                 )
+                for i, one in enumerate(records.questions)
+            ]
+            new, more = adopter.questions(questions)
             for i, teacher in enumerate(records.teachers):
                 field = f"records.teachers[{i}]"
                 base = teacher.teacher.base_teacher_id or None
                 done.append(adopter.teacher(messages.teacher_of(teacher, field), base, field))
         except NotFound as error:
             raise _undescribed(error) from None
-        warnings = dict.fromkeys(warning for _, more in done for warning in more)
-        return sum(new for new, _ in done), list(warnings)
+        warnings = dict.fromkeys([*(text for _, texts in done for text in texts), *more])
+        return new + sum(is_new for is_new, _ in done), list(warnings)
 
     def _verifier_key(self, id_: str, field: str) -> int:
         try:

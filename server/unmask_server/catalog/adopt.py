@@ -6,13 +6,13 @@ its id is refused. What it names must be there before it. A name is taken over w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Table
 
-from unmask_server.catalog.errors import AlreadyExists, InvalidArgument
+from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.models import Models
 from unmask_server.catalog.records import Entry, Records, check_name
 from unmask_server.catalog.rows import digest, policy_values, teacher_values, verifier_values
@@ -80,19 +80,24 @@ class Adopter:
         values = verifier_values(given.kind, given.version, given.options)
         return self._put(schema.verifier, _entry("ver-", given.id, given.name, values, field))
 
-    def question(self, given: Question, verifier_id: str, field: str) -> tuple[bool, list[str]]:
-        """Take a question over; its verifier is named by its id.
+    def questions(self, given: Sequence[tuple[Question, str, str]]) -> tuple[int, list[str]]:
+        """Take questions over, each with its verifier's id and its field.
+
+        Returns how many are new, and warnings.
 
         Raises:
-            InvalidArgument: it is not what its id says.
-            NotFound: its verifier is not here.
+            InvalidArgument: one is not what its id says.
+            NotFound: a verifier is not here.
 
         """
-        spec = QuestionSpec(given.name, given.fields, given.prompt_tokens)
-        entry = question_entry(spec, self._get_verifier(verifier_id))
-        if entry.id != given.id:
-            raise _differs(given.id, entry.id, field)
-        return self._put(schema.question, entry)
+        entries: dict[str, Entry] = {}
+        for told, verifier_id, field in given:
+            spec = QuestionSpec(told.name, told.fields, told.prompt_tokens)
+            entry = question_entry(spec, self._get_verifier(verifier_id))
+            if entry.id != told.id:
+                raise _differs(told.id, entry.id, field)
+            entries.setdefault(entry.id, entry)
+        return self._put_all(schema.question, list(entries.values()))
 
     def teacher(self, given: Teacher, base_id: str | None, field: str) -> tuple[bool, list[str]]:
         """Take a teacher over; the one that it is a control of is named by its id.
@@ -142,19 +147,29 @@ class Adopter:
         ]
 
     def _put(self, table: Table, entry: Entry) -> tuple[bool, list[str]]:
+        new, warnings = self._put_all(table, [entry])
+        return bool(new), warnings
+
+    def _put_all(self, table: Table, entries: Sequence[Entry]) -> tuple[int, list[str]]:
+        """Put things, without the names that they cannot have here."""
         warnings: list[str] = []
-        try:
-            check_name(entry.name)
-        except InvalidArgument as error:
-            warnings.append(f"{entry.id}: the name {entry.name!r} {error.reason}")
-            entry = replace(entry, name=None)
-        new = not self._records.get_many(table, [entry.id], lambda row: row)
-        try:
-            self._records.put(table, entry)
-        except AlreadyExists as error:
-            warnings.append(f"{entry.id}: {error.reason}")
-            self._records.put(table, replace(entry, name=None))
-        return new, warnings
+        fitting: list[Entry] = []
+        for entry in entries:
+            try:
+                check_name(entry.name)
+            except InvalidArgument as error:
+                warnings.append(f"{entry.id}: the name {entry.name!r} {error.reason}")
+                entry = replace(entry, name=None)
+            fitting.append(entry)
+        there = self._records.get_many(table, [e.id for e in fitting], lambda row: row)
+        problems = self._records.put_many(table, fitting)
+        again: list[Entry] = []
+        for entry, problem in zip(fitting, problems, strict=True):
+            if problem is not None:
+                warnings.append(f"{entry.id}: {problem.reason}")
+                again.append(replace(entry, name=None))
+        self._records.put_many(table, again)
+        return len(fitting) - len(there), warnings
 
 
 def _entry(prefix: str, id_: str, name: str | None, values: dict[str, Any], field: str) -> Entry:
