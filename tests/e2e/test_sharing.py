@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from sqlalchemy import select
-from unmask.v1 import cache_pb2, catalog_pb2, diagnosis_pb2, growth_pb2, sharing_pb2
+from unmask.v1 import cache_pb2, catalog_pb2, diagnosis_pb2, growth_pb2, sharing_pb2, trajectory_pb2
 from unmask_server.database import schema
 from unmask_server.database.connect import query
 from unmask_server.tree import check_tree
@@ -17,7 +18,7 @@ from unmask_server.tree import check_tree
 from tests.e2e.conftest import World, fill, serving
 from tests.e2e.test_bad_input import INVALID, PRECONDITION, refused
 from tests.e2e.test_main_job import at, grow, growth_of, prefix, sampled, sampling_of, statistics
-from tests.e2e.test_stored_teachers import put, said, stored
+from tests.e2e.test_stored_teachers import VOCAB, put, said, stored
 from tests.stores import STORES, new_database
 
 ROLLOUTS = sharing_pb2.EXPORT_KIND_ROLLOUTS
@@ -195,16 +196,31 @@ async def test_only_what_was_asked_for_is_exported(world: World) -> None:
     assert not any(part.records.trajectories or part.records.distributions for part in parts)
 
 
-async def test_estimates_are_what_get_node_answers(world: World) -> None:
+async def test_estimates_are_what_get_node_answers(world: World, models: Path) -> None:
     trajectory = await grown(world)
-    parts = await exported(world, kinds=[ESTIMATES])
+    asked = trajectory_pb2.GetTrajectoryRequest(trajectory=trajectory)
+    generation = (await world.stubs.trajectory.GetTrajectory(asked)).trajectory
+    await stored(world)
+    lines = await said(world, models, generation, k=VOCAB)
+    await put(world, "filed", *lines[:-1])
+    teachers = ["teacher", "filed"]
+    parts = await exported(world, kinds=[ESTIMATES], teachers=teachers)
     found = [one for part in parts for one in part.records.estimates]
-    at_hand = [one for one in found if one.node.trajectory_id == trajectory]
+    at_hand = [one for one in found if one.answer.node.trajectory_id == trajectory]
     for one in at_hand:
-        node = at(trajectory, one.node.position)
-        request = diagnosis_pb2.GetNodeRequest(node=node)
-        assert await world.stubs.diagnosis.GetNode(request) == one
-    assert [one.node.position for one in at_hand] == list(range(len(at_hand)))
+        node = at(trajectory, one.answer.node.position)
+        request = diagnosis_pb2.GetNodeRequest(node=node, teachers=teachers)
+        assert await world.stubs.diagnosis.GetNode(request) == one.answer
+    assert [one.answer.node.position for one in at_hand] == list(range(generation.length))
+    # The file is the teacher itself, as far as it goes.
+    for line, one in zip(lines, at_hand, strict=True):
+        truth = dict(zip(line["ids"], map(math.exp, line["logprobs"]), strict=True))
+        last = one is at_hand[-1]
+        assert len(one.teachers) == (1 if last else 2)
+        for told in one.teachers:
+            assert sum(told.probabilities) == pytest.approx(1.0, abs=1e-5)
+            for candidate, p in zip(one.answer.candidates, told.probabilities, strict=False):
+                assert p == pytest.approx(truth[candidate.token.id], abs=1e-5)
     records = next(part.records for part in parts if part.records.estimates)
     await refused(
         world.stubs.cache.ImportCache(sharing_pb2.ImportCacheRequest(records=records)),

@@ -82,7 +82,7 @@ async def test_a_folder_goes_from_one_cache_to_another(
 async def test_both_formats_hold_the_same(world: World, tmp_path: Path) -> None:
     await grown(world)
     kinds = [x for kind in ("rollouts", "trajectories", "distributions", "estimates")
-             for x in ("--only", kind)]  # fmt: skip
+             for x in ("--only", kind)] + ["--teacher", "teacher"]  # fmt: skip
     await run(world, "export", tmp_path / "warm", *kinds)
     for format in ("jsonl", "parquet"):
         await run(world, "export", tmp_path / format, "--format", format, *kinds)
@@ -91,8 +91,9 @@ async def test_both_formats_hold_the_same(world: World, tmp_path: Path) -> None:
         one, two = rows_of(tmp_path / "jsonl", table), rows_of(tmp_path / "parquet", table)
         assert one
         for row in two:
-            if "outcomes" in row:
-                row["outcomes"] = dict(row["outcomes"])
+            for name in ("outcomes", "teachers"):
+                if name in row:
+                    row[name] = dict(row[name])
         if table == "distributions":
             for row in (*one, *two):
                 row["logprobs"] = torch.tensor(row["logprobs"], dtype=torch.float32).tolist()
@@ -101,6 +102,7 @@ async def test_both_formats_hold_the_same(world: World, tmp_path: Path) -> None:
     (first, *_), nodes = one, {(row["trajectory_id"], row["position"]) for row in one}
     assert len(nodes) > 2
     assert first["probability"] > 0
+    assert len(first["teachers"]) == 1
     assert first["success_low"] <= first["success_median"] <= first["success_high"]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from unmask.cli.connect import connected, say, stderr, stdout
-from unmask.cli.options import Objective, TopK, Verifier
+from unmask.cli.options import Objective, Teachers, TopK, Verifier
 from unmask.cli.tables import key_values
 from unmask.client import Client
 from unmask.requests.cache import EXPORT_KINDS, ExportKindName
@@ -38,13 +38,14 @@ def export(
         list[str] | None,
         typer.Option(help="Only of this question; may be given several times."),
     ] = None,
+    teacher: Teachers = None,
     verifier: Verifier = "",
     objective: Objective = "",
     top_k: TopK = 0,
 ) -> None:
     """Write what is stored to a folder of tables, for another cache or for pandas and DuckDB.
 
-    --verifier, --objective and --top-k are for estimates.
+    --teacher (its probabilities are told), --verifier, --objective and --top-k are for estimates.
     """
     kinds: list[ExportKindName] = []
     for name in only or ():
@@ -59,6 +60,7 @@ def export(
             format=format,
             policy=policy,
             questions=question or (),
+            teachers=teacher or (),
             verifier=verifier,
             objective=objective,
             top_k=top_k,

@@ -98,6 +98,7 @@ def export_cache(
     *,
     policy: Ref = "",
     questions: Ref | Iterable[Ref] = (),
+    teachers: Ref | Iterable[Ref] = (),
     verifier: Ref = "",
     objective: Terms = (),
     top_k: int = 0,
@@ -109,6 +110,7 @@ def export_cache(
         kinds: of `rollouts`, `trajectories`, `distributions`, `estimates`; none: all but the last.
         policy: only of this one.
         questions: only of these.
+        teachers: for estimates: their tokens are candidates, too, and their probabilities are told.
         verifier: for estimates; see `get_node`.
         objective: likewise.
         top_k: likewise.
@@ -119,6 +121,7 @@ def export_cache(
         kinds=[EXPORT_KINDS[kind] for kind in kinds],
         policy=ref(policy),
         questions=refs(questions),
+        teachers=refs(teachers),
         options=options(verifier, top_k, objective=objective),
         cursor=cursor,
     )

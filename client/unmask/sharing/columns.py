@@ -25,7 +25,7 @@ TYPES = {
     "float": "float64",
     "bool": "bool_",
 }
-"""Kinds of columns that are one pyarrow type each; `ids`, `logprobs` and `outcomes` are nested."""
+"""Kinds of columns that are one pyarrow type each; `ids`, `logprobs` and `by_id` are nested."""
 
 _FINISH_NAMES = {
     trajectory_pb2.FINISH_REASON_STOP: "stop",
@@ -142,7 +142,8 @@ def _distribution(row: Row) -> pb.SharedDistribution:
     )
 
 
-def _estimate_rows(found: diagnosis_pb2.GetNodeResponse) -> Iterator[Row]:
+def _estimate_rows(estimate: pb.NodeEstimate) -> Iterator[Row]:
+    found = estimate.answer
     node = found.node
     about = {
         "policy_id": node.policy_id,
@@ -156,7 +157,7 @@ def _estimate_rows(found: diagnosis_pb2.GetNodeResponse) -> Iterator[Row]:
         **_interval("node_success", node.success),
     }
     tail = [found.tail] if found.HasField("tail") else []
-    for one in (*found.candidates, *tail):
+    for i, one in enumerate((*found.candidates, *tail)):
         known = one.HasField("token")
         yield {
             **about,
@@ -164,6 +165,7 @@ def _estimate_rows(found: diagnosis_pb2.GetNodeResponse) -> Iterator[Row]:
             "text": one.token.text if known else None,
             "probability": one.probability,
             "raw_probability": one.raw_probability,
+            "teachers": {told.teacher_id: told.probabilities[i] for told in estimate.teachers},
             "rollouts": one.rollouts,
             "reward_sum": one.reward_sum,
             "truncated": one.truncated,
@@ -198,7 +200,7 @@ TABLES = {
         Table("teachers", _DESCRIBED, *_described(pb.SharedTeacher)),
         Table(
             "rollouts",
-            {"id": "text", **_PATH, "forced": "id", "finish": "text", "outcomes": "outcomes"},
+            {"id": "text", **_PATH, "forced": "id", "finish": "text", "outcomes": "by_id"},
             _rollout_rows,
             _rollout,
         ),
@@ -211,7 +213,7 @@ TABLES = {
                 "rollout_id": "text",
                 "seed": "int",
                 "ordinal": "id",
-                "outcomes": "outcomes",
+                "outcomes": "by_id",
             },
             _trajectory_rows,
             _trajectory,
@@ -246,6 +248,7 @@ TABLES = {
                 "text": "text",
                 "probability": "float",
                 "raw_probability": "float",
+                "teachers": "by_id",
                 "rollouts": "int",
                 "reward_sum": "float",
                 "truncated": "int",

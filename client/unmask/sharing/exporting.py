@@ -41,6 +41,7 @@ def export_to(
     format: Format = "jsonl",
     policy: Ref = "",
     questions: Ref | Iterable[Ref] = (),
+    teachers: Ref | Iterable[Ref] = (),
     verifier: Ref = "",
     objective: Terms = (),
     top_k: int = 0,
@@ -51,11 +52,12 @@ def export_to(
     Args:
         client: the server's.
         folder: a new one, or that of the same export, unfinished.
-        kinds: see `Client.export_cache`, as the next four.
+        kinds: see `Client.export_cache`.
         format: of the files; `parquet` needs pyarrow.
         policy: only of this one.
         questions: only of these.
-        verifier: for estimates.
+        teachers: for estimates.
+        verifier: likewise.
         objective: likewise.
         top_k: likewise.
         on_progress: called now and then.
@@ -69,11 +71,12 @@ def export_to(
         OSError: it cannot be written.
 
     """
-    chosen, named = sorted(kinds), refs(questions)
+    chosen, named, shown = sorted(kinds), refs(questions), refs(teachers)
     wanted = {
         "kinds": chosen,
         "policy": ref(policy),
         "questions": named,
+        "teachers": shown,
         "verifier": ref(verifier),
         "objective": str(objective or ""),
         "top_k": top_k,
@@ -86,6 +89,7 @@ def export_to(
                 chosen,
                 policy=policy,
                 questions=named,
+                teachers=shown,
                 verifier=verifier,
                 objective=objective,
                 top_k=top_k,

@@ -81,7 +81,7 @@ def _type(arrow: Any, kind: str) -> Any:
             return arrow.list_(arrow.int32())
         case "logprobs":
             return arrow.list_(arrow.float32())
-        case "outcomes":
+        case "by_id":
             return arrow.map_(arrow.string(), arrow.float64())
         case _:
             return getattr(arrow, TYPES[kind])()

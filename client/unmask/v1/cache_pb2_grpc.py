@@ -135,8 +135,8 @@ class CacheServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportGenerations(self, request, context):
-        """Takes in generations that a trainer sampled from the policy, as free rollouts: all or none.
-        Importing them again adds nothing. They cost nothing.
+        """Takes in generations that a trainer sampled from the policy, as free rollouts. All are checked
+        before one is kept; importing them again adds nothing. They cost nothing.
 
         INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
         FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an

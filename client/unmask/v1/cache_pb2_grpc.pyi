@@ -66,8 +66,8 @@ class CacheServiceStub:
     request knows; or a rollout cannot be graded, because its model is not here.
     """
     ImportGenerations: _grpc.UnaryUnaryMultiCallable[_sharing_pb2.ImportGenerationsRequest, _sharing_pb2.ImportGenerationsResponse]
-    """Takes in generations that a trainer sampled from the policy, as free rollouts: all or none.
-    Importing them again adds nothing. They cost nothing.
+    """Takes in generations that a trainer sampled from the policy, as free rollouts. All are checked
+    before one is kept; importing them again adds nothing. They cost nothing.
 
     INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
     FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an
@@ -111,8 +111,8 @@ class CacheServiceAsyncStub(CacheServiceStub):
     request knows; or a rollout cannot be graded, because its model is not here.
     """
     ImportGenerations: _aio.UnaryUnaryMultiCallable[_sharing_pb2.ImportGenerationsRequest, _sharing_pb2.ImportGenerationsResponse]  # type: ignore[assignment]
-    """Takes in generations that a trainer sampled from the policy, as free rollouts: all or none.
-    Importing them again adds nothing. They cost nothing.
+    """Takes in generations that a trainer sampled from the policy, as free rollouts. All are checked
+    before one is kept; importing them again adds nothing. They cost nothing.
 
     INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
     FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an
@@ -195,8 +195,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sharing_pb2.ImportGenerationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sharing_pb2.ImportGenerationsResponse, _abc.Awaitable[_sharing_pb2.ImportGenerationsResponse]]:
-        """Takes in generations that a trainer sampled from the policy, as free rollouts: all or none.
-        Importing them again adds nothing. They cost nothing.
+        """Takes in generations that a trainer sampled from the policy, as free rollouts. All are checked
+        before one is kept; importing them again adds nothing. They cost nothing.
 
         INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
         FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an

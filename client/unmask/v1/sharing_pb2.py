@@ -27,39 +27,43 @@ from unmask.v1 import diagnosis_pb2 as unmask_dot_v1_dot_diagnosis__pb2
 from unmask.v1 import trajectory_pb2 as unmask_dot_v1_dot_trajectory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unmask/v1/sharing.proto\x12\tunmask.v1\x1a\x17unmask/v1/catalog.proto\x1a\x19unmask/v1/diagnosis.proto\x1a\x1aunmask/v1/trajectory.proto\"\x96\x01\n\x12\x45xportCacheRequest\x12$\n\x05kinds\x18\x01 \x03(\x0e\x32\x15.unmask.v1.ExportKind\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x11\n\tquestions\x18\x03 \x03(\t\x12\'\n\x07options\x18\x04 \x01(\x0b\x32\x16.unmask.v1.NodeOptions\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\"O\n\x13\x45xportCacheResponse\x12(\n\x07records\x18\x01 \x01(\x0b\x32\x17.unmask.v1.CacheRecords\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\xf3\x02\n\x0c\x43\x61\x63heRecords\x12&\n\tverifiers\x18\x01 \x03(\x0b\x32\x13.unmask.v1.Verifier\x12#\n\x08policies\x18\x02 \x03(\x0b\x32\x11.unmask.v1.Policy\x12&\n\tquestions\x18\x03 \x03(\x0b\x32\x13.unmask.v1.Question\x12*\n\x08teachers\x18\x04 \x03(\x0b\x32\x18.unmask.v1.SharedTeacher\x12*\n\x08rollouts\x18\x05 \x03(\x0b\x32\x18.unmask.v1.SharedRollout\x12\x31\n\x0ctrajectories\x18\x06 \x03(\x0b\x32\x1b.unmask.v1.SharedTrajectory\x12\x34\n\rdistributions\x18\x07 \x03(\x0b\x32\x1d.unmask.v1.SharedDistribution\x12-\n\testimates\x18\x08 \x03(\x0b\x32\x1a.unmask.v1.GetNodeResponse\"~\n\rSharedTeacher\x12#\n\x07teacher\x18\x01 \x01(\x0b\x32\x12.unmask.v1.Teacher\x12\x1f\n\x05model\x18\x02 \x01(\x0b\x32\x10.unmask.v1.Model\x12\'\n\tprompting\x18\x03 \x01(\x0b\x32\x14.unmask.v1.Prompting\"4\n\rSharedOutcome\x12\x13\n\x0bverifier_id\x18\x01 \x01(\t\x12\x0e\n\x06reward\x18\x02 \x01(\x01\"\xbf\x01\n\rSharedRollout\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\t\x12\x13\n\x0bquestion_id\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x03(\x05\x12\x0e\n\x06\x66orced\x18\x05 \x01(\x05\x12.\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x17.unmask.v1.FinishReason\x12*\n\x08outcomes\x18\x07 \x03(\x0b\x32\x18.unmask.v1.SharedOutcome\"\x84\x02\n\x10SharedTrajectory\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\t\x12\x13\n\x0bquestion_id\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x03(\x05\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.unmask.v1.FinishReason\x12\x12\n\nrollout_id\x18\x06 \x01(\t\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07ordinal\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12*\n\x08outcomes\x18\t \x03(\x0b\x32\x18.unmask.v1.SharedOutcomeB\x07\n\x05_seedB\n\n\x08_ordinal\"a\n\x12SharedDistribution\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x10\n\x08\x63omplete\x18\x05 \x01(\x08\">\n\x12ImportCacheRequest\x12(\n\x07records\x18\x01 \x01(\x0b\x32\x17.unmask.v1.CacheRecords\"\xad\x02\n\x13ImportCacheResponse\x12\x16\n\x0erollouts_added\x18\x01 \x01(\x03\x12\x16\n\x0erollouts_known\x18\x02 \x01(\x03\x12\x1a\n\x12rollouts_different\x18\x03 \x01(\x03\x12\x16\n\x0eoutcomes_added\x18\x04 \x01(\x03\x12\x1a\n\x12outcomes_different\x18\x05 \x01(\x03\x12\x1a\n\x12trajectories_added\x18\x06 \x01(\x03\x12\x1a\n\x12trajectories_known\x18\x07 \x01(\x03\x12\x1b\n\x13\x64istributions_added\x18\x08 \x01(\x03\x12\x1b\n\x13\x64istributions_known\x18\t \x01(\x03\x12\x12\n\nregistered\x18\n \x01(\x03\x12\x10\n\x08warnings\x18\x0b \x03(\t\"\xe2\x01\n\x11TrainerGeneration\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x03(\x05\x12\x13\n\x0bprompt_text\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x03(\x05\x12\x0c\n\x04text\x18\x05 \x01(\t\x12.\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x17.unmask.v1.FinishReason\x12\x10\n\x08logprobs\x18\x07 \x03(\x02\x12\x13\n\x06reward\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07ordinal\x18\t \x01(\x05\x42\t\n\x07_reward\"\xbc\x02\n\x18ImportGenerationsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12%\n\x08sampling\x18\x03 \x01(\x0b\x32\x13.unmask.v1.Sampling\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\x05\x12\x31\n\x0bgenerations\x18\x05 \x03(\x0b\x32\x1c.unmask.v1.TrainerGeneration\x12\x11\n\tquestions\x18\x06 \x03(\t\x12\x10\n\x08verifier\x18\x07 \x01(\t\x12\x12\n\nallow_text\x18\x08 \x01(\x08\x12\x16\n\ttolerance\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06scored\x18\n \x01(\x05H\x01\x88\x01\x01\x12\x12\n\ncheck_only\x18\x0b \x01(\x08\x42\x0c\n\n_toleranceB\t\n\x07_scored\"\xbe\x01\n\x19ImportGenerationsResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x03\x12\r\n\x05known\x18\x02 \x01(\x03\x12\x0e\n\x06scored\x18\x03 \x01(\x05\x12\x15\n\rscored_tokens\x18\x04 \x01(\x03\x12\x1d\n\x10logprob_distance\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08surprise\x18\x06 \x01(\x01\x12\x16\n\x0esurprise_error\x18\x07 \x01(\x01\x42\x13\n\x11_logprob_distance*\x9b\x01\n\nExportKind\x12\x1b\n\x17\x45XPORT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45XPORT_KIND_ROLLOUTS\x10\x01\x12\x1c\n\x18\x45XPORT_KIND_TRAJECTORIES\x10\x02\x12\x1d\n\x19\x45XPORT_KIND_DISTRIBUTIONS\x10\x03\x12\x19\n\x15\x45XPORT_KIND_ESTIMATES\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unmask/v1/sharing.proto\x12\tunmask.v1\x1a\x17unmask/v1/catalog.proto\x1a\x19unmask/v1/diagnosis.proto\x1a\x1aunmask/v1/trajectory.proto\"\xa8\x01\n\x12\x45xportCacheRequest\x12$\n\x05kinds\x18\x01 \x03(\x0e\x32\x15.unmask.v1.ExportKind\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x11\n\tquestions\x18\x03 \x03(\t\x12\'\n\x07options\x18\x04 \x01(\x0b\x32\x16.unmask.v1.NodeOptions\x12\x10\n\x08teachers\x18\x06 \x03(\t\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\"O\n\x13\x45xportCacheResponse\x12(\n\x07records\x18\x01 \x01(\x0b\x32\x17.unmask.v1.CacheRecords\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\xf0\x02\n\x0c\x43\x61\x63heRecords\x12&\n\tverifiers\x18\x01 \x03(\x0b\x32\x13.unmask.v1.Verifier\x12#\n\x08policies\x18\x02 \x03(\x0b\x32\x11.unmask.v1.Policy\x12&\n\tquestions\x18\x03 \x03(\x0b\x32\x13.unmask.v1.Question\x12*\n\x08teachers\x18\x04 \x03(\x0b\x32\x18.unmask.v1.SharedTeacher\x12*\n\x08rollouts\x18\x05 \x03(\x0b\x32\x18.unmask.v1.SharedRollout\x12\x31\n\x0ctrajectories\x18\x06 \x03(\x0b\x32\x1b.unmask.v1.SharedTrajectory\x12\x34\n\rdistributions\x18\x07 \x03(\x0b\x32\x1d.unmask.v1.SharedDistribution\x12*\n\testimates\x18\x08 \x03(\x0b\x32\x17.unmask.v1.NodeEstimate\"m\n\x0cNodeEstimate\x12*\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x1a.unmask.v1.GetNodeResponse\x12\x31\n\x08teachers\x18\x02 \x03(\x0b\x32\x1f.unmask.v1.TeacherProbabilities\"A\n\x14TeacherProbabilities\x12\x12\n\nteacher_id\x18\x01 \x01(\t\x12\x15\n\rprobabilities\x18\x02 \x03(\x01\"~\n\rSharedTeacher\x12#\n\x07teacher\x18\x01 \x01(\x0b\x32\x12.unmask.v1.Teacher\x12\x1f\n\x05model\x18\x02 \x01(\x0b\x32\x10.unmask.v1.Model\x12\'\n\tprompting\x18\x03 \x01(\x0b\x32\x14.unmask.v1.Prompting\"4\n\rSharedOutcome\x12\x13\n\x0bverifier_id\x18\x01 \x01(\t\x12\x0e\n\x06reward\x18\x02 \x01(\x01\"\xbf\x01\n\rSharedRollout\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\t\x12\x13\n\x0bquestion_id\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x03(\x05\x12\x0e\n\x06\x66orced\x18\x05 \x01(\x05\x12.\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x17.unmask.v1.FinishReason\x12*\n\x08outcomes\x18\x07 \x03(\x0b\x32\x18.unmask.v1.SharedOutcome\"\x84\x02\n\x10SharedTrajectory\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\t\x12\x13\n\x0bquestion_id\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x03(\x05\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.unmask.v1.FinishReason\x12\x12\n\nrollout_id\x18\x06 \x01(\t\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07ordinal\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12*\n\x08outcomes\x18\t \x03(\x0b\x32\x18.unmask.v1.SharedOutcomeB\x07\n\x05_seedB\n\n\x08_ordinal\"a\n\x12SharedDistribution\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x05\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x10\n\x08\x63omplete\x18\x05 \x01(\x08\">\n\x12ImportCacheRequest\x12(\n\x07records\x18\x01 \x01(\x0b\x32\x17.unmask.v1.CacheRecords\"\xad\x02\n\x13ImportCacheResponse\x12\x16\n\x0erollouts_added\x18\x01 \x01(\x03\x12\x16\n\x0erollouts_known\x18\x02 \x01(\x03\x12\x1a\n\x12rollouts_different\x18\x03 \x01(\x03\x12\x16\n\x0eoutcomes_added\x18\x04 \x01(\x03\x12\x1a\n\x12outcomes_different\x18\x05 \x01(\x03\x12\x1a\n\x12trajectories_added\x18\x06 \x01(\x03\x12\x1a\n\x12trajectories_known\x18\x07 \x01(\x03\x12\x1b\n\x13\x64istributions_added\x18\x08 \x01(\x03\x12\x1b\n\x13\x64istributions_known\x18\t \x01(\x03\x12\x12\n\nregistered\x18\n \x01(\x03\x12\x10\n\x08warnings\x18\x0b \x03(\t\"\xe2\x01\n\x11TrainerGeneration\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x03(\x05\x12\x13\n\x0bprompt_text\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x03(\x05\x12\x0c\n\x04text\x18\x05 \x01(\t\x12.\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x17.unmask.v1.FinishReason\x12\x10\n\x08logprobs\x18\x07 \x03(\x02\x12\x13\n\x06reward\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07ordinal\x18\t \x01(\x05\x42\t\n\x07_reward\"\xbc\x02\n\x18ImportGenerationsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12%\n\x08sampling\x18\x03 \x01(\x0b\x32\x13.unmask.v1.Sampling\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\x05\x12\x31\n\x0bgenerations\x18\x05 \x03(\x0b\x32\x1c.unmask.v1.TrainerGeneration\x12\x11\n\tquestions\x18\x06 \x03(\t\x12\x10\n\x08verifier\x18\x07 \x01(\t\x12\x12\n\nallow_text\x18\x08 \x01(\x08\x12\x16\n\ttolerance\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06scored\x18\n \x01(\x05H\x01\x88\x01\x01\x12\x12\n\ncheck_only\x18\x0b \x01(\x08\x42\x0c\n\n_toleranceB\t\n\x07_scored\"\xbe\x01\n\x19ImportGenerationsResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x03\x12\r\n\x05known\x18\x02 \x01(\x03\x12\x0e\n\x06scored\x18\x03 \x01(\x05\x12\x15\n\rscored_tokens\x18\x04 \x01(\x03\x12\x1d\n\x10logprob_distance\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08surprise\x18\x06 \x01(\x01\x12\x16\n\x0esurprise_error\x18\x07 \x01(\x01\x42\x13\n\x11_logprob_distance*\x9b\x01\n\nExportKind\x12\x1b\n\x17\x45XPORT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45XPORT_KIND_ROLLOUTS\x10\x01\x12\x1c\n\x18\x45XPORT_KIND_TRAJECTORIES\x10\x02\x12\x1d\n\x19\x45XPORT_KIND_DISTRIBUTIONS\x10\x03\x12\x19\n\x15\x45XPORT_KIND_ESTIMATES\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'unmask.v1.sharing_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPORTKIND']._serialized_start=2574
-  _globals['_EXPORTKIND']._serialized_end=2729
+  _globals['_EXPORTKIND']._serialized_start=2767
+  _globals['_EXPORTKIND']._serialized_end=2922
   _globals['_EXPORTCACHEREQUEST']._serialized_start=119
-  _globals['_EXPORTCACHEREQUEST']._serialized_end=269
-  _globals['_EXPORTCACHERESPONSE']._serialized_start=271
-  _globals['_EXPORTCACHERESPONSE']._serialized_end=350
-  _globals['_CACHERECORDS']._serialized_start=353
-  _globals['_CACHERECORDS']._serialized_end=724
-  _globals['_SHAREDTEACHER']._serialized_start=726
-  _globals['_SHAREDTEACHER']._serialized_end=852
-  _globals['_SHAREDOUTCOME']._serialized_start=854
-  _globals['_SHAREDOUTCOME']._serialized_end=906
-  _globals['_SHAREDROLLOUT']._serialized_start=909
-  _globals['_SHAREDROLLOUT']._serialized_end=1100
-  _globals['_SHAREDTRAJECTORY']._serialized_start=1103
-  _globals['_SHAREDTRAJECTORY']._serialized_end=1363
-  _globals['_SHAREDDISTRIBUTION']._serialized_start=1365
-  _globals['_SHAREDDISTRIBUTION']._serialized_end=1462
-  _globals['_IMPORTCACHEREQUEST']._serialized_start=1464
-  _globals['_IMPORTCACHEREQUEST']._serialized_end=1526
-  _globals['_IMPORTCACHERESPONSE']._serialized_start=1529
-  _globals['_IMPORTCACHERESPONSE']._serialized_end=1830
-  _globals['_TRAINERGENERATION']._serialized_start=1833
-  _globals['_TRAINERGENERATION']._serialized_end=2059
-  _globals['_IMPORTGENERATIONSREQUEST']._serialized_start=2062
-  _globals['_IMPORTGENERATIONSREQUEST']._serialized_end=2378
-  _globals['_IMPORTGENERATIONSRESPONSE']._serialized_start=2381
-  _globals['_IMPORTGENERATIONSRESPONSE']._serialized_end=2571
+  _globals['_EXPORTCACHEREQUEST']._serialized_end=287
+  _globals['_EXPORTCACHERESPONSE']._serialized_start=289
+  _globals['_EXPORTCACHERESPONSE']._serialized_end=368
+  _globals['_CACHERECORDS']._serialized_start=371
+  _globals['_CACHERECORDS']._serialized_end=739
+  _globals['_NODEESTIMATE']._serialized_start=741
+  _globals['_NODEESTIMATE']._serialized_end=850
+  _globals['_TEACHERPROBABILITIES']._serialized_start=852
+  _globals['_TEACHERPROBABILITIES']._serialized_end=917
+  _globals['_SHAREDTEACHER']._serialized_start=919
+  _globals['_SHAREDTEACHER']._serialized_end=1045
+  _globals['_SHAREDOUTCOME']._serialized_start=1047
+  _globals['_SHAREDOUTCOME']._serialized_end=1099
+  _globals['_SHAREDROLLOUT']._serialized_start=1102
+  _globals['_SHAREDROLLOUT']._serialized_end=1293
+  _globals['_SHAREDTRAJECTORY']._serialized_start=1296
+  _globals['_SHAREDTRAJECTORY']._serialized_end=1556
+  _globals['_SHAREDDISTRIBUTION']._serialized_start=1558
+  _globals['_SHAREDDISTRIBUTION']._serialized_end=1655
+  _globals['_IMPORTCACHEREQUEST']._serialized_start=1657
+  _globals['_IMPORTCACHEREQUEST']._serialized_end=1719
+  _globals['_IMPORTCACHERESPONSE']._serialized_start=1722
+  _globals['_IMPORTCACHERESPONSE']._serialized_end=2023
+  _globals['_TRAINERGENERATION']._serialized_start=2026
+  _globals['_TRAINERGENERATION']._serialized_end=2252
+  _globals['_IMPORTGENERATIONSREQUEST']._serialized_start=2255
+  _globals['_IMPORTGENERATIONSREQUEST']._serialized_end=2571
+  _globals['_IMPORTGENERATIONSRESPONSE']._serialized_start=2574
+  _globals['_IMPORTGENERATIONSRESPONSE']._serialized_end=2764
 # @@protoc_insertion_point(module_scope)

@@ -72,6 +72,7 @@ class ExportCacheRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     QUESTIONS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    TEACHERS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Id or name: only of this policy. Empty: of all."""
@@ -89,6 +90,12 @@ class ExportCacheRequest(_message.Message):
     def options(self) -> _diagnosis_pb2.NodeOptions:
         """For ESTIMATES."""
 
+    @_builtins.property
+    def teachers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For ESTIMATES: teachers, by id or name, whose likeliest tokens are candidates, too, and whose
+        probabilities are told. All of them must go with the policies: name one where they do not.
+        """
+
     def __init__(
         self,
         *,
@@ -96,11 +103,12 @@ class ExportCacheRequest(_message.Message):
         policy: _builtins.str = ...,
         questions: _abc.Iterable[_builtins.str] | None = ...,
         options: _diagnosis_pb2.NodeOptions | None = ...,
+        teachers: _abc.Iterable[_builtins.str] | None = ...,
         cursor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "kinds", b"kinds", "options", b"options", "policy", b"policy", "questions", b"questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "kinds", b"kinds", "options", b"options", "policy", b"policy", "questions", b"questions", "teachers", b"teachers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -177,7 +185,7 @@ class CacheRecords(_message.Message):
         """Next-token distributions."""
 
     @_builtins.property
-    def estimates(self) -> _containers.RepeatedCompositeFieldContainer[_diagnosis_pb2.GetNodeResponse]:
+    def estimates(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeEstimate]:
         """Only in exports."""
 
     def __init__(
@@ -190,7 +198,7 @@ class CacheRecords(_message.Message):
         rollouts: _abc.Iterable[Global___SharedRollout] | None = ...,
         trajectories: _abc.Iterable[Global___SharedTrajectory] | None = ...,
         distributions: _abc.Iterable[Global___SharedDistribution] | None = ...,
-        estimates: _abc.Iterable[_diagnosis_pb2.GetNodeResponse] | None = ...,
+        estimates: _abc.Iterable[Global___NodeEstimate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -199,6 +207,64 @@ class CacheRecords(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CacheRecords: _TypeAlias = CacheRecords  # noqa: Y015
+
+@_typing.final
+class NodeEstimate(_message.Message):
+    """What is known at a token of a trajectory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    TEACHERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> _diagnosis_pb2.GetNodeResponse:
+        """What GetNode answers."""
+
+    @_builtins.property
+    def teachers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TeacherProbabilities]:
+        """Those that were asked for; a stored one only where it says something."""
+
+    def __init__(
+        self,
+        *,
+        answer: _diagnosis_pb2.GetNodeResponse | None = ...,
+        teachers: _abc.Iterable[Global___TeacherProbabilities] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "teachers", b"teachers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeEstimate: _TypeAlias = NodeEstimate  # noqa: Y015
+
+@_typing.final
+class TeacherProbabilities(_message.Message):
+    """A teacher's next-token distribution at a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_ID_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
+    teacher_id: _builtins.str
+    """The teacher."""
+    @_builtins.property
+    def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """At temperature 1: of the candidates in their order, then of the tail if there is one."""
+
+    def __init__(
+        self,
+        *,
+        teacher_id: _builtins.str = ...,
+        probabilities: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["probabilities", b"probabilities", "teacher_id", b"teacher_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TeacherProbabilities: _TypeAlias = TeacherProbabilities  # noqa: Y015
 
 @_typing.final
 class SharedTeacher(_message.Message):

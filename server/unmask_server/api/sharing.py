@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from unmask.v1 import diagnosis_pb2
 from unmask.v1 import sharing_pb2 as pb
 
 from unmask_server.api import catalog_messages
@@ -31,8 +30,8 @@ PART_BYTES = 512 * 1024
 AT_ONCE = 128
 """Records read at once."""
 
-Estimates = Callable[[str, Options], AsyncIterator[diagnosis_pb2.GetNodeResponse]]
-"""What GetNode answers at every token of a trajectory, by its id and the options."""
+Estimates = Callable[[str, Sequence[str], Options], AsyncIterator[pb.NodeEstimate]]
+"""What is known at every token of a trajectory, by its id, the teachers and the options."""
 
 _DEFAULT = (
     pb.EXPORT_KIND_ROLLOUTS,
@@ -59,6 +58,7 @@ class _Wanted:
     kinds: tuple[pb.ExportKind.ValueType, ...]
     policy_id: str | None
     question_ids: list[str] | None
+    teacher_ids: list[str]
     options: Options
     digest: str
     """Of the request but its cursor: cursors of another one are refused."""
@@ -102,10 +102,12 @@ class Exporter:
         questions = [self._catalog.get_question(name).id for name in request.questions]
         if len(set(questions)) < len(questions):
             raise InvalidArgument("questions", "a question is named twice")
+        teachers = [self._catalog.get_teacher(name).id for name in request.teachers]
         options = node_options(request.options, "options")
-        said = [sorted(kinds), policy, questions, request.options.SerializeToString().hex()]
+        told = request.options.SerializeToString(deterministic=True).hex()
+        said = [sorted(kinds), policy, questions, teachers, told]
         digest = hashlib.blake2b(json.dumps(said).encode(), digest_size=8).hexdigest()
-        return _Wanted(kinds, policy, questions or None, options, digest)
+        return _Wanted(kinds, policy, questions or None, teachers, options, digest)
 
     # ------------------------------------------------------------------------------ the catalog
 
@@ -189,10 +191,8 @@ class Exporter:
                 yield pb.CacheRecords(estimates=chunk), place if last else before
             before = place
 
-    def _of(
-        self, trajectory: Trajectory, wanted: _Wanted
-    ) -> AsyncIterator[diagnosis_pb2.GetNodeResponse]:
-        return self._estimates(trajectory.id, wanted.options)
+    def _of(self, trajectory: Trajectory, wanted: _Wanted) -> AsyncIterator[pb.NodeEstimate]:
+        return self._estimates(trajectory.id, wanted.teacher_ids, wanted.options)
 
     async def _trajectory_pages(
         self, wanted: _Wanted, after: After, size: int = AT_ONCE
