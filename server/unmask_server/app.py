@@ -16,7 +16,8 @@ from unmask_server.api.catalog import CatalogService
 from unmask_server.api.diagnosis import DiagnosisService
 from unmask_server.api.generations import GenerationService
 from unmask_server.api.growth import GrowthService
-from unmask_server.api.sharing import Exporter, ImportService
+from unmask_server.api.imports import ImportService
+from unmask_server.api.sharing import Exporter
 from unmask_server.api.trajectory import TrajectoryService
 from unmask_server.catalog import Catalog, Grader
 from unmask_server.catalog.types import Model

@@ -13,8 +13,9 @@ from unmask.v1 import cache_pb2 as pb
 from unmask.v1 import cache_pb2_grpc, sharing_pb2
 
 from unmask_server.api.generations import GenerationService
+from unmask_server.api.imports import ImportService
 from unmask_server.api.paging import decode_page, encode_page, page_size
-from unmask_server.api.sharing import Exporter, ImportService
+from unmask_server.api.sharing import Exporter
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import AlreadyExists, InvalidArgument, NotFound
 from unmask_server.catalog.tokenizer import without_stop
