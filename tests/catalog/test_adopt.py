@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from unmask_server.api import catalog_messages
 from unmask_server.api import sharing_messages as messages
 from unmask_server.catalog import Catalog, Grader
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument, NotFound
+from unmask_server.catalog.rows import digest, verifier_values
 from unmask_server.catalog.types import (
     Control,
     Policy,
@@ -134,6 +136,18 @@ def test_questions_and_verifiers_come_out_the_same(catalog: Catalog, elsewhere: 
         assert (found.name, found.fields, found.prompt_tokens, found.verifier.id) == (
             mine.name, mine.fields, mine.prompt_tokens, mine.verifier.id
         )  # fmt: skip
+
+
+def test_a_verifier_of_another_version_grades_nothing_here(
+    catalog: Catalog, grader: Grader
+) -> None:
+    values = verifier_values(VerifierKind.EXACT, 99, {})
+    told = replace(catalog.get_verifier("exact"), id="ver-" + digest(values), version=99)
+    assert catalog.adopter.verifier(told, "f")[0]
+    found = catalog.get_verifier(told.id)
+    assert found.version == 99
+    with pytest.raises(FailedPrecondition, match="of version 99"):
+        grader.check_ready(found)
 
 
 def test_names_that_are_others_are_left_out(

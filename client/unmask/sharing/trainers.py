@@ -16,8 +16,10 @@ from unmask.requests.refs import Ref
 from unmask.sharing.dumps import Trainer, read_dump
 from unmask.v1 import sharing_pb2 as pb
 
-LOOKED_AT = 64
-"""Generations, spread over the file, that the policy's model scores before any is kept."""
+LOOKED_AT = 256
+"""Generations, spread over the file, that the policy's model scores before any is kept, ..."""
+TOKENS_LOOKED_AT = 30_000
+"""... unless fewer have so many tokens: their number is what the check's precision comes from."""
 SCORED = 4
 """Generations of each batch that it scores once more."""
 BATCH = 500
@@ -135,7 +137,7 @@ def import_trainer(
 
 
 def _spread(given: Iterable[pb.TrainerGeneration]) -> list[pb.TrainerGeneration]:
-    """A sample of `LOOKED_AT`, each as likely as any; the same for the same file."""
+    """A sample, in which each is as likely as any other; the same for the same file."""
     draw = random.Random(0)
     kept: list[pb.TrainerGeneration] = []
     for i, one in enumerate(given):
@@ -143,6 +145,13 @@ def _spread(given: Iterable[pb.TrainerGeneration]) -> list[pb.TrainerGeneration]
             kept.append(one)
         elif (place := draw.randrange(i + 1)) < LOOKED_AT:
             kept[place] = one
+    draw.shuffle(kept)
+    tokens = 0
+    for i, one in enumerate(kept):
+        if tokens >= TOKENS_LOOKED_AT:
+            return kept[:i]
+        # A token of text has some four characters.
+        tokens += len(one.tokens) or len(one.text) // 4
     return kept
 
 

@@ -677,7 +677,9 @@ class ImportGenerationsRequest(_message.Message):
     allow_text: _builtins.bool
     """Whether generations may come as texts."""
     tolerance: _builtins.float
-    """In nats, in (0, 1]; absent: 0.05. How far log-probabilities may be from the policy's."""
+    """In nats, in (0, 1]; absent: 0.05. How far log-probabilities may be from the policy's in the mean
+    over tokens. A fifth of it, and four standard errors, is what `surprise` may be.
+    """
     scored: _builtins.int
     """How many of the generations are scored by the policy's model, spread over them; absent: 16, at
     least 1, at most 256.

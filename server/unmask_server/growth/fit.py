@@ -34,7 +34,10 @@ FloatArray = NDArray[np.float64]
 TOP = 64
 """Likeliest ids that are looked at one by one."""
 ERRORS = 4.0
-"""Standard errors by which a surprise must lie outside of the tolerance's reach."""
+"""Standard errors that a surprise may have by chance, ..."""
+SLACK = 0.2
+"""... and the share of the tolerance that it may have besides: engines round differently, but the
+distances of tokens, which the tolerance is for, cancel in their mean."""
 IMPOSSIBLE_SHARE = 2e-3
 """Of tokens that the policy's cuts leave no probability: engines differ at the edge of a cut."""
 
@@ -68,8 +71,8 @@ class Fit:
         """Why these are no samples of the policy; None if they may be.
 
         Args:
-            tolerance: in nats, for the distance and for the surprise. A surprise within `ERRORS`
-                standard errors is no sign of anything, so few tokens show little.
+            tolerance: in nats, for the distance; see `SLACK` for the surprise. Within `ERRORS`
+                standard errors that is no sign of anything, so few tokens show little.
 
         """
         where = f"over {self.tokens} tokens of {self.generations} generations"
@@ -83,12 +86,13 @@ class Fit:
                 f"the log-probabilities differ from the policy's own by {self.distance:.3g} nats a "
                 f"token ({where}; tolerance {tolerance:g})"
             )
-        if abs(self.surprise) > max(tolerance, ERRORS * self.surprise_error):
+        allowed = ERRORS * self.surprise_error + SLACK * tolerance
+        if abs(self.surprise) > allowed:
             likely = "likelier" if self.surprise > 0 else "less likely"
             return (
                 f"the tokens are {likely} than the policy's own by {abs(self.surprise):.3g} nats a "
-                f"token, with a standard error of {self.surprise_error:.2g} ({where}; tolerance "
-                f"{tolerance:g})"
+                f"token, with a standard error of {self.surprise_error:.2g} ({where}; "
+                f"{allowed:.2g} are allowed)"
             )
         return None
 
