@@ -20,6 +20,7 @@ MODULES = {
     "look_up": "how a look-up grows with the database",
     "insert_rows": "recording rollouts, in SQLite and PostgreSQL",
     "replicas": "two servers over one database against one, and taking over a dead one's work",
+    "sharing": "importing rollouts, and the memory that exports and imports need",
     "server_memory": "a server's memory, idle and with 100,000 rollouts",
     "transformers_engine": "the embedded engine against `generate`",
     "sglang_engine": "the SGLang engine against bare requests (make sglang-cpu first)",

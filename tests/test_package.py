@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-HEAVY = ("torch", "transformers", "numpy", "sqlalchemy", "rich", "typer", "pydantic", "jinja2")
+HEAVY = ("torch", "transformers", "numpy", "sqlalchemy", "rich", "typer", "pydantic", "jinja2",
+         "pyarrow")  # fmt: skip
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -22,7 +23,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_the_client_needs_grpcio_and_protobuf_only() -> None:
-    assert not loaded_by("import unmask; unmask.Client") & set(HEAVY)
+    assert not loaded_by("import unmask; unmask.Client; import unmask.sharing") & set(HEAVY)
 
 
 def test_the_server_holds_no_torch_until_a_model_runs() -> None:

@@ -196,4 +196,7 @@ class AsyncClient(AsyncBaseClient):
     regrade = _unary(cache.regrade)
     list_rollouts = _paged(cache.list_rollouts)
     put_outcomes = _unary(cache.put_outcomes)
+    export_cache = _streamed(cache.export_cache)
+    import_cache = _unary(cache.import_cache)
+    import_generations = _unary(cache.import_generations)
     grow = _started(growth.start_growth)

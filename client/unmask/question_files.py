@@ -215,7 +215,7 @@ def _parquet(name: str, data: bytes) -> list[Any]:
         import pyarrow.parquet
     except ImportError:
         raise ValueError(
-            f"{name}: reading Parquet needs pyarrow: pip install pyarrow; or save it as JSONL"
+            f"{name}: Parquet needs pyarrow: pip install 'unmask[parquet]'; or save it as JSONL"
         ) from None
     try:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))

@@ -14,7 +14,10 @@ from unmask_server.api.answers import AnswerCache
 from unmask_server.api.cache import CacheService
 from unmask_server.api.catalog import CatalogService
 from unmask_server.api.diagnosis import DiagnosisService
+from unmask_server.api.generations import GenerationService
 from unmask_server.api.growth import GrowthService
+from unmask_server.api.imports import ImportService
+from unmask_server.api.sharing import Exporter
 from unmask_server.api.trajectory import TrajectoryService
 from unmask_server.catalog import Catalog, Grader
 from unmask_server.catalog.types import Model
@@ -25,6 +28,9 @@ from unmask_server.database.notices import Notices
 from unmask_server.engines.base import Engine
 from unmask_server.engines.pool import EnginePool, OpenEngine
 from unmask_server.growth.control import GrowthControl
+from unmask_server.growth.fit import PolicyFit
+from unmask_server.growth.generations import GenerationImporter
+from unmask_server.growth.imports import Importer
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.runner import GrowthRunner
 from unmask_server.growth.sampler import Sampler
@@ -41,7 +47,13 @@ from unmask_server.nodes.rollout_scores import RolloutScorer
 from unmask_server.nodes.sequences import SequenceReader
 from unmask_server.nodes.stored import StoredTeachers
 from unmask_server.nodes.versions import TreeVersions
-from unmask_server.tree import DistributionStore, OutcomeStore, RolloutScoreStore, TreeStore
+from unmask_server.tree import (
+    DistributionStore,
+    OutcomeStore,
+    RolloutScoreStore,
+    ShareReader,
+    TreeStore,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +127,17 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
     )
     answers = AnswerCache(versions, max_bytes=settings.answer_cache_mib * 2**20)
+    diagnosis = DiagnosisService(
+        catalog,
+        resolver,
+        reader,
+        SequenceReader(catalog, scorer, rollout_scorer, trees),
+        demonstrations,
+        recorder,
+        trees,
+        outcomes,
+        answers,
+    )
     return App(
         database=database,
         engines=engines,
@@ -138,19 +161,24 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
             TrajectoryMaker(catalog, sampler, recorder),
             max_message=settings.max_message_mib * 2**20,
         ),
-        diagnosis_service=DiagnosisService(
+        diagnosis_service=diagnosis,
+        growth_service=GrowthService(runner, resolver, settings),
+        cache_service=CacheService(
             catalog,
-            resolver,
-            reader,
-            SequenceReader(catalog, scorer, rollout_scorer, trees),
-            demonstrations,
-            recorder,
             trees,
             outcomes,
-            answers,
+            recorder,
+            resolver,
+            sampler,
+            scorer,
+            Exporter(catalog, ShareReader(database), diagnosis.estimates),
+            ImportService(catalog, Importer(catalog, trees, outcomes, recorder), distributions),
+            GenerationService(
+                catalog,
+                resolver,
+                GenerationImporter(catalog, recorder, PolicyFit(catalog, engines)),
+            ),
         ),
-        growth_service=GrowthService(runner, resolver, settings),
-        cache_service=CacheService(catalog, trees, outcomes, recorder, resolver, sampler, scorer),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import unmask
 from unmask.calls import Paged, Streamed, Unary
 from unmask.requests import cache, catalog, diagnosis, growth, trajectory
-from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
+from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2, sharing_pb2, trajectory_pb2
 
 from tests.client.scripted import METHODS, ScriptedServer
 
@@ -33,8 +33,9 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "watch_growth": ("gro-1",), "put_teacher_distributions": ("t", []),
     "cancel_growth": ("gro-1",), "regrade": ("p", "q", "v"),
     "compare_objectives": ("trj-1", ["a", "b"]), "list_rollouts": ("p", "q"),
-    "put_outcomes": ("v", {"r": 0.5}),
     "pause_growth": ("gro-1",), "resume_growth": ("gro-1",), "extend_growth": ("gro-1",),
+    "put_outcomes": ("v", {"r": 0.5}), "import_cache": (sharing_pb2.CacheRecords(),),
+    "import_generations": ("p", []),
 }  # fmt: skip
 KEYWORDS: dict[str, dict[str, Any]] = {
     "preview_prompt": {"question": "q", "policy": "p"},
@@ -44,6 +45,7 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "alignment": {"trajectory": "trj-1", "position": 0},
     "predict_growth": {"half_width": 0.1},
     "extend_growth": {"half_width": 0.05},
+    "import_generations": {"run": "r", "temperature": 1.0, "max_new_tokens": 8},
 }
 
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is there")
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="pip install pyarrow"):
+    with pytest.raises(ValueError, match=r"unmask\[parquet\]"):
         read_questions(tmp_path / "a.parquet")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import unmask
-from unmask.cli import answers, catalog, growth, growths, objectives, trajectories
+from unmask.cli import answers, catalog, growth, growths, objectives, sharing, trajectories
 from unmask.cli.diagnose import diagnose
 from unmask.cli.findings import findings
 
@@ -47,6 +47,8 @@ app.command()(growth.predict)
 app.command()(trajectories.sample)
 app.command()(catalog.preview)
 app.command()(answers.stats)
+app.command()(sharing.export)
+app.command("import")(sharing.import_)
 app.add_typer(catalog.policies, name="policy", no_args_is_help=True)
 app.add_typer(catalog.teachers, name="teacher", no_args_is_help=True)
 app.add_typer(catalog.questions, name="question", no_args_is_help=True)

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from unmask.v1 import cache_pb2 as unmask_dot_v1_dot_cache__pb2
+from unmask.v1 import sharing_pb2 as unmask_dot_v1_dot_sharing__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -55,6 +56,21 @@ class CacheServiceStub:
                 request_serializer=unmask_dot_v1_dot_cache__pb2.PutOutcomesRequest.SerializeToString,
                 response_deserializer=unmask_dot_v1_dot_cache__pb2.PutOutcomesResponse.FromString,
                 _registered_method=True)
+        self.ExportCache = channel.unary_stream(
+                '/unmask.v1.CacheService/ExportCache',
+                request_serializer=unmask_dot_v1_dot_sharing__pb2.ExportCacheRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_sharing__pb2.ExportCacheResponse.FromString,
+                _registered_method=True)
+        self.ImportCache = channel.unary_unary(
+                '/unmask.v1.CacheService/ImportCache',
+                request_serializer=unmask_dot_v1_dot_sharing__pb2.ImportCacheRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_sharing__pb2.ImportCacheResponse.FromString,
+                _registered_method=True)
+        self.ImportGenerations = channel.unary_unary(
+                '/unmask.v1.CacheService/ImportGenerations',
+                request_serializer=unmask_dot_v1_dot_sharing__pb2.ImportGenerationsRequest.SerializeToString,
+                response_deserializer=unmask_dot_v1_dot_sharing__pb2.ImportGenerationsResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer:
@@ -95,6 +111,41 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportCache(self, request, context):
+        """What is stored, for another cache or for tables, part by part. It may be cut off and continued.
+        What is added meanwhile may or may not be in it.
+
+        NOT_FOUND: a policy or question. INVALID_ARGUMENT: a cursor of another request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportCache(self, request, context):
+        """Takes in what ExportCache gave, here or elsewhere. Ids decide what is the same, so importing
+        twice, or what two caches share, counts once. Nothing is sampled or charged. A rollout that lacks
+        an outcome which all rollouts of its tree have is graded.
+
+        INVALID_ARGUMENT: a record that contradicts itself; nothing of the request is kept then, but for
+        what it describes. FAILED_PRECONDITION: something is referred to that neither this server nor the
+        request knows; or a rollout cannot be graded, because its model is not here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportGenerations(self, request, context):
+        """Takes in generations that a trainer sampled from the policy, as free rollouts. All are checked
+        before one is kept; importing them again adds nothing. They cost nothing.
+
+        INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
+        FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an
+        unknown end, or log-probabilities that are not its model's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -117,6 +168,21 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.PutOutcomes,
                     request_deserializer=unmask_dot_v1_dot_cache__pb2.PutOutcomesRequest.FromString,
                     response_serializer=unmask_dot_v1_dot_cache__pb2.PutOutcomesResponse.SerializeToString,
+            ),
+            'ExportCache': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportCache,
+                    request_deserializer=unmask_dot_v1_dot_sharing__pb2.ExportCacheRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_sharing__pb2.ExportCacheResponse.SerializeToString,
+            ),
+            'ImportCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportCache,
+                    request_deserializer=unmask_dot_v1_dot_sharing__pb2.ImportCacheRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_sharing__pb2.ImportCacheResponse.SerializeToString,
+            ),
+            'ImportGenerations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportGenerations,
+                    request_deserializer=unmask_dot_v1_dot_sharing__pb2.ImportGenerationsRequest.FromString,
+                    response_serializer=unmask_dot_v1_dot_sharing__pb2.ImportGenerationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -228,6 +294,87 @@ class CacheService:
             '/unmask.v1.CacheService/PutOutcomes',
             unmask_dot_v1_dot_cache__pb2.PutOutcomesRequest.SerializeToString,
             unmask_dot_v1_dot_cache__pb2.PutOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/unmask.v1.CacheService/ExportCache',
+            unmask_dot_v1_dot_sharing__pb2.ExportCacheRequest.SerializeToString,
+            unmask_dot_v1_dot_sharing__pb2.ExportCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.CacheService/ImportCache',
+            unmask_dot_v1_dot_sharing__pb2.ImportCacheRequest.SerializeToString,
+            unmask_dot_v1_dot_sharing__pb2.ImportCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportGenerations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unmask.v1.CacheService/ImportGenerations',
+            unmask_dot_v1_dot_sharing__pb2.ImportGenerationsRequest.SerializeToString,
+            unmask_dot_v1_dot_sharing__pb2.ImportGenerationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ The cache that everything else fills and reads."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from unmask.v1 import cache_pb2 as _cache_pb2
+from unmask.v1 import sharing_pb2 as _sharing_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -49,6 +50,29 @@ class CacheServiceStub:
     ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
     `source`.
     """
+    ExportCache: _grpc.UnaryStreamMultiCallable[_sharing_pb2.ExportCacheRequest, _sharing_pb2.ExportCacheResponse]
+    """What is stored, for another cache or for tables, part by part. It may be cut off and continued.
+    What is added meanwhile may or may not be in it.
+
+    NOT_FOUND: a policy or question. INVALID_ARGUMENT: a cursor of another request.
+    """
+    ImportCache: _grpc.UnaryUnaryMultiCallable[_sharing_pb2.ImportCacheRequest, _sharing_pb2.ImportCacheResponse]
+    """Takes in what ExportCache gave, here or elsewhere. Ids decide what is the same, so importing
+    twice, or what two caches share, counts once. Nothing is sampled or charged. A rollout that lacks
+    an outcome which all rollouts of its tree have is graded.
+
+    INVALID_ARGUMENT: a record that contradicts itself; nothing of the request is kept then, but for
+    what it describes. FAILED_PRECONDITION: something is referred to that neither this server nor the
+    request knows; or a rollout cannot be graded, because its model is not here.
+    """
+    ImportGenerations: _grpc.UnaryUnaryMultiCallable[_sharing_pb2.ImportGenerationsRequest, _sharing_pb2.ImportGenerationsResponse]
+    """Takes in generations that a trainer sampled from the policy, as free rollouts. All are checked
+    before one is kept; importing them again adds nothing. They cost nothing.
+
+    INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
+    FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an
+    unknown end, or log-probabilities that are not its model's.
+    """
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -70,6 +94,29 @@ class CacheServiceAsyncStub(CacheServiceStub):
     NOT_FOUND: an id. INVALID_ARGUMENT: another kind of verifier, a number outside of [0, 1].
     ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
     `source`.
+    """
+    ExportCache: _aio.UnaryStreamMultiCallable[_sharing_pb2.ExportCacheRequest, _sharing_pb2.ExportCacheResponse]  # type: ignore[assignment]
+    """What is stored, for another cache or for tables, part by part. It may be cut off and continued.
+    What is added meanwhile may or may not be in it.
+
+    NOT_FOUND: a policy or question. INVALID_ARGUMENT: a cursor of another request.
+    """
+    ImportCache: _aio.UnaryUnaryMultiCallable[_sharing_pb2.ImportCacheRequest, _sharing_pb2.ImportCacheResponse]  # type: ignore[assignment]
+    """Takes in what ExportCache gave, here or elsewhere. Ids decide what is the same, so importing
+    twice, or what two caches share, counts once. Nothing is sampled or charged. A rollout that lacks
+    an outcome which all rollouts of its tree have is graded.
+
+    INVALID_ARGUMENT: a record that contradicts itself; nothing of the request is kept then, but for
+    what it describes. FAILED_PRECONDITION: something is referred to that neither this server nor the
+    request knows; or a rollout cannot be graded, because its model is not here.
+    """
+    ImportGenerations: _aio.UnaryUnaryMultiCallable[_sharing_pb2.ImportGenerationsRequest, _sharing_pb2.ImportGenerationsResponse]  # type: ignore[assignment]
+    """Takes in generations that a trainer sampled from the policy, as free rollouts. All are checked
+    before one is kept; importing them again adds nothing. They cost nothing.
+
+    INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
+    FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an
+    unknown end, or log-probabilities that are not its model's.
     """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -113,6 +160,47 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND: an id. INVALID_ARGUMENT: another kind of verifier, a number outside of [0, 1].
         ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
         `source`.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportCache(
+        self,
+        request: _sharing_pb2.ExportCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_sharing_pb2.ExportCacheResponse], _abc.AsyncIterator[_sharing_pb2.ExportCacheResponse]]:
+        """What is stored, for another cache or for tables, part by part. It may be cut off and continued.
+        What is added meanwhile may or may not be in it.
+
+        NOT_FOUND: a policy or question. INVALID_ARGUMENT: a cursor of another request.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportCache(
+        self,
+        request: _sharing_pb2.ImportCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sharing_pb2.ImportCacheResponse, _abc.Awaitable[_sharing_pb2.ImportCacheResponse]]:
+        """Takes in what ExportCache gave, here or elsewhere. Ids decide what is the same, so importing
+        twice, or what two caches share, counts once. Nothing is sampled or charged. A rollout that lacks
+        an outcome which all rollouts of its tree have is graded.
+
+        INVALID_ARGUMENT: a record that contradicts itself; nothing of the request is kept then, but for
+        what it describes. FAILED_PRECONDITION: something is referred to that neither this server nor the
+        request knows; or a rollout cannot be graded, because its model is not here.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportGenerations(
+        self,
+        request: _sharing_pb2.ImportGenerationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sharing_pb2.ImportGenerationsResponse, _abc.Awaitable[_sharing_pb2.ImportGenerationsResponse]]:
+        """Takes in generations that a trainer sampled from the policy, as free rollouts. All are checked
+        before one is kept; importing them again adds nothing. They cost nothing.
+
+        INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
+        FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an
+        unknown end, or log-probabilities that are not its model's.
         """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

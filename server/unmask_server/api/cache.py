@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import binascii
 import math
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from unmask.v1 import cache_pb2 as pb
-from unmask.v1 import cache_pb2_grpc
+from unmask.v1 import cache_pb2_grpc, sharing_pb2
 
+from unmask_server.api.generations import GenerationService
+from unmask_server.api.imports import ImportService
 from unmask_server.api.paging import decode_page, encode_page, page_size
+from unmask_server.api.sharing import Exporter
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import AlreadyExists, InvalidArgument, NotFound
 from unmask_server.catalog.tokenizer import without_stop
@@ -46,6 +50,9 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         resolver: Resolver,
         sampler: Sampler,
         scorer: Scorer,
+        exporter: Exporter,
+        imports: ImportService,
+        generations: GenerationService,
     ) -> None:
         self._catalog = catalog
         self._trees = trees
@@ -54,6 +61,9 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         self._resolver = resolver
         self._sampler = sampler
         self._scorer = scorer
+        self._exporter = exporter
+        self._imports = imports
+        self._generations = generations
 
     async def GetStatistics(
         self, request: pb.GetStatisticsRequest, context: Context
@@ -88,6 +98,25 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     ) -> pb.PutOutcomesResponse:
         """Keep a client's numbers."""
         return await asyncio.to_thread(self._put, request)
+
+    async def ExportCache(
+        self, request: sharing_pb2.ExportCacheRequest, context: Context
+    ) -> AsyncIterator[sharing_pb2.ExportCacheResponse]:
+        """Everything, part by part."""
+        async for part in self._exporter.export(request):
+            yield part
+
+    async def ImportCache(
+        self, request: sharing_pb2.ImportCacheRequest, context: Context
+    ) -> sharing_pb2.ImportCacheResponse:
+        """Merge what another cache gave."""
+        return await asyncio.to_thread(self._imports.take, request)
+
+    async def ImportGenerations(
+        self, request: sharing_pb2.ImportGenerationsRequest, context: Context
+    ) -> sharing_pb2.ImportGenerationsResponse:
+        """Take a trainer's generations in."""
+        return await self._generations.take(request)
 
     def _regrade(self, request: pb.RegradeRolloutsRequest) -> pb.RegradeRolloutsResponse:
         policy = self._resolver.policy(request.policy, "policy")

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import grpc
 from unmask.v1 import diagnosis_pb2 as pb
-from unmask.v1 import diagnosis_pb2_grpc
+from unmask.v1 import diagnosis_pb2_grpc, sharing_pb2
 
 from unmask_server.api import diagnosis_messages as messages
 from unmask_server.api.algorithms import check_teachers, check_top_k, parse_algorithms
@@ -308,8 +308,25 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             [messages.alignment(s, found, read.teachers, tokenizer, units) for s in scored],
         )
 
-    def _node_response(self, read: Read, options: Options) -> pb.GetNodeResponse:
-        found = read.evidence[0]
+    async def estimates(
+        self, trajectory_id: str, teachers: Sequence[str], options: Options
+    ) -> AsyncIterator[sharing_pb2.NodeEstimate]:
+        """What GetNode answers at every token of a trajectory, all of one version of its tree."""
+        nodes = await asyncio.to_thread(
+            self._resolver.trajectory,
+            trajectory_id,
+            positions=None,
+            verifier=options.verifier,
+            field="trajectory",
+        )
+        read = await self._read(nodes, teachers, (), options)
+        for i, found in enumerate(read.evidence):
+            answer = await asyncio.to_thread(self._node_response, read, options, i)
+            told = messages.teacher_probabilities(found, read.teachers)
+            yield sharing_pb2.NodeEstimate(answer=answer, teachers=told)
+
+    def _node_response(self, read: Read, options: Options, index: int = 0) -> pb.GetNodeResponse:
+        found = read.evidence[index]
         drawn = posterior(read.nodes, found)
         tokenizer = self._catalog.tokenizer(read.nodes.policy.model)
         units = Units.of(read.nodes.verifier)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from unmask.v1 import diagnosis_pb2 as pb
-from unmask.v1 import trajectory_pb2
+from unmask.v1 import sharing_pb2, trajectory_pb2
 
 from unmask_server.api.algorithms import algorithm_message
 from unmask_server.api.units import Units, scaled
@@ -70,15 +70,37 @@ def candidates(
     found: Evidence, drawn: NodePosterior, tokenizer: ModelTokenizer, units: Units
 ) -> tuple[list[pb.Candidate], pb.Candidate | None]:
     """The candidates, likeliest first, and the tail if there is one."""
-    sampling = found.scores.sampling
-    order = np.argsort(-sampling[:-1], kind="stable")
-    listed = [_candidate(found, drawn, int(j), units) for j in order]
+    order = _order(found)
+    listed = [_candidate(found, drawn, j, units) for j in order]
     for message, j in zip(listed, order, strict=True):
         message.token.CopyFrom(_token(int(found.scores.ids[j]), tokenizer))
-    tail = len(sampling) - 1
-    if sampling[tail] <= 0 and found.scores.student[1.0][tail] <= 0:
+    if not _has_tail(found):
         return listed, None
-    return listed, _candidate(found, drawn, tail, units)
+    return listed, _candidate(found, drawn, len(order), units)
+
+
+def _order(found: Evidence) -> list[int]:
+    """The candidates, likeliest first."""
+    order: list[int] = np.argsort(-found.scores.sampling[:-1], kind="stable").tolist()
+    return order
+
+
+def _has_tail(found: Evidence) -> bool:
+    return bool(found.scores.sampling[-1] > 0 or found.scores.student[1.0][-1] > 0)
+
+
+def teacher_probabilities(
+    found: Evidence, teachers: Sequence[Teacher]
+) -> list[sharing_pb2.TeacherProbabilities]:
+    """What each teacher says, in the order of `candidates`; those that say nothing are left out."""
+    places = [*_order(found), *([len(found.scores.ids)] if _has_tail(found) else [])]
+    return [
+        sharing_pb2.TeacherProbabilities(
+            teacher_id=teacher.id, probabilities=views[1.0][places].tolist()
+        )
+        for teacher, views in zip(teachers, found.scores.teachers, strict=True)
+        if views
+    ]
 
 
 def _candidate(found: Evidence, drawn: NodePosterior, j: int, units: Units) -> pb.Candidate:

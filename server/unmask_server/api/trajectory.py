@@ -25,12 +25,12 @@ MAX_COUNT = 10_000
 TOKEN_BYTES = 20
 """Of a token in an answer, with its text, at most (almost always)."""
 
-_FINISHES = {
+FINISHES = {
     STOP: pb.FINISH_REASON_STOP,
     LENGTH: pb.FINISH_REASON_LENGTH,
     UNKNOWN: pb.FINISH_REASON_UNSPECIFIED,
 }
-_FINISH_CODES = {
+FINISH_CODES = {
     pb.FINISH_REASON_UNSPECIFIED: None,
     pb.FINISH_REASON_STOP: STOP,
     pb.FINISH_REASON_LENGTH: LENGTH,
@@ -89,14 +89,14 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
         kind = request.WhichOneof("generation")
         if kind is None:
             raise InvalidArgument("tokens", "give the generation, as tokens or as text")
-        if request.finish_reason not in _FINISH_CODES:
+        if request.finish_reason not in FINISH_CODES:
             raise InvalidArgument("finish_reason", f"no reason has number {request.finish_reason}")
         trajectory = self._maker.submit(
             policy,
             question,
             tokens=tuple(request.tokens.ids) if kind == "tokens" else None,
             text=request.text if kind == "text" else None,
-            finish=_FINISH_CODES[request.finish_reason],
+            finish=FINISH_CODES[request.finish_reason],
         )
         return pb.SubmitTrajectoryResponse(trajectory=self._message(trajectory))
 
@@ -167,7 +167,7 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
                 else ""
             ),
             length=len(trajectory.tokens),
-            finish_reason=_FINISHES[trajectory.finish],
+            finish_reason=FINISHES[trajectory.finish],
             reward=trajectory.rewards[question.verifier.key],
             seed=trajectory.seed,
             create_time=timestamp(trajectory.created_at),

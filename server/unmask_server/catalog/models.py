@@ -67,6 +67,28 @@ class Models:
         self._tokenizers[model.fingerprint] = tokenizer
         return self.get(model.fingerprint), tokenizer, moved
 
+    def adopt(self, model: Model) -> bool:
+        """Keep a model by its description alone, unless it is known. Returns whether it is new.
+
+        Until it is registered from a directory here, nothing can be sampled or scored with it.
+        """
+        known = select(table.c.fingerprint).where(table.c.fingerprint == model.fingerprint)
+        if query(self._engine, lambda c: c.execute(known).first()) is not None:
+            return False
+        try:
+            transact(self._engine, lambda c: _insert(c, model))
+        except IntegrityError:
+            return False
+        return True
+
+    def is_here(self, model: Model) -> bool:
+        """Whether its tokenizer can be read here, so that texts can be made."""
+        try:
+            self.tokenizer(model)
+        except FailedPrecondition:
+            return False
+        return True
+
     def get(self, fingerprint: str) -> Model:
         """A model that something was registered with."""
         wanted = select(table).where(table.c.fingerprint == fingerprint)
@@ -144,24 +166,28 @@ class Models:
         return model, tokenizer
 
 
+def _insert(connection: Connection, model: Model) -> None:
+    connection.execute(
+        insert(table).values(
+            fingerprint=model.fingerprint,
+            source=model.source,
+            architecture=model.architecture,
+            vocab_size=model.vocab_size,
+            max_context=model.max_context,
+            tokenizer_fingerprint=model.tokenizer_fingerprint,
+            eos_ids=list(model.eos_ids),
+            endpoints=list(model.endpoints),
+            serving=model.serving,
+            created_at=time.time(),
+        )
+    )
+
+
 def _keep(connection: Connection, model: Model) -> bool:
     there = connection.execute(select(table).where(table.c.fingerprint == model.fingerprint))
     row = there.first()
     if row is None:
-        connection.execute(
-            insert(table).values(
-                fingerprint=model.fingerprint,
-                source=model.source,
-                architecture=model.architecture,
-                vocab_size=model.vocab_size,
-                max_context=model.max_context,
-                tokenizer_fingerprint=model.tokenizer_fingerprint,
-                eos_ids=list(model.eos_ids),
-                endpoints=list(model.endpoints),
-                serving=model.serving,
-                created_at=time.time(),
-            )
-        )
+        _insert(connection, model)
         return False
     known = model_of(row._mapping)
     if not model.endpoints:

@@ -51,6 +51,58 @@ def prompting_of(data: Mapping[str, Any]) -> Prompting:
     return Prompting(PromptStyle(data["style"]), data["template"])
 
 
+def policy_values(
+    model: Model,
+    sampling: Sampling,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    prompting: Prompting,
+) -> dict[str, Any]:
+    """What a policy is: a row of `policy` but for its name, and what its id is the hash of."""
+    values: dict[str, Any] = {
+        "model_fingerprint": model.fingerprint,
+        "temperature": float(sampling.temperature),
+        "top_p": float(sampling.top_p),
+        "top_k": sampling.top_k,
+        "max_new_tokens": max_new_tokens,
+        "stop_ids": list(stop_ids),
+        "prompting": prompting_data(prompting),
+    }
+    if sampling.joint:
+        values["joint"] = True
+    return values
+
+
+def teacher_values(
+    model: Model,
+    prompting: Prompting,
+    *,
+    context: str = "",
+    template: str = "",
+    control: Control | None = None,
+    base_id: str | None = None,
+    stored: str | None = None,
+) -> dict[str, Any]:
+    """What a teacher is: a row of `teacher` but for its name, and what its id is the hash of."""
+    values: dict[str, Any] = {
+        "model_fingerprint": model.fingerprint,
+        "context": context,
+        "context_template": template,
+        "prompting": prompting_data(prompting),
+    }
+    parts = {
+        "control": None if control is None else control.value,
+        "base_id": base_id,
+        "stored": stored,
+    }
+    return values | {name: value for name, value in parts.items() if value is not None}
+
+
+def verifier_values(kind: VerifierKind, version: int, options: Mapping[str, str]) -> dict[str, Any]:
+    """What a verifier is: a row of `verifier` but for its name, and what its id is the hash of."""
+    return {"kind": kind.value, "version": version, "options": dict(options)}
+
+
 def model_of(row: RowMapping) -> Model:
     """A row of `model`."""
     return Model(

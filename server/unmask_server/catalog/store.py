@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sqlalchemy import Engine, select
 
+from unmask_server.catalog.adopt import Adopter
 from unmask_server.catalog.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -22,10 +22,12 @@ from unmask_server.catalog.records import MAX_NAME, Entry, Page, Records, check_
 from unmask_server.catalog.rows import (
     digest,
     policy_of,
-    prompting_data,
+    policy_values,
     question_of,
     teacher_of,
+    teacher_values,
     verifier_of,
+    verifier_values,
 )
 from unmask_server.catalog.settings import (
     check_sampling,
@@ -87,6 +89,7 @@ class Catalog:
         self._objectives: dict[tuple[tuple[str, str], ...], str] = {}
         self._gradeable: dict[tuple[int, str], str | None] = {}
         self.trajectories = TrajectoryStore(engine)
+        self.adopter = Adopter(self._records, self._models, self.get_verifier)
         self.gym = grader.gym
 
     # ------------------------------------------------------------------------------ policies
@@ -138,17 +141,7 @@ class Catalog:
         warnings = [*_trial(chosen, tokenizer), *serving_warnings(model)]
         if not stops:
             warnings.append("no stop token: every generation runs to max_new_tokens and has failed")
-        values = {
-            "model_fingerprint": model.fingerprint,
-            "temperature": float(sampling.temperature),
-            "top_p": float(sampling.top_p),
-            "top_k": sampling.top_k,
-            "max_new_tokens": max_new_tokens,
-            "stop_ids": list(stops),
-            "prompting": prompting_data(chosen),
-        }
-        if sampling.joint:
-            values["joint"] = True
+        values = policy_values(model, sampling, max_new_tokens, stops, chosen)
         policy_id = self._records.put(schema.policy, Entry("pol-" + digest(values), name, values))
         return self.get_policy(policy_id), warnings
 
@@ -224,12 +217,7 @@ class Catalog:
                     f"{'; '.join(differences)}"
                 )
         chosen = choose_prompting(prompting, tokenizer, "prompting")
-        values = {
-            "model_fingerprint": model.fingerprint,
-            "context": context,
-            "context_template": text,
-            "prompting": prompting_data(chosen),
-        }
+        values = teacher_values(model, chosen, context=context, template=text)
         entry = Entry("tea-" + digest(values), name, values)
         warnings = [*_trial(chosen, tokenizer), *serving_warnings(model)]
         return self.get_teacher(self._records.put(schema.teacher, entry)), warnings
@@ -251,26 +239,26 @@ class Catalog:
 
         """
         check_name(name)
-        values: dict[str, Any]
         if base is not None:
             if base.control is not None:
                 raise InvalidArgument("model", f"teacher {base.id} is a control itself")
-            values = {
-                "model_fingerprint": base.model.fingerprint,
-                "context": base.context,
-                "context_template": base.template,
-                "prompting": prompting_data(base.prompting),
-                "base_id": base.id,
-            }
+            values = teacher_values(
+                base.model,
+                base.prompting,
+                context=base.context,
+                template=base.template,
+                control=control,
+                base_id=base.id,
+            )
         else:
             assert student is not None
-            values = {
-                "model_fingerprint": student.model.fingerprint,
-                "context": "none",
-                "context_template": BUILT_IN_CONTEXTS["none"],
-                "prompting": prompting_data(student.prompting),
-            }
-        values["control"] = control.value
+            values = teacher_values(
+                student.model,
+                student.prompting,
+                context="none",
+                template=BUILT_IN_CONTEXTS["none"],
+                control=control,
+            )
         entry = Entry("tea-" + digest(values), name, values)
         return self.get_teacher(self._records.put(schema.teacher, entry))
 
@@ -300,13 +288,7 @@ class Catalog:
                     f"policies[{i}]: policy {student.id} has another tokenizer than policy "
                     f"{students[0].id}: {'; '.join(differences)}"
                 )
-        values = {
-            "model_fingerprint": model.fingerprint,
-            "context": "",
-            "context_template": "",
-            "prompting": prompting_data(students[0].prompting),
-            "stored": source,
-        }
+        values = teacher_values(model, students[0].prompting, stored=source)
         entry = Entry("tea-" + digest(values), name, values)
         return self.get_teacher(self._records.put(schema.teacher, entry))
 
@@ -501,11 +483,7 @@ class Catalog:
     def _put_verifier(
         self, kind: VerifierKind, options: Mapping[str, str], name: str | None
     ) -> str:
-        values: dict[str, Any] = {
-            "kind": kind.value,
-            "version": version_of(kind),
-            "options": canonical_options(options),
-        }
+        values = verifier_values(kind, version_of(kind), canonical_options(options))
         return self._records.put(schema.verifier, Entry("ver-" + digest(values), name, values))
 
     def _policy(self, row: AnyRow) -> Policy:

@@ -125,6 +125,10 @@ class ModelTokenizer:
         """The text of ids, special tokens included; not always what was encoded to them."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of ids without special tokens, as trainers write prompts down."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
     def has(self, token_id: int) -> bool:
         """Whether an id has a token (padding columns of the logits have none)."""
         return token_id in self._known

@@ -31,6 +31,16 @@ class TrajectoryStore:
         _add(connection, new)
         return new
 
+    def add_many(self, new: Sequence[Trajectory]) -> None:
+        """As `add`, for many: all or none."""
+
+        def add_all(connection: Connection) -> None:
+            for one in new:
+                _add(connection, one)
+
+        if new:
+            transact(self._engine, add_all)
+
     def get(self, trajectory_id: str) -> Trajectory:
         """One trajectory. Raises NotFound."""
         found = self.find([trajectory_id])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from unmask_server.catalog import Catalog, Grader
 from unmask_server.catalog.errors import FailedPrecondition
@@ -32,23 +32,51 @@ class Outcomes:
         self._grader.check_ready(verifier)
 
     def of_paths(
-        self, policy: Policy, question: Question, verifiers: Sequence[Verifier], paths: list[Path]
+        self,
+        policy: Policy,
+        question: Question,
+        verifiers: Sequence[Verifier],
+        paths: list[Path],
+        given: Sequence[Mapping[int, float]] = (),
     ) -> dict[int, list[float]]:
         """Rewards of generations by verifier key; what several objectives share is graded once.
 
+        Args:
+            policy: whose.
+            question: on which.
+            verifiers: by which.
+            paths: the generations.
+            given: rewards that are known already, by verifier key, one mapping a path; empty: none.
+
         Raises:
-            FailedPrecondition: an EXTERNAL one is among them.
+            FailedPrecondition: an EXTERNAL one is among them that is not given.
 
         """
+        given = given or [{}] * len(paths)
         found: dict[int, list[float]] = {}
         for verifier in verifiers:
             parts = [part for part, _ in verifier.terms] or [verifier]
             for part in parts:
                 if part.key not in found:
-                    found[part.key] = self._graded(policy, question, part, paths)
+                    found[part.key] = self._completed(policy, question, part, paths, given)
             if verifier.terms:
                 found[verifier.key] = _weighed(verifier, found)
         return {verifier.key: found[verifier.key] for verifier in verifiers}
+
+    def _completed(
+        self,
+        policy: Policy,
+        question: Question,
+        verifier: Verifier,
+        paths: Sequence[Path],
+        given: Sequence[Mapping[int, float]],
+    ) -> list[float]:
+        missing = [i for i, known in enumerate(given) if verifier.key not in known]
+        graded: list[float] = []
+        if missing:
+            graded = self._graded(policy, question, verifier, [paths[i] for i in missing])
+        fresh = dict(zip(missing, graded, strict=True))
+        return [fresh[i] if i in fresh else known[verifier.key] for i, known in enumerate(given)]
 
     def of_stored(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -154,17 +154,26 @@ class Recorder:
         *,
         growth_id: str | None = None,
         then: Then | None = None,
+        given: Sequence[Mapping[int, float]] = (),
     ) -> AddResult:
         """Grade and store in one transaction; `then` runs inside of it, with the rewards.
 
-        A rollout that is there already (by its uid) changes nothing.
+        A rollout that is there already (by its uid) changes nothing. What is `given` is not graded:
+        rewards by verifier key, one mapping a rollout, from those who know them.
         """
+        given = given or [{}] * len(finished)
         while True:
             active = self._trees.verifiers(ref.id)
-            if given := {k for k in active if self._catalog.verifier_by_key(k).externals}:
-                self._store.deactivate(ref.id, given)
-                active -= given
-            rewards = self._rewards(policy, question, sorted(active), finished)
+            lacking = {
+                key
+                for key in active
+                for part in self._catalog.verifier_by_key(key).externals
+                if any(part.key not in known for known in given)
+            }
+            if lacking:
+                self._store.deactivate(ref.id, lacking)
+                active -= lacking
+            rewards = self._rewards(policy, question, sorted(active), finished, given)
             rollouts = [
                 NewRollout(f.uid, f.tokens, f.forced_depth, f.finish, row, growth_id)
                 for f, row in zip(finished, rewards, strict=True)
@@ -181,11 +190,16 @@ class Recorder:
             return result
 
     def _rewards(
-        self, policy: Policy, question: Question, keys: Sequence[int], finished: Sequence[Finished]
+        self,
+        policy: Policy,
+        question: Question,
+        keys: Sequence[int],
+        finished: Sequence[Finished],
+        given: Sequence[Mapping[int, float]],
     ) -> list[dict[int, float]]:
         paths = [(f.tokens, f.finish) for f in finished]
         verifiers = [self._catalog.verifier_by_key(key) for key in keys]
-        graded = self._outcomes.of_paths(policy, question, verifiers, paths)
+        graded = self._outcomes.of_paths(policy, question, verifiers, paths, given)
         return [{key: graded[key][i] for key in keys} for i in range(len(paths))]
 
     def _number(self, verifier: Verifier, trajectory: Trajectory) -> float:

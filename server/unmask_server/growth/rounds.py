@@ -277,11 +277,20 @@ class Rounds:
             if token is not None:
                 forced = (*forced, token)
             for _ in range(count):
-                uid = rollout_uid("growth", self._held.id, self._held.attempt, self._serial)
-                self._serial += 1
-                want = Wanted(uid, path.nodes.prompt, forced)
+                want = Wanted(self._next_uid(path, forced), path.nodes.prompt, forced)
                 by_policy.setdefault(path.nodes.policy.id, []).append((path, want, (p, i, token)))
         return list(by_policy.values())
+
+    def _next_uid(self, path: WorkPath, forced: tuple[int, ...]) -> bytes:
+        """A new rollout's identity: its growth and number give the seed, its node the rest.
+
+        With the node in it, growths of the same request_id on two servers name different rollouts
+        differently, and their caches can be merged.
+        """
+        drawn = rollout_uid("growth", self._held.id, self._held.attempt, self._serial)
+        self._serial += 1
+        node = rollout_uid(path.nodes.policy.id, path.nodes.question.id, *forced)
+        return drawn[:8] + node[8:]
 
     async def _flush(self, buffer: Sequence[Sampled], waiting: Counter[Item]) -> None:
         task = asyncio.create_task(asyncio.to_thread(self._storing.store, buffer))

@@ -58,7 +58,7 @@ class TrajectoryMaker:
 
         """
         by_id = {
-            _trajectory_id(policy.id, question.id, seed, ordinal): (question, ordinal)
+            sampled_id(policy.id, question.id, seed, ordinal): (question, ordinal)
             for question in questions
             for ordinal in range(count)
         }
@@ -181,9 +181,7 @@ class TrajectoryMaker:
         # A generation that nobody cut off is graded as it stands.
         graded_as = LENGTH if finish == LENGTH else STOP
         reward = self._recorder.grade(policy, question, question.verifier, [(path, graded_as)])[0]
-        trajectory_id = (
-            "trj-" + rollout_uid("submitted", policy.id, question.id, finish, *path).hex()[:24]
-        )
+        trajectory_id = submitted_id(policy.id, question.id, finish, path)
         return self._catalog.trajectories.add(
             Trajectory(
                 id=trajectory_id,
@@ -200,5 +198,11 @@ class TrajectoryMaker:
         )
 
 
-def _trajectory_id(policy_id: str, question_id: str, seed: int, ordinal: int) -> str:
+def submitted_id(policy_id: str, question_id: str, finish: int, tokens: Sequence[int]) -> str:
+    """The id of a trajectory that was brought along."""
+    return "trj-" + rollout_uid("submitted", policy_id, question_id, finish, *tokens).hex()[:24]
+
+
+def sampled_id(policy_id: str, question_id: str, seed: int, ordinal: int) -> str:
+    """The id of a sampled trajectory."""
     return "trj-" + rollout_uid("sampled", policy_id, question_id, seed, ordinal).hex()[:24]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unmask_server.tree.check import check_tree
 from unmask_server.tree.distributions import DiffersError, DistributionStore, merge
-from unmask_server.tree.fingerprint import prefix_fingerprints, seed_fingerprint
+from unmask_server.tree.fingerprint import prefix_fingerprints, seed_fingerprint, tokens_digest
 from unmask_server.tree.outcomes import (
     Moments,
     OutcomeDiffersError,
@@ -12,6 +12,7 @@ from unmask_server.tree.outcomes import (
     UnknownRolloutError,
 )
 from unmask_server.tree.scores import RolloutScoreStore
+from unmask_server.tree.share import Merged, Offered, ShareReader, merge_offered
 from unmask_server.tree.store import TreeStore
 from unmask_server.tree.types import (
     FINISH_LENGTH,
@@ -38,13 +39,16 @@ __all__ = [
     "ChildCounts",
     "DiffersError",
     "DistributionStore",
+    "Merged",
     "Moments",
     "NewRollout",
     "NodeCounts",
+    "Offered",
     "OutcomeDiffersError",
     "OutcomeStore",
     "RolloutScoreStore",
     "SeenLengths",
+    "ShareReader",
     "StoredDistribution",
     "StoredRollout",
     "TreeCorruptError",
@@ -57,6 +61,8 @@ __all__ = [
     "VerifiersDifferError",
     "check_tree",
     "merge",
+    "merge_offered",
     "prefix_fingerprints",
     "seed_fingerprint",
+    "tokens_digest",
 ]

@@ -49,7 +49,7 @@ class DistributionStore:
         rows = query(
             self._engine, lambda connection: connection.execute(_chosen, _bound(wanted)).all()
         )
-        return {row.key: _stored(row) for row in rows}
+        return {row.key: stored_distribution(row) for row in rows}
 
     def put(self, entries: Mapping[bytes, StoredDistribution]) -> None:
         """Store distributions; what is there already is merged by `merge`, so no id is ever lost.
@@ -79,6 +79,21 @@ class DistributionStore:
         if not rows:
             return set()
         return transact(self._engine, lambda connection: _put_once(connection, rows))
+
+    def put_new(self, entries: Mapping[bytes, StoredDistribution]) -> set[bytes]:
+        """Store those whose keys are not there; the others stay as they are, whatever they are.
+
+        Returns:
+            The keys that were not there.
+
+        Raises:
+            ValueError: as `put`.
+
+        """
+        rows = [_row(key, entries[key]) for key in _checked(sorted(entries))]
+        if not rows:
+            return set()
+        return transact(self._engine, lambda connection: _insert(connection, rows))
 
 
 class DiffersError(Exception):
@@ -152,7 +167,7 @@ def _put(
     locked = _chosen.order_by(distribution.c.key).with_for_update(of=distribution)
     changed = []
     for row in connection.execute(locked, _bound(present)).all():
-        old = _stored(row)
+        old = stored_distribution(row)
         merged = merge(old, entries[row.key])
         if merged is not old:
             columns = _row(row.key, merged)
@@ -194,7 +209,8 @@ def _row(key: bytes, entry: StoredDistribution) -> dict[str, Any]:
     }
 
 
-def _stored(row: AnyRow) -> StoredDistribution:
+def stored_distribution(row: AnyRow) -> StoredDistribution:
+    """A row of `distribution`."""
     return StoredDistribution(
         ids=np.frombuffer(row.ids, dtype="<i4").astype(np.int32, copy=False),
         logprobs=np.frombuffer(row.logprobs, dtype="<f4").astype(np.float32, copy=False),

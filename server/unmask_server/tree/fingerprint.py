@@ -49,3 +49,8 @@ def extend(fingerprint: bytes, packed: bytes) -> list[bytes]:
 def digest(packed: bytes) -> bytes:
     """Name a packed token sequence by itself, in one step: 16 bytes, no prefix of it named."""
     return blake2b(packed, digest_size=FINGERPRINT_BYTES).digest()
+
+
+def tokens_digest(tokens: Sequence[int]) -> bytes:
+    """The `digest` of tokens. Raises ValueError: one is no id."""
+    return digest(pack(tokens))

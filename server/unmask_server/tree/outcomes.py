@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from unmask_server.database.connect import query, transact
+from unmask_server.database.rows import AnySelect
 from unmask_server.database.schema import (
     node_stat,
     outcome,
@@ -112,6 +113,14 @@ class OutcomeStore:
             total=math.fsum(count * reward for reward, count in rows),
             squares=math.fsum(count * reward**2 for reward, count in rows),
         )
+
+    def digests(self, uids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """By uid: the digest of a rollout's tokens; those that are not there are left out."""
+        found: dict[bytes, bytes] = {}
+        for chunk in _chunks(uids):
+            wanted = select(rollout.c.uid, rollout.c.digest).where(rollout.c.uid.in_(chunk))
+            found |= query(self._engine, partial(_pairs, wanted))
+        return found
 
     def lacking(self, tree_id: int, verifier_key: int) -> int:
         """How many rollouts of a tree have no outcome of a verifier."""
@@ -236,6 +245,10 @@ def _outcomes(connection: Connection, key: int, ids: Sequence[int]) -> dict[int,
         )
         found |= dict(connection.execute(wanted).tuples().all())
     return found
+
+
+def _pairs(wanted: AnySelect, connection: Connection) -> dict[bytes, bytes]:
+    return dict(connection.execute(wanted).tuples().all())
 
 
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import re2
 
-from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Verifier, VerifierKind
 from unmask_server.catalog.verifiers import gym
 from unmask_server.catalog.verifiers.numbers import (
@@ -168,7 +168,7 @@ class Grader:
         ]
 
     def check_ready(self, verifier: Verifier) -> None:
-        """Refuse a verifier whose library is missing or another version.
+        """Refuse a verifier whose library is missing, or whose code is of another version.
 
         Raises:
             FailedPrecondition: so it is.
@@ -176,6 +176,12 @@ class Grader:
         """
         if verifier.kind is VerifierKind.REASONING_GYM:
             self.gym.check_version(verifier.version)
+        elif verifier.version != _VERSIONS[verifier.kind]:
+            raise FailedPrecondition(
+                f"verifier {verifier.id} is {verifier.kind.value} of version {verifier.version}, "
+                f"and this server grades by version {_VERSIONS[verifier.kind]}: name another one, "
+                "or register the question anew"
+            )
         for part, _ in verifier.terms:
             self.check_ready(part)
 

@@ -1,0 +1,257 @@
+"""CacheService.ExportCache."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from unmask.v1 import sharing_pb2 as pb
+
+from unmask_server.api import catalog_messages
+from unmask_server.api import sharing_messages as messages
+from unmask_server.api.options import Options, node_options
+from unmask_server.catalog import Catalog
+from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.types import Trajectory
+from unmask_server.tree import ShareReader, StoredRollout, TreeRef
+
+PART_BYTES = 512 * 1024
+"""Parts of an export are about so large."""
+AT_ONCE = 128
+"""Records read at once."""
+
+Estimates = Callable[[str, Sequence[str], Options], AsyncIterator[pb.NodeEstimate]]
+"""What is known at every token of a trajectory, by its id, the teachers and the options."""
+
+_DEFAULT = (
+    pb.EXPORT_KIND_ROLLOUTS,
+    pb.EXPORT_KIND_TRAJECTORIES,
+    pb.EXPORT_KIND_DISTRIBUTIONS,
+)
+_PHASES = ("verifiers", "policies", "questions", "teachers")
+_OF_KIND = {
+    pb.EXPORT_KIND_ROLLOUTS: "rollouts",
+    pb.EXPORT_KIND_TRAJECTORIES: "trajectories",
+    pb.EXPORT_KIND_DISTRIBUTIONS: "distributions",
+    pb.EXPORT_KIND_ESTIMATES: "estimates",
+}
+
+After = list[Any]
+"""Where a phase goes on; empty at its start."""
+Part = tuple[pb.CacheRecords, After]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What an export is of."""
+
+    kinds: tuple[pb.ExportKind.ValueType, ...]
+    policy_id: str | None
+    question_ids: list[str] | None
+    teacher_ids: list[str]
+    options: Options
+    digest: str
+    """Of the request but its cursor: cursors of another one are refused."""
+
+
+class Exporter:
+    """Reads a cache out, phase by phase."""
+
+    def __init__(self, catalog: Catalog, reader: ShareReader, estimates: Estimates) -> None:
+        self._catalog = catalog
+        self._reader = reader
+        self._estimates = estimates
+        self._readers = {
+            "verifiers": self._verifiers,
+            "policies": self._policies,
+            "questions": self._questions,
+            "teachers": self._teachers,
+            "rollouts": self._rollouts,
+            "trajectories": self._trajectories,
+            "distributions": self._distributions,
+            "estimates": self._nodes,
+        }
+
+    async def export(self, request: pb.ExportCacheRequest) -> AsyncIterator[pb.ExportCacheResponse]:
+        """The parts behind the request's cursor."""
+        wanted = await asyncio.to_thread(self._wanted, request)
+        phases = [*_PHASES, *(_OF_KIND[kind] for kind in sorted(wanted.kinds))]
+        number, after = _position(request.cursor, wanted, len(phases))
+        for i in range(number, len(phases)):
+            parts = self._readers[phases[i]](wanted, after if i == number else [])
+            async for records, place in parts:
+                yield pb.ExportCacheResponse(records=records, cursor=_cursor(wanted, i, place))
+        yield pb.ExportCacheResponse(cursor=_cursor(wanted, len(phases), []))
+
+    def _wanted(self, request: pb.ExportCacheRequest) -> _Wanted:
+        kinds = tuple(request.kinds) or _DEFAULT
+        for i, kind in enumerate(kinds):
+            if kind not in _OF_KIND or kind in kinds[:i]:
+                raise InvalidArgument(f"kinds[{i}]", "is none, or there twice")
+        policy = self._catalog.get_policy(request.policy).id if request.policy else None
+        questions = [self._catalog.get_question(name).id for name in request.questions]
+        if len(set(questions)) < len(questions):
+            raise InvalidArgument("questions", "a question is named twice")
+        teachers = [self._catalog.get_teacher(name).id for name in request.teachers]
+        options = node_options(request.options, "options")
+        told = request.options.SerializeToString(deterministic=True).hex()
+        said = [sorted(kinds), policy, questions, teachers, told]
+        digest = hashlib.blake2b(json.dumps(said).encode(), digest_size=8).hexdigest()
+        return _Wanted(kinds, policy, questions or None, teachers, options, digest)
+
+    # ------------------------------------------------------------------------------ the catalog
+
+    async def _verifiers(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
+        async for found, place in _pages(self._catalog.list_verifiers, after):
+            yield pb.CacheRecords(verifiers=map(catalog_messages.verifier, found)), place
+
+    async def _policies(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
+        async for found, place in _pages(self._catalog.list_policies, after):
+            chosen = [p for p in found if wanted.policy_id in (None, p.id)]
+            yield pb.CacheRecords(policies=map(messages.shared_policy, chosen)), place
+
+    async def _questions(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
+        if wanted.question_ids is None:
+            async for found, place in _pages(self._catalog.list_questions, after):
+                yield pb.CacheRecords(questions=map(catalog_messages.question, found)), place
+            return
+        first = after[0] if after else 0
+        for i in range(first, len(wanted.question_ids), AT_ONCE):
+            ids = wanted.question_ids[i : i + AT_ONCE]
+            chosen = [await asyncio.to_thread(self._catalog.get_question, id_) for id_ in ids]
+            yield (
+                pb.CacheRecords(questions=map(catalog_messages.question, chosen)),
+                [i + AT_ONCE],
+            )
+
+    async def _teachers(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
+        if pb.EXPORT_KIND_DISTRIBUTIONS not in wanted.kinds:
+            return
+        async for found, place in _pages(self._catalog.list_teachers, after):
+            yield pb.CacheRecords(teachers=map(messages.shared_teacher, found)), place
+
+    # ------------------------------------------------------------------------------ the contents
+
+    async def _rollouts(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
+        tree_id, last = after or (0, 0)
+        while trees := await asyncio.to_thread(
+            # The tree in which it was cut off comes again.
+            self._reader.trees,
+            wanted.policy_id,
+            wanted.question_ids,
+            tree_id - 1 if last else tree_id,
+            AT_ONCE,
+        ):
+            for tree in trees:
+                tree_id = tree.id
+                while found := await asyncio.to_thread(
+                    self._reader.rollouts, tree_id, last, AT_ONCE
+                ):
+                    for chunk in _chunks(found, lambda one: 4 * len(one.tokens) + 100):
+                        last = chunk[-1].id
+                        told = await asyncio.to_thread(self._told, chunk, tree)
+                        yield pb.CacheRecords(rollouts=told), [tree_id, last]
+                last = 0
+
+    def _told(self, found: Sequence[StoredRollout], tree: TreeRef) -> list[pb.SharedRollout]:
+        key = self._catalog.verifier_by_key
+        return [messages.shared_rollout(one, tree, key) for one in found]
+
+    async def _trajectories(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
+        async for found, place in self._trajectory_pages(wanted, after):
+            told = [messages.shared_trajectory(one, self._catalog.verifier_by_key) for one in found]
+            yield pb.CacheRecords(trajectories=told), place
+
+    async def _distributions(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
+        last = bytes.fromhex(after[0]) if after else b""
+        while found := await asyncio.to_thread(self._reader.distributions, last, AT_ONCE):
+            for chunk in _chunks(found, lambda pair: 8 * len(pair[1].ids) + 50):
+                last = chunk[-1][0]
+                told = [messages.shared_distribution(*pair) for pair in chunk]
+                yield pb.CacheRecords(distributions=told), [last.hex()]
+
+    async def _nodes(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
+        before = after
+        async for found, place in self._trajectory_pages(wanted, after, 1):
+            nodes = [node for one in found async for node in self._of(one, wanted)]
+            chunks = list(_chunks(nodes, lambda node: node.ByteSize()))
+            for i, chunk in enumerate(chunks):
+                # Cut off in between, the trajectory comes again as a whole.
+                last = i == len(chunks) - 1
+                yield pb.CacheRecords(estimates=chunk), place if last else before
+            before = place
+
+    def _of(self, trajectory: Trajectory, wanted: _Wanted) -> AsyncIterator[pb.NodeEstimate]:
+        return self._estimates(trajectory.id, wanted.teacher_ids, wanted.options)
+
+    async def _trajectory_pages(
+        self, wanted: _Wanted, after: After, size: int = AT_ONCE
+    ) -> AsyncIterator[tuple[list[Trajectory], After]]:
+        questions: Sequence[str | None] = wanted.question_ids or [None]
+        first, page = (after[0], tuple(after[1:])) if after else (0, None)
+        for i in range(first, len(questions)):
+            read = partial(
+                self._catalog.trajectories.page,
+                policy_id=wanted.policy_id,
+                question_id=questions[i],
+                correct=None,
+                size=size,
+            )
+            while found := await asyncio.to_thread(read, after=page):
+                for chunk in _chunks(found, lambda one: 4 * len(one.tokens) + 100):
+                    page = (chunk[-1].created_at, chunk[-1].id)
+                    yield chunk, [i, *page]
+            page = None
+
+
+def _chunks(found: Sequence[Any], size: Callable[[Any], int]) -> Iterable[list[Any]]:
+    """Runs of about `PART_BYTES`."""
+    chunk: list[Any] = []
+    total = 0
+    for one in found:
+        if chunk and total + size(one) > PART_BYTES:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(one)
+        total += size(one)
+    if chunk:
+        yield chunk
+
+
+async def _pages(
+    page: Callable[[int, tuple[float, str] | None], list[Any]], after: After
+) -> AsyncIterator[tuple[list[Any], After]]:
+    place = (float(after[0]), str(after[1])) if after else None
+    while found := await asyncio.to_thread(page, AT_ONCE, place):
+        place = (found[-1].created_at, found[-1].id)
+        yield found, list(place)
+
+
+def _cursor(wanted: _Wanted, phase: int, after: After) -> str:
+    text = json.dumps([_mark(wanted, phase, after), phase, after])
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _position(cursor: str, wanted: _Wanted, phases: int) -> tuple[int, After]:
+    if not cursor:
+        return 0, []
+    try:
+        mark, phase, after = json.loads(base64.urlsafe_b64decode(cursor))
+    except (ValueError, TypeError, binascii.Error):
+        mark, phase, after = "", 0, []
+    if mark != _mark(wanted, phase, after) or not 0 <= phase <= phases:
+        raise InvalidArgument("cursor", "is of another request, or none")
+    return phase, after
+
+
+def _mark(wanted: _Wanted, phase: int, after: After) -> str:
+    """Tells cursors of this request from those of others, and from damaged ones."""
+    said = json.dumps([wanted.digest, phase, after]).encode()
+    return hashlib.blake2b(said, digest_size=8).hexdigest()
