@@ -95,7 +95,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         RuntimeError: the database is at another revision of the schema.
 
     """
-    database = open_database(settings.database)
+    database = open_database(settings.database, settings.database_limits)
     require_head(database)
     grader = Grader()
     catalog = Catalog(database, grader)

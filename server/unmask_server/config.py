@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from unmask_server.database.limits import Limits
+
 
 class Settings(BaseSettings):
     """What `unmask-server serve` can be told."""
@@ -16,6 +18,28 @@ class Settings(BaseSettings):
     database: str = Field(
         default="sqlite:///.unmask/unmask.db",
         description="Where everything is kept: sqlite:///PATH or postgresql://…",
+    )
+    database_pool: int = Field(
+        default=16, ge=1, description="Connections kept open; as many again under pressure."
+    )
+    database_connection_seconds: float = Field(
+        default=30.0, ge=0, description="What a connection to the database may take; 0: any time."
+    )
+    database_statement_seconds: float = Field(
+        default=120.0, ge=0, description="What one statement may take on PostgreSQL; 0: any time."
+    )
+    database_lock_seconds: float = Field(
+        default=30.0, ge=0, description="How long writers wait for each other; 0: any time."
+    )
+    database_idle_seconds: float = Field(
+        default=300.0,
+        ge=0,
+        description="After which PostgreSQL ends the transaction of a server that hangs; 0: never.",
+    )
+    database_patience_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long work waits for a database that does not answer, or is busy.",
     )
     listen: Annotated[list[str], NoDecode] = Field(
         default=["localhost:50051"],
@@ -82,6 +106,18 @@ class Settings(BaseSettings):
         default=5.0, ge=0, description="What running calls get to finish when the server stops."
     )
     log_format: str = Field(default="console", pattern="^(console|json)$", description="Of logs.")
+
+    @property
+    def database_limits(self) -> Limits:
+        """Of the connections to the database."""
+        return Limits(
+            pool_size=self.database_pool,
+            connection=self.database_connection_seconds,
+            statement=self.database_statement_seconds,
+            lock=self.database_lock_seconds,
+            idle=self.database_idle_seconds,
+            patience=self.database_patience_seconds,
+        )
 
     @field_validator("listen", mode="before")
     @classmethod

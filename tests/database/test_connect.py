@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, Engine, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
-from unmask_server.database import connect
 from unmask_server.database.connect import open_database, query, read, snapshot, transact, write
+from unmask_server.database.limits import Limits
 from unmask_server.database.schema import question, verifier
 
 
@@ -141,8 +141,8 @@ def test_one_of_two_in_a_deadlock_is_run_again(postgresql_only: Engine) -> None:
     assert query(postgresql_only, version_of) == 3
 
 
-def test_retries_end(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect.time, "sleep", lambda _: None)
+def test_retries_end(database: Engine, database_url: str) -> None:
+    impatient = open_database(database_url, Limits(patience=0.1))
     tries = []
 
     def work(connection: Connection) -> None:
@@ -150,8 +150,9 @@ def test_retries_end(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OperationalError("", {}, _broken(database))
 
     with pytest.raises(DBAPIError):
-        transact(database, work)
-    assert len(tries) == connect.TRIES
+        transact(impatient, work)
+    assert len(tries) >= 2
+    impatient.dispose()
 
 
 def _broken(engine: Engine) -> Exception:

@@ -13,50 +13,57 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from sqlite3 import SQLITE_BUSY, SQLITE_LOCKED
 from sqlite3 import Connection as SQLiteConnection
-from sqlite3 import Error as SQLiteError
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from unmask_server.database.faults import is_transient
+from unmask_server.database.limits import DEFAULTS, Limits
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-BUSY_SECONDS = 30.0
-"""How long a writer waits for another process's writer on SQLite before it is refused."""
 
-TRIES = 6
-"""How often a transaction is tried in all before its transient error is let through."""
+FIRST_PAUSE_SECONDS = 0.05
+"""Before a transaction is begun again; doubled each time up to ..."""
+LONGEST_PAUSE_SECONDS = 1.0
+"""... this."""
 
 _WRITES = "unmask_writes"
 
-_TRANSIENT_SQLSTATES = {
-    "40001",  # serialization_failure
-    "40P01",  # deadlock_detected
-    "55P03",  # lock_not_available
-    "57P01",  # admin_shutdown
-    "57P02",  # crash_shutdown
-    "57P03",  # cannot_connect_now
-}
+_FOR_EVER = 1e6
+"""Seconds."""
 
-_sqlite_writers: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
+_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+"""A PostgreSQL whose machine is gone answers nothing at all: after a minute it is given up."""
 
 
-def open_database(url: str, *, pool_size: int = 16) -> Engine:
+@dataclass(slots=True)
+class _Opened:
+    limits: Limits
+    turn: threading.Lock
+    """Of this process's writers on SQLite."""
+
+
+_opened: WeakKeyDictionary[Engine, _Opened] = WeakKeyDictionary()
+
+
+def open_database(url: str, limits: Limits = DEFAULTS) -> Engine:
     """Make the engine for a database; nothing is connected yet.
 
     Args:
         url: `sqlite:///path/to/file` (its folder is made if missing) or
-            `postgresql://user@host/name`.
-        pool_size: connections kept open at most; as many again are opened under pressure.
+            `postgresql://user@host/name`, whose query may hold libpq's parameters.
+        limits: of its connections.
 
     Raises:
         ValueError: another database, or an SQLite database in memory, where nothing would last.
@@ -65,15 +72,13 @@ def open_database(url: str, *, pool_size: int = 16) -> Engine:
     parsed = make_url(url)
     backend = parsed.get_backend_name()
     if backend == "sqlite":
-        return _open_sqlite(parsed.set(drivername="sqlite"), pool_size)
-    if backend in ("postgresql", "postgres"):
-        return create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            pool_size=pool_size,
-            max_overflow=pool_size,
-            pool_pre_ping=True,
-        )
-    raise ValueError(f"the database must be sqlite or postgresql, not {backend!r}")
+        engine = _open_sqlite(parsed.set(drivername="sqlite"), limits)
+    elif backend in ("postgresql", "postgres"):
+        engine = _open_postgresql(parsed.set(drivername="postgresql+psycopg"), limits)
+    else:
+        raise ValueError(f"the database must be sqlite or postgresql, not {backend!r}")
+    _opened[engine] = _Opened(limits, threading.Lock())
+    return engine
 
 
 def without_password(url: str) -> str:
@@ -81,17 +86,52 @@ def without_password(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
-def _open_sqlite(url: URL, pool_size: int) -> Engine:
+def _pool(limits: Limits) -> dict[str, Any]:
+    return {
+        "pool_size": limits.pool_size,
+        "max_overflow": limits.pool_size,
+        "pool_timeout": limits.connection or None,
+    }
+
+
+def _open_postgresql(url: URL, limits: Limits) -> Engine:
+    arguments = {"connect_timeout": max(2, round(limits.connection))} if limits.connection else {}
+    arguments |= _KEEPALIVES
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        connect_args={key: value for key, value in arguments.items() if key not in url.query},
+        **_pool(limits),
+    )
+    settings = {
+        "statement_timeout": limits.statement,
+        "lock_timeout": limits.lock,
+        "idle_in_transaction_session_timeout": limits.idle,
+    }
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        driver: Any = connection
+        driver.autocommit = True
+        # Not by libpq's `options`, which poolers between here and the server refuse.
+        for name, seconds in settings.items():
+            value = f"{round(1000 * seconds)}ms"
+            driver.execute("SELECT set_config(%s, %s, false)", (name, value))
+        # What is acknowledged is on the disk, whatever the server's own default.
+        driver.execute(
+            "SELECT set_config('synchronous_commit', 'on', false) "
+            "WHERE current_setting('synchronous_commit') = 'off'"
+        )
+        driver.autocommit = False
+
+    return engine
+
+
+def _open_sqlite(url: URL, limits: Limits) -> Engine:
     if url.database in (None, "", ":memory:") or "mode=memory" in str(url):
         raise ValueError("SQLite needs a file, as in sqlite:////var/lib/unmask/unmask.db")
     Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=pool_size,
-        connect_args={"timeout": BUSY_SECONDS},
-    )
-    _sqlite_writers[engine] = threading.Lock()
+    engine = create_engine(url, connect_args={"timeout": limits.lock or _FOR_EVER}, **_pool(limits))
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -146,9 +186,10 @@ def write(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
         return
-    turn = _sqlite_writers[engine]
-    if not turn.acquire(timeout=BUSY_SECONDS):
-        raise TimeoutError(f"another writer held the database for {BUSY_SECONDS:g} s")
+    opened = _opened[engine]
+    turn, wait = opened.turn, opened.limits.lock or _FOR_EVER
+    if not turn.acquire(timeout=wait):
+        raise TimeoutError(f"another writer held the database for {wait:g} s")
     try:
         with (
             engine.connect().execution_options(**{_WRITES: True}) as connection,
@@ -163,45 +204,35 @@ def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
     """Run `work` in a write transaction, again if the database asked for that.
 
     After a transient error (serialisation failure, deadlock, busy, lost connection) the transaction
-    is rolled back and `work` runs anew, at most `TRIES` times in all. A connection lost during the
-    commit leaves open whether it happened, so `work` must be harmless when it is repeated after a
-    success: idempotent by its keys.
+    is rolled back and `work` runs anew, until that has gone on for `Limits.patience`. A connection
+    lost during the commit leaves open whether it happened, so `work` must be harmless when it is
+    repeated after a success: idempotent by its keys.
     """
-    return _retried(lambda: write(engine), work)
+    return _retried(engine, write, work)
 
 
 def query(engine: Engine, work: Callable[[Connection], T]) -> T:
     """Run `work` in a read transaction, with the retries of `transact`."""
-    return _retried(lambda: read(engine), work)
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same transaction may succeed if it is simply tried again."""
-    if not isinstance(error, DBAPIError):
-        return False
-    if isinstance(error.orig, SQLiteError):
-        # The low byte is the primary code; the rest says which kind of busy it was.
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-        return code in (SQLITE_BUSY, SQLITE_LOCKED)
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate is None:
-        # psycopg's own errors carry no SQLSTATE: no connection, or one that broke.
-        return error.connection_invalidated or isinstance(error, OperationalError)
-    return sqlstate in _TRANSIENT_SQLSTATES or sqlstate.startswith("08")
+    return _retried(engine, read, work)
 
 
 def _retried(
-    transaction: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection], T]
+    engine: Engine,
+    transaction: Callable[[Engine], AbstractContextManager[Connection]],
+    work: Callable[[Connection], T],
 ) -> T:
-    for attempt in range(1, TRIES):
+    begun = time.monotonic()
+    pause = FIRST_PAUSE_SECONDS
+    while True:
         try:
-            with transaction() as connection:
+            with transaction(engine) as connection:
                 return work(connection)
         except DBAPIError as error:
             if not is_transient(error):
                 raise
-            _log.warning("try %d of %d of a transaction: %s", attempt, TRIES, error.orig)
-        # 0.05 s, doubling to 0.8 s, each with jitter so that two that collided part.
-        time.sleep(0.05 * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-    with transaction() as connection:
-        return work(connection)
+            if time.monotonic() + pause - begun > _opened[engine].limits.patience:
+                raise
+            _log.warning("a transaction is begun again: %s", error.orig)
+        # With jitter, so that two that collided part.
+        time.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

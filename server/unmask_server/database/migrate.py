@@ -17,6 +17,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, func, select
 
 from unmask_server.database.connect import open_database, query, write
+from unmask_server.database.limits import UNLIMITED
 
 _ADVISORY_LOCK = 0x756E6D61736B
 """Key of PostgreSQL's lock on migrating; the letters of "unmask"."""
@@ -63,7 +64,7 @@ def migrate(url: str, revision: str = "head") -> str | None:
         SchemaRevisionError: the database or `revision` is not in this program's history.
 
     """
-    engine = open_database(url)
+    engine = open_database(url, UNLIMITED)
     try:
         with write(engine) as connection:
             if engine.dialect.name == "postgresql":

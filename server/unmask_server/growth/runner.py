@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from unmask_server.database.connect import is_transient
+from unmask_server.database.faults import is_transient
 from unmask_server.diagnosis.allocation import Forecast
 from unmask_server.engines.base import EngineError
 from unmask_server.growth.adaptive import AdaptivePlanner
