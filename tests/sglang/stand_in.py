@@ -52,8 +52,8 @@ class StandIn:
         self.url = ""
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[StandIn]:
-        """Listen on a free port."""
+    async def running(self, port: int = 0) -> AsyncIterator[StandIn]:
+        """Listen on a port; 0: on a free one."""
         app = web.Application()
         app.router.add_get("/health", self._health)
         app.router.add_get("/model_info", self._model_info)
@@ -62,7 +62,7 @@ class StandIn:
         app.router.add_post("/abort_request", self._abort)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
         host, port = runner.addresses[0][:2]
         self.url = f"http://{host}:{port}"

@@ -1,0 +1,145 @@
+"""A real server in a process of its own, with what chaos needs: a record of what its engines
+answered, a clock that may be wrong, a disk that may be full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+# What a server imports sooner or later, so that each one is forked with it and starts in a moment.
+import grpc
+import structlog
+import torch
+import transformers.models.qwen2.modeling_qwen2
+import unmask_server.engines.sglang
+import unmask_server.engines.transformers
+from sqlalchemy import Connection, Engine, event
+from unmask_server import app as app_module
+from unmask_server.catalog.types import Model
+from unmask_server.config import Settings
+from unmask_server.engines.base import Engine as ModelEngine
+from unmask_server.engines.base import PositionScores, Sample, SampleRequest, Sampling, ScoreRequest
+from unmask_server.engines.pool import OpenEngine
+from unmask_server.growth import runner, store
+from unmask_server.serve import serve
+
+_processes = get_context("forkserver")
+_processes.set_forkserver_preload([__name__])
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a server is run."""
+
+    url: str
+    socket: Path
+    answered: Path
+    """Where each rollout that an engine answered is written before anybody gets it."""
+    lease: float = 0.5
+    """Seconds after which a dead server's growth is taken over."""
+    clock: float = 0.0
+    """Seconds by which this machine's clock is wrong."""
+    pages: Path | None = None
+    """A file that says how many pages SQLite may use; without a number: as many as it wants."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    log: Path | None = None
+
+
+def start(options: Options) -> Any:
+    """Start the process; it has `kill` and `join`."""
+    process = _processes.Process(target=_run, args=(options,), daemon=True)
+    process.start()
+    return process
+
+
+def _run(options: Options) -> None:
+    torch.set_num_threads(1)
+    if options.log is not None:
+        _log_to(options.log)
+    if options.clock:
+        right = time.time
+        time.time = lambda: right() + options.clock
+    # Imported by name in both.
+    store.LEASE_SECONDS = runner.LEASE_SECONDS = options.lease
+    opener = app_module._opener
+    app_module._opener = lambda *parts: recording(opener(*parts), options.answered)
+    if options.pages is not None:
+        bound_pages(options.pages)
+    settings = Settings(
+        database=options.url,
+        listen=[f"unix:{options.socket}"],
+        threads=1,
+        grace_seconds=0.2,
+        **options.settings,
+    )
+    asyncio.run(serve(settings))
+
+
+def _log_to(path: Path) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    structlog.reset_defaults()
+
+
+def recording(open_engine: OpenEngine, path: Path) -> OpenEngine:
+    """The same, with every answered rollout written to a file before it is handed on."""
+
+    async def opened(model: Model, vocab_size: int) -> ModelEngine:
+        return Recording(await open_engine(model, vocab_size), path)
+
+    return opened
+
+
+class Recording:
+    """An engine that writes down what it answered: one line a rollout, whole or not at all."""
+
+    def __init__(self, engine: ModelEngine, path: Path) -> None:
+        self._engine = engine
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self.info = engine.info
+
+    async def sample(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, stop_ids: frozenset[int]
+    ) -> AsyncGenerator[Sample, None]:
+        async with aclosing(self._engine.sample(requests, sampling, stop_ids)) as samples:
+            async for sample in samples:
+                request = requests[sample.index]
+                line = {
+                    "seed": request.seed,
+                    "forced": len(request.forced),
+                    "tokens": [*request.forced, *sample.tokens],
+                    "finish": sample.finish.value,
+                }
+                os.write(self._file, json.dumps(line).encode() + b"\n")
+                yield sample
+
+    async def score(self, request: ScoreRequest) -> list[PositionScores]:
+        return await self._engine.score(request)
+
+    async def close(self) -> None:
+        os.close(self._file)
+        await self._engine.close()
+
+
+def bound_pages(path: Path) -> None:
+    """Let SQLite use no more pages than a file says, from the next transaction on."""
+
+    @event.listens_for(Engine, "begin")
+    def bound(connection: Connection) -> None:
+        if connection.dialect.name == "sqlite":
+            pages = path.read_text() if path.exists() else ""
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {int(pages or 2**30)}")
+
+
+# Named so that they stay: they are here for the forks.
+PRELOADED = (grpc, transformers, unmask_server.engines.sglang, unmask_server.engines.transformers)
