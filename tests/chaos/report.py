@@ -17,6 +17,7 @@ HEAD = (
     "committed",
     "acknowledged",
     "lost in flight",
+    "not charged",
     "doubled",
     "violations",
 )
@@ -36,6 +37,7 @@ class Row:
     committed: int
     acknowledged: int
     lost: int
+    uncharged: int
     doubled: int
     violations: int
 
@@ -51,6 +53,7 @@ class Row:
             sum(a.committed for a in accounts),
             sum(a.acknowledged for a in accounts),
             sum(a.lost for a in accounts),
+            sum(a.uncharged for a in accounts),
             sum(a.doubled for a in accounts),
             sum(len(a.violations) for a in accounts),
         )

