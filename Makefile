@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym test-oracles check \
+.PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-chaos chaos test-reasoning-gym test-oracles check \
   findings findings-llm format proto bench sglang-cpu clean
 
 help: ## Show this list.
@@ -34,6 +34,15 @@ test-slow: $(READY) ## Run the slow tests.
 	$(BIN)/python -m pytest -n auto -m slow
 
 test-all: test test-slow ## Run all tests.
+
+test-chaos: $(READY) ## Break servers and stores on purpose, a few times each.
+	$(BIN)/python -m pytest -n0 -m chaos tests/chaos
+
+# How often each is done; 0 commits: every one fails once.
+CHAOS := UNMASK_CHAOS_KILLS=200 UNMASK_CHAOS_ROUNDS=40 UNMASK_CHAOS_COMMITS=0 \
+  UNMASK_CHAOS_RESTARTS=20 UNMASK_CHAOS_FULL=10 UNMASK_CHAOS_SGLANG_KILLS=20
+chaos: $(READY) ## The same for long; writes the table of docs/chaos.md.
+	$(CHAOS) UNMASK_CHAOS_PAGE=docs/chaos.md $(BIN)/python -m pytest -n0 -m chaos tests/chaos
 
 SGLANG_CPU := tools/sglang_cpu
 SGLANG_VENV ?= .venv-sglang

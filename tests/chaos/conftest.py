@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.model import make_model
 from tests.chaos.report import Row, table, write_into
 from tests.chaos.team import Team
 from tests.stores import STORES, new_database
-from tests.tiny import save, word_level
 
 _rows: list[Row] = []
 
@@ -19,7 +19,7 @@ _rows: list[Row] = []
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    save(folder / "student", word_level(), seed=1, scale=3.0)
+    make_model(folder / "student")
     return folder
 
 

@@ -1,5 +1,5 @@
 """A real server in a process of its own, with what chaos needs: a record of what its engines
-answered, a clock that may be wrong, a disk that may be full.
+answered, and a clock that may be wrong.
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ from typing import Any
 
 # What a server imports sooner or later, so that each one is forked with it and starts in a moment.
 import grpc
-import torch
-import transformers.models.qwen2.modeling_qwen2
 import unmask_server.engines.sglang
-import unmask_server.engines.transformers
-from sqlalchemy import Connection, Engine, event
 from unmask_server import app as app_module
 from unmask_server.catalog.types import Model
 from unmask_server.config import Settings
@@ -31,6 +27,8 @@ from unmask_server.engines.pool import OpenEngine
 from unmask_server.growth import runner, store
 from unmask_server.logs import configure
 from unmask_server.serve import serve
+
+from tests.chaos.model import ScriptedEngine
 
 processes = get_context("forkserver")
 processes.set_forkserver_preload([__name__])
@@ -48,8 +46,6 @@ class Options:
     """Seconds after which a dead server's growth is taken over."""
     clock: float = 0.0
     """Seconds by which this machine's clock is wrong."""
-    pages: Path | None = None
-    """A file that says how many pages SQLite may use; without a number: as many as it wants."""
     settings: dict[str, Any] = field(default_factory=dict)
     log: Path | None = None
 
@@ -62,7 +58,6 @@ def start(options: Options) -> Any:
 
 
 def _run(options: Options) -> None:
-    torch.set_num_threads(1)
     if options.log is not None:
         _log_to(options.log)
     if options.clock:
@@ -70,14 +65,10 @@ def _run(options: Options) -> None:
         time.time = lambda: right() + options.clock
     # Imported by name in both.
     store.LEASE_SECONDS = runner.LEASE_SECONDS = options.lease  # type: ignore[attr-defined]
-    opener = app_module._opener
-    app_module._opener = lambda *parts: recording(opener(*parts), options.answered)
-    if options.pages is not None:
-        bound_pages(options.pages)
+    app_module._opener = lambda settings, *_: recording(opening(settings), options.answered)
     settings = Settings(
         database=options.url,
         listen=[f"unix:{options.socket}"],
-        threads=1,
         grace_seconds=0.2,
         **options.settings,
     )
@@ -89,6 +80,17 @@ def _log_to(path: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     configure("console")
+
+
+def opening(settings: Settings) -> OpenEngine:
+    """Open what a policy of `make_model` is served by: SGLang, or the engine of that model."""
+
+    async def opened(model: Model, vocab_size: int) -> ModelEngine:
+        if model.endpoints:
+            return await app_module._sglang(settings, model, vocab_size)
+        return ScriptedEngine()
+
+    return opened
 
 
 def recording(open_engine: OpenEngine, path: Path) -> OpenEngine:
@@ -131,15 +133,5 @@ class Recording:
         await self._engine.close()
 
 
-def bound_pages(path: Path) -> None:
-    """Let SQLite use no more pages than a file says, from the next transaction on."""
-
-    @event.listens_for(Engine, "begin")
-    def bound(connection: Connection) -> None:
-        if connection.dialect.name == "sqlite":
-            pages = path.read_text() if path.exists() else ""
-            connection.exec_driver_sql(f"PRAGMA max_page_count = {int(pages or 2**30)}")
-
-
 # Named so that they stay: they are here for the forks.
-PRELOADED = (grpc, transformers, unmask_server.engines.sglang, unmask_server.engines.transformers)
+PRELOADED = (grpc, unmask_server.engines.sglang)

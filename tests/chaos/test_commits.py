@@ -23,7 +23,7 @@ from unmask_server.serve import running
 from tests.chaos.audit import Account, audit
 from tests.chaos.conftest import MakeTeam
 from tests.chaos.report import Row, count
-from tests.chaos.server import recording
+from tests.chaos.server import opening, recording
 from tests.chaos.team import Server, Team
 from tests.e2e.conftest import Stubs
 
@@ -129,11 +129,9 @@ async def test_every_commit_fails_once(
 
 async def _work(team: Team, k: int, *, after: bool, transient: bool) -> Saboteur:
     """A day's work, from an empty database; the k-th commit fails."""
-    settings = Settings(
-        database=team.url, listen=[f"unix:{team.folder}/s"], grace_seconds=0.1, threads=1
-    )
+    settings = Settings(database=team.url, listen=[f"unix:{team.folder}/s"], grace_seconds=0.1)
     app = build(settings)
-    app.engines._open = recording(app.engines._open, team.answered)
+    app.engines._open = recording(opening(settings), team.answered)
     saboteur = Saboteur(app.database, k, after=after, transient=transient)
     async with running(settings, app) as bound, grpc.aio.insecure_channel(bound[0]) as channel:
         server: Any = _Here(Stubs(channel))

@@ -26,7 +26,7 @@ async def test_kill_9_at_random_moments_of_growth(
     store: str, make_team: MakeTeam, rows: list[Row]
 ) -> None:
     """The growth goes on by its request_id; a kill costs at most one batch."""
-    team = make_team(store, lease=0.2, settings={"max_batch": 32})
+    team = make_team(store, lease=0.2)
     rng = random.Random(store)
     budget = 150 * KILLS
     server = await team.start()
@@ -59,7 +59,7 @@ async def test_many_replicas_and_clients_on_one_question(
     make_team: MakeTeam, rows: list[Row], where: str, servers: int, clients: int
 ) -> None:
     """Retries, the same request at two servers, cancelled calls and cancelled growths."""
-    team = make_team(where, lease=5.0, settings={"max_batch": 32})
+    team = make_team(where, lease=5.0)
     replicas = [await team.start() for _ in range(servers)]
     await team.fill(replicas[0])
     async with asyncio.TaskGroup() as group:
@@ -105,7 +105,7 @@ async def _ended(team: Team, server: Server, name: str) -> None:
 
 async def test_clocks_that_are_wrong(store: str, make_team: MakeTeam, rows: list[Row]) -> None:
     """A replica whose clock is hours off may take work over too early or too late; no more."""
-    team = make_team(store, lease=0.5, settings={"max_batch": 32})
+    team = make_team(store, lease=0.5)
     replicas = [await team.start(clock=hours * 3600.0) for hours in (0, 5, -5)]
     await team.fill(replicas[0])
     for number in range(ROUNDS):

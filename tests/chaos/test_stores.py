@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
 RESTARTS = count("RESTARTS", 2)
 FULL = count("FULL", 1)
-PATIENT = {"max_batch": 32, "database_patience_seconds": 30}
+PATIENT = {"database_patience_seconds": 30}
 SPARE = 400_000
 """Bytes left on the disk when a growth starts."""
 

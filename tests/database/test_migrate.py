@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import insert, inspect, select, text
+from typer.testing import CliRunner
+from unmask_server.cli import app
 from unmask_server.database.connect import open_database, read, write
 from unmask_server.database.migrate import (
     SchemaRevisionError,
@@ -129,6 +132,32 @@ def test_a_newer_database_is_refused_and_left_alone(empty_url: str) -> None:
         migrate(empty_url)
     assert current_revision(engine) == "from-the-future"
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("revision", "flags", "told"),
+    [
+        ("from-the-future", [], "which this version does not know"),
+        ("from-the-future", ["--no-migrate"], "which this version does not know"),
+        ("0003", ["--no-migrate"], "back it up, then run `unmask-server migrate`"),
+        (None, ["--no-migrate"], "no tables yet: run `unmask-server migrate`"),
+    ],
+)
+def test_a_server_serves_only_its_own_revision(
+    empty_url: str, tmp_path: Path, revision: str | None, flags: list[str], told: str
+) -> None:
+    if revision == "from-the-future":
+        migrate(empty_url)
+        engine = open_database(empty_url)
+        with write(engine) as connection:
+            connection.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+        engine.dispose()
+    elif revision is not None:
+        migrate(empty_url, revision)
+    command = ["serve", "--database", empty_url, "--listen", f"unix:{tmp_path}/s", *flags]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert told in result.output
 
 
 def test_an_unknown_target_is_refused(database_url: str) -> None:
