@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
 COMMITS = count("COMMITS", 2)
 """How many commits are made to fail in each way, spread over all there are; 0: every one."""
-BUDGET = 600
+BUDGET = 300
 TRIES = 4
 """Of a client, for one call."""
 

@@ -30,7 +30,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 RESTARTS = count("RESTARTS", 2)
 FULL = count("FULL", 1)
 PATIENT = {"database_patience_seconds": 30}
-SPARE = 400_000
+BUDGET = 3000
+SPARE = 200_000
 """Bytes left on the disk when a growth starts."""
 
 
@@ -41,7 +42,7 @@ async def test_postgresql_crashes_during_growth(make_team: MakeTeam, rows: list[
         async with team.running() as server:
             await team.fill(server)
             sampling = asyncio.create_task(team.keep_sampling(lambda: server))
-            budget = 2000 * RESTARTS
+            budget = 1000 * RESTARTS
             for _ in range(RESTARTS):
                 growth = await team.grow(server, "crashed", budget)
                 seen = growth.rollouts_sampled
@@ -115,7 +116,7 @@ async def _fill_up(store: str, team: Team, balloon: Balloon, rows: list[Row]) ->
         await team.finish(server, "before", 100)
         for number in range(FULL):
             balloon.fill(SPARE)
-            growth = await team.grow(server, f"full {number}", 20_000)
+            growth = await team.grow(server, f"full {number}", BUDGET)
             while growth.state not in ENDED and not team.refusals.get("RESOURCE_EXHAUSTED"):
                 try:
                     await team.sample(server)
@@ -128,7 +129,7 @@ async def _fill_up(store: str, team: Team, balloon: Balloon, rows: list[Row]) ->
             await _get(server, growth.id)
             assert team.refusals.keys() == {"RESOURCE_EXHAUSTED"}
             balloon.burst()
-            await team.finish(server, f"full {number}", 20_000)
+            await team.finish(server, f"full {number}", BUDGET)
             team.refusals.clear()
         assert server.is_alive
     account = audit(team, allowed_lost=FULL * (2 * FLUSH_ROLLOUTS))
