@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-chaos chaos test-reasoning-gym test-oracles check \
-  findings findings-llm format proto bench sglang-cpu clean
+.PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym test-oracles check \
+  test-chaos chaos findings findings-llm format proto bench sglang-cpu clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

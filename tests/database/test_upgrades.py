@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
-from sqlalchemy import Engine, MetaData, func, insert, select, text, update
+from sqlalchemy import Engine, MetaData, func, insert, select, text
 from unmask.v1 import diagnosis_pb2, growth_pb2
 from unmask_server.database.connect import open_database, read, write
 from unmask_server.database.migrate import head_revision, migrate
 from unmask_server.database.schema import growth, metadata, outcome, rollout, tree
-from unmask_server.growth.store import GrowthStore
-from unmask_server.tree import check_tree
+from unmask_server.tree import TreeStore, check_tree
 
 from tests.e2e.conftest import serving
 
@@ -111,12 +110,26 @@ def engine(empty_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def test_every_revision_but_the_newest_has_a_filled_store() -> None:
-    from alembic.script import ScriptDirectory
-    from unmask_server.database.migrate import _config
+def spelled(rows: Rows) -> dict[bytes, tuple[tuple[int, ...], int, dict[int, float]]]:
+    """Tokens, forced depth and rewards of every rollout by its uid, read off the rows."""
+    nodes = {row["id"]: row for row in rows["node"]}
+    rewards: dict[int, dict[int, float]] = {}
+    for row in rows["outcome"]:
+        rewards.setdefault(row["rollout_id"], {})[row["verifier_key"]] = row["reward"]
 
-    known = [s.revision for s in ScriptDirectory.from_config(_config()).walk_revisions()]
-    assert {revision[:4] for revision in known[1:]} <= set(REVISIONS)
+    def path(node_id: int | None) -> bytes:
+        return (
+            b"" if node_id is None else path(nodes[node_id]["parent_id"]) + nodes[node_id]["edge"]
+        )
+
+    return {
+        row["uid"]: (
+            struct.unpack(f"<{row['depth']}I", path(row["end_node_id"])),
+            row["forced_depth"],
+            rewards[row["id"]],
+        )
+        for row in rows["rollout"]
+    }
 
 
 @pytest.mark.parametrize("file", REVISIONS)
@@ -128,19 +141,18 @@ def test_a_store_filled_by_an_earlier_revision_is_upgraded_and_comes_back(
     engine.dispose()
     assert migrate(empty_url) == head_revision()
     assert_trees_are_whole(engine)
-    assert everything(engine, rows) == before
-    # The growth that was cut off is there to be taken over.
+    store = TreeStore(engine)
     with read(engine) as connection:
+        trees = connection.scalars(select(tree.c.id)).all()
         states = dict(connection.execute(select(growth.c.request_id, growth.c.state)).all())
+    assert spelled(rows) == {
+        stored.uid: (stored.tokens, stored.forced_depth, stored.rewards)
+        for tree_id in trees
+        for stored in store.iter_rollouts(tree_id, 0, 10**6)
+    }
+    # The growth that was cut off is there to be taken over.
     assert states["running"] == "running"
     assert states["stopped"] == "cancelled"
-    with write(engine) as connection:
-        connection.execute(update(growth).values(lease_expires_at=time.time() - 1))
-    assert len(GrowthStore(engine).claimable("another")) == 1
-    with write(engine) as connection:
-        for row in rows["growth"]:
-            lease = update(growth).where(growth.c.id == row["id"])
-            connection.execute(lease.values(lease_expires_at=row["lease_expires_at"]))
     engine.dispose()
     assert migrate(empty_url, revision) == revision
     assert everything(engine, rows) == before

@@ -6,6 +6,8 @@ run in a checkout of the last commit of a revision of the schema. The first line
 revision the store is and what the server of that revision answered; every other line is a row, in
 an order in which they can be inserted. It uses only what every revision of the API has, and where
 there is more, that as well. The last growth is still running when the server is killed.
+
+Make one before you add a revision.
 """
 
 from __future__ import annotations
