@@ -63,6 +63,9 @@ def _run(options: Options) -> None:
     if options.clock:
         right = time.time
         time.time = lambda: right() + options.clock
+    lease = {}
+    if "lease_seconds" in Settings.model_fields:
+        lease["lease_seconds"] = max(1.0, options.lease)
     # Imported by name in both.
     store.LEASE_SECONDS = runner.LEASE_SECONDS = options.lease  # type: ignore[attr-defined]
     app_module._opener = lambda settings, *_: recording(opening(settings), options.answered)
@@ -70,6 +73,7 @@ def _run(options: Options) -> None:
         database=options.url,
         listen=[f"unix:{options.socket}"],
         grace_seconds=0.2,
+        **lease,
         **options.settings,
     )
     asyncio.run(serve(settings))

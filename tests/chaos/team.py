@@ -32,6 +32,11 @@ ENDED = (
 )
 
 
+def has_more_than(seen: int) -> Callable[[growth_pb2.Growth], bool]:
+    """Whether a growth has moved since a client was told of so many rollouts."""
+    return lambda growth: growth.rollouts_sampled > seen
+
+
 class Server:
     """One process and a channel to it."""
 
@@ -179,14 +184,25 @@ class Team:
             tokens = tuple(token.id for token in made.tokens)
             self.acknowledged[made.id] = (tokens, made.reward)
 
-    async def keep_sampling(self, server: Callable[[], Server], pause: float = 0.02) -> None:
-        """Sample for ever, at whatever server there is; what it refuses is counted."""
-        while True:
+    @asynccontextmanager
+    async def sampling(self, server: Callable[[], Server]) -> AsyncIterator[None]:
+        """Sample during the block, at whatever server there is; what it refuses is counted."""
+        done = asyncio.Event()
+
+        async def keep_sampling() -> None:
+            while not done.is_set():
+                try:
+                    await self.sample(server())
+                except grpc.aio.AioRpcError as error:
+                    self.refused(error)
+                await asyncio.sleep(0.02)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep_sampling())
             try:
-                await self.sample(server())
-            except grpc.aio.AioRpcError as error:
-                self.refused(error)
-            await asyncio.sleep(pause)
+                yield
+            finally:
+                done.set()
 
     def refused(self, error: grpc.aio.AioRpcError) -> None:
         """Count a call that failed."""

@@ -17,6 +17,7 @@ from tests.chaos.audit import audit
 from tests.chaos.conftest import MakeTeam
 from tests.chaos.report import Row, count
 from tests.chaos.server import processes
+from tests.chaos.team import has_more_than
 from tests.sglang.stand_in import StandIn
 from tests.tiny import WORDS
 
@@ -59,8 +60,7 @@ async def test_sglang_is_killed_during_growth(
         await team.fill(server, endpoints=[f"http://127.0.0.1:{port}"])
         for _ in range(KILLS):
             growth = await team.grow(server, "killed", budget)
-            seen = growth.rollouts_sampled
-            await team.watch(server, growth.id, lambda g, seen=seen: g.rollouts_sampled > seen)
+            await team.watch(server, growth.id, has_more_than(growth.rollouts_sampled))
             engine.kill()
             engine.join()
             engine = await _start(port)

@@ -12,7 +12,7 @@ from unmask_server.growth.rounds import FLUSH_ROLLOUTS
 from tests.chaos.audit import audit
 from tests.chaos.conftest import MakeTeam
 from tests.chaos.report import Row, count
-from tests.chaos.team import ENDED, Server, Team
+from tests.chaos.team import ENDED, Server, Team, has_more_than
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
@@ -31,22 +31,17 @@ async def test_kill_9_at_random_moments_of_growth(
     budget = 150 * KILLS
     server = await team.start()
     await team.fill(server)
-    sampling = asyncio.create_task(team.keep_sampling(lambda: server))
-    for _ in range(KILLS):
-        growth = await team.grow(server, "killed", budget)
-        if growth.state not in ENDED:
-            seen = growth.rollouts_sampled
-            watching = team.watch(server, growth.id, lambda g, seen=seen: g.rollouts_sampled > seen)
+    async with team.sampling(lambda: server):
+        for _ in range(KILLS):
+            growth = await team.grow(server, "killed", budget)
             # Half of the kills come after a batch of this server's, half at any moment.
-            if rng.random() < 0.5:
-                await asyncio.wait_for(watching, 60)
-            else:
-                watching.close()
-        await asyncio.sleep(rng.uniform(0.0, 0.5))
-        server.kill()
-        server = await team.start()
-    await team.finish(server, "killed", budget)
-    sampling.cancel()
+            if growth.state not in ENDED and rng.random() < 0.5:
+                moved = has_more_than(growth.rollouts_sampled)
+                await asyncio.wait_for(team.watch(server, growth.id, moved), 60)
+            await asyncio.sleep(rng.uniform(0.0, 0.5))
+            server.kill()
+            server = await team.start()
+        await team.finish(server, "killed", budget)
     await server.close()
     account = audit(team, allowed_lost=BATCH * KILLS)
     rows.append(Row.of("kill -9 during growth", store, KILLS, account))
