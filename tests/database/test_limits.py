@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import grpc
 import pytest
 from google.rpc import code_pb2
 from sqlalchemy import Connection, Engine, event, insert, select, text, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from unmask.v1 import cache_pb2
 from unmask_server.api.errors import status_of
 from unmask_server.config import Settings
 from unmask_server.database.connect import open_database, query, read, transact, write
-from unmask_server.database.faults import Fault, fault_of
+from unmask_server.database.faults import MESSAGES, Fault, fault_of, message_of
 from unmask_server.database.limits import Limits
 from unmask_server.database.schema import distribution, verifier
 
@@ -231,3 +232,11 @@ async def test_clients_are_told_that_a_statement_took_too_long(
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert "took longer than the database may" in (caught.value.details() or "")
         await world.stubs.cache.GetStatistics(cache_pb2.GetStatisticsRequest())
+
+
+def test_a_growths_error_says_nothing_of_statements() -> None:
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    error = OperationalError("INSERT INTO rollout VALUES (?)", {"uid": b"secret"}, full)
+    assert message_of(error) == MESSAGES[Fault.FULL]
+    assert message_of(ValueError("plain")) == "plain"
