@@ -172,7 +172,10 @@ class GrowthRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(self._store.release, self._owner)
+        try:
+            await asyncio.to_thread(self._store.release, self._owner)
+        except Exception as error:
+            log.warning("leases are left to run out", error=message_of(error))
 
     async def _keep(self) -> None:
         period = self._store.lease_seconds / 6.0
