@@ -2,7 +2,7 @@
 
 Durability: a commit that returned survives the death of this process at once, and a power loss too
 as far as the disk honours fsync: SQLite runs in WAL mode with synchronous=FULL (one fsync a
-commit), PostgreSQL with its own default, synchronous_commit=on.
+commit), PostgreSQL with synchronous_commit as its database has it, but never off.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from unmask_server.database.limits import DEFAULTS, Limits
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
 
 FIRST_PAUSE_SECONDS = 0.05
 """Before a transaction is begun again; doubled each time up to ..."""

@@ -10,10 +10,10 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 
 class Fault(enum.Enum):
-    """What is wrong with a database that may be well again later. Nothing was committed."""
+    """What is wrong with a database that may be well again later."""
 
     AWAY = "away"
-    """It cannot be reached, or the connection was lost."""
+    """It cannot be reached, or the connection was lost. If in a commit, that may have happened."""
     BUSY = "busy"
     """Others held what was needed for too long, or the transaction collided with another."""
     SLOW = "slow"
