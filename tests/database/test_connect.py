@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Connection, Engine, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from unmask_server.database import connect
 from unmask_server.database.connect import open_database, query, read, snapshot, transact, write
 from unmask_server.database.limits import Limits
 from unmask_server.database.schema import question, verifier
@@ -141,17 +143,25 @@ def test_one_of_two_in_a_deadlock_is_run_again(postgresql_only: Engine) -> None:
     assert query(postgresql_only, version_of) == 3
 
 
-def test_retries_end(database: Engine, database_url: str) -> None:
-    impatient = open_database(database_url, Limits(patience=0.1))
+def test_retries_end(database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(connect, "time", clock)
+    impatient = open_database(database_url, Limits(patience=10.0))
     tries = []
 
     def work(connection: Connection) -> None:
-        tries.append(1)
+        tries.append(now[0])
         raise OperationalError("", {}, _broken(database))
 
     with pytest.raises(DBAPIError):
         transact(impatient, work)
-    assert len(tries) >= 2
+    assert len(tries) >= 10
+    assert 8.0 < tries[-1] <= 10.5
     impatient.dispose()
 
 

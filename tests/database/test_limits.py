@@ -88,7 +88,7 @@ def test_commits_are_on_the_disk_even_if_the_database_has_another_default(
 
 def test_a_statement_that_takes_too_long_is_ended(postgresql_only: Engine) -> None:
     hasty = open_database(
-        postgresql_only.url.render_as_string(hide_password=False), Limits(statement=0.05)
+        postgresql_only.url.render_as_string(hide_password=False), Limits(statement=0.5)
     )
     tries = []
 
@@ -135,7 +135,7 @@ def test_writers_of_one_process_wait_no_longer_either(
 
 def test_a_server_that_hangs_in_a_transaction_loses_it(postgresql_only: Engine) -> None:
     hasty = open_database(
-        postgresql_only.url.render_as_string(hide_password=False), Limits(idle=0.05)
+        postgresql_only.url.render_as_string(hide_password=False), Limits(idle=0.5)
     )
     tries = []
 
@@ -147,7 +147,7 @@ def test_a_server_that_hangs_in_a_transaction_loses_it(postgresql_only: Engine) 
             transact(postgresql_only, add_one)
 
     transact(hasty, work)
-    assert len(tries) == 2
+    assert len(tries) >= 2
     with read(postgresql_only) as connection:
         row = select(verifier.c.version).where(verifier.c.key == 1)
         assert connection.execute(row).scalar_one() == 3
@@ -220,7 +220,7 @@ async def test_clients_are_told_that_a_statement_took_too_long(
     postgresql_url: str, tmp_path: Path
 ) -> None:
     url = new_database(postgresql_url)
-    async with serving(url, tmp_path, database_statement_seconds=0.2) as world:
+    async with serving(url, tmp_path, database_statement_seconds=1) as world:
 
         @event.listens_for(world.app.database, "begin")
         def slow(connection: Connection) -> None:
