@@ -85,6 +85,35 @@ def migrate(
         typer.echo(f"{without_password(url)} is at {revision}")
 
 
+@app.command()
+def fsck(
+    database: Database = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Restore what is derived.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One object instead of lines.")] = False,
+) -> None:
+    """Check everything that the database promises, while servers work on it.
+
+    Exits with 0 if all is well (or was repaired), 1 if findings are left, 2 if it could not run.
+    """
+    import json
+
+    from unmask_server.database.connect import open_database
+    from unmask_server.database.migrate import require_head
+    from unmask_server.tree import fsck as check
+
+    with _told():
+        engine = open_database(database or Settings().database)
+        require_head(engine)
+        report = check(engine, repair)
+        engine.dispose()
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        for line in report.lines():
+            typer.echo(line)
+    raise typer.Exit(int(report.left > 0))
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Tell a mistake in the set-up in one line, and exit with status 2."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unmask_server.tree.check import check_tree
+from unmask_server.tree.checks import Finding, Report, check_tree, fsck
 from unmask_server.tree.distributions import DiffersError, DistributionStore, merge
 from unmask_server.tree.fingerprint import prefix_fingerprints, seed_fingerprint, tokens_digest
 from unmask_server.tree.outcomes import (
@@ -39,6 +39,7 @@ __all__ = [
     "ChildCounts",
     "DiffersError",
     "DistributionStore",
+    "Finding",
     "Merged",
     "Moments",
     "NewRollout",
@@ -46,6 +47,7 @@ __all__ = [
     "Offered",
     "OutcomeDiffersError",
     "OutcomeStore",
+    "Report",
     "RolloutScoreStore",
     "SeenLengths",
     "ShareReader",
@@ -60,6 +62,7 @@ __all__ = [
     "UnknownTreeError",
     "VerifiersDifferError",
     "check_tree",
+    "fsck",
     "merge",
     "merge_offered",
     "prefix_fingerprints",

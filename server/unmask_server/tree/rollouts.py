@@ -24,7 +24,7 @@ _up = (
 _up = _up.union(
     select(node.c.parent_id).join(_up, node.c.id == _up.c.id).where(node.c.parent_id.is_not(None))
 )
-_edges_above = select(node.c.id, node.c.parent_id, node.c.edge).join(_up, node.c.id == _up.c.id)
+edges_above = select(node.c.id, node.c.parent_id, node.c.edge).join(_up, node.c.id == _up.c.id)
 
 _rewards = (
     select(outcome.c.rollout_id, outcome.c.verifier_key, outcome.c.reward)
@@ -63,7 +63,7 @@ def spell(connection: Connection, tree_id: int, rows: list[AnyRow]) -> list[Stor
     if not rows:
         return []
     span = {"first": rows[0].id, "last": rows[-1].id}
-    edges = {row.id: (row.parent_id, row.edge) for row in connection.execute(_edges_above, span)}
+    edges = {row.id: (row.parent_id, row.edge) for row in connection.execute(edges_above, span)}
     rewards: dict[int, dict[int, float]] = defaultdict(dict)
     for rollout_id, key, reward in connection.execute(_rewards, {"tree_id": tree_id, **span}):
         rewards[rollout_id][key] = reward
