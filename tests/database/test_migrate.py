@@ -54,12 +54,18 @@ def test_what_is_stored_survives_the_way_down_to_each_revision_and_up_again(
     store = TreeStore(engine)
     tree = store.open_tree("p1", "q1").id
     store.activate_verifier(tree, 1, lambda rollouts: [0.0] * len(rollouts))
-    store.add_rollouts(tree, [NewRollout(bytes(16), (5, 6, 2), 1, FINISH_STOP, {1: 1.0})])
+    paid = NewRollout(bytes(16), (5, 6, 2), 1, FINISH_STOP, {1: 1.0}, "gro-" + 12 * "0a")
+    other = NewRollout(bytes(15) + b"1", (*range(70, 300), 70_000), 0, FINISH_STOP, {1: 0.0}, "x")
+    long = NewRollout(bytes(15) + b"2", (9,) * 400, 3, FINISH_STOP, {1: 0.0})
+    store.add_rollouts(tree, [paid, other, long])
 
     def everything() -> dict[str, list[tuple[object, ...]]]:
         with read(engine) as connection:
             return {
-                name: [tuple(row) for row in connection.execute(select(table))]
+                name: [
+                    tuple(row)
+                    for row in connection.execute(select(table).order_by(*table.primary_key))
+                ]
                 for name, table in metadata.tables.items()
             }
 

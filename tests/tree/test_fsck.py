@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, delete, insert, select, text, update
+from sqlalchemy import Engine, LargeBinary, delete, insert, literal, select, text, update
 from typer.testing import CliRunner
 from unmask_server.cli import app
 from unmask_server.database import schema
@@ -226,6 +226,16 @@ DAMAGES: dict[str, tuple[list[Any], str, bool]] = {
     ),
     "less than one": ([update(DISTRIBUTION).values(complete=True)], "distribution.mass", False),
 }
+
+
+@pytest.mark.parametrize("stored", [b"\x09\x01", b"\x13\x01", b"\x03\x01", b"\x12\1\0\0\0junk"])
+def test_an_edge_that_cannot_be_read_is_named(
+    database: Engine, tree_id: int, stored: bytes
+) -> None:
+    edge = literal(stored, LargeBinary)
+    damage(database, [update(NODE).where(node_of(4)).values(edge=edge)])
+    counts = fsck(database).counts
+    assert {"node.edge", "rollout.tokens"} <= counts.keys()
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -2,7 +2,8 @@
 
 The catalog (model, policy, teacher, question, verifier, trajectory) says what things are; the tree
 (tree, node, node_stat, rollout, outcome) holds what was sampled; distribution and rollout_score
-hold what was scored; growth holds the work. Token sequences are blobs of little-endian uint32.
+hold what was scored; growth holds the work. Token sequences are blobs of little-endian uint32,
+those of edges shortened (`packing`).
 Times are seconds since the epoch. Nothing is stored as NaN or infinity.
 """
 
@@ -26,6 +27,8 @@ from sqlalchemy import (
     false,
 )
 from sqlalchemy.types import JSON
+
+from unmask_server.database.packing import GrowthName, PackedTokens
 
 BigId = BigInteger().with_variant(Integer, "sqlite")
 """A 64-bit surrogate key that SQLite, too, assigns by itself."""
@@ -153,6 +156,13 @@ tree = Table(
     Column("nodes", BigInteger, nullable=False, comment="so far; numbers the next one"),
     Column("rollouts", BigInteger, nullable=False, comment="so far; numbers the next one"),
     Column("tokens", BigInteger, nullable=False, comment="sampled, that is paid for"),
+    Column(
+        "rollouts_pruned",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="the first ones, which are gone",
+    ),
     UniqueConstraint("policy_id", "question_id"),
 )
 
@@ -187,7 +197,7 @@ node = Table(
         comment="of the prefix up to and including the edge's first token",
     ),
     Column("depth", Integer, nullable=False, comment="of the edge's last token; the root is 0"),
-    Column("edge", LargeBinary, nullable=False, comment="tokens between the parent and here"),
+    Column("edge", PackedTokens, nullable=False, comment="tokens between the parent and here"),
     UniqueConstraint("tree_id", "fingerprint"),
 )
 
@@ -221,7 +231,8 @@ rollout = Table(
     Column("depth", Integer, nullable=False, comment="generated tokens in all"),
     Column("digest", LargeBinary(16), nullable=False, comment="of the tokens, to check the tree"),
     Column("finish", SmallInteger, nullable=False, comment="0 stop, 1 length"),
-    Column("growth_id", String(40), comment="which growth paid for it; null for trajectories"),
+    Column("growth_id", GrowthName, comment="which growth paid for it; null for trajectories"),
+    # In whole seconds, which take less room.
     Column("created_at", Float, nullable=False),
 )
 
@@ -271,6 +282,8 @@ growth = Table(
     Column("error", Text),
     Column("rollouts_sampled", BigInteger, nullable=False),
     Column("tokens_sampled", BigInteger, nullable=False),
+    Column("rollouts_pruned", BigInteger, nullable=False, server_default="0", comment="gone since"),
+    Column("tokens_pruned", BigInteger, nullable=False, server_default="0"),
     Column("rollouts_cached", BigInteger, nullable=False, comment="found in the tree at the start"),
     Column(
         "rollouts_counted", BigInteger, nullable=False, server_default="0", comment="there are now"

@@ -152,6 +152,9 @@ class Growth:
     """Of the 90% interval of what ADAPTIVE makes precise, now."""
     next_halving: Forecast | None = None
     """What halving it would cost; known when the growth has ended."""
+    rollouts_pruned: int = 0
+    """Of those sampled, gone since."""
+    tokens_pruned: int = 0
 
     @property
     def first_spec(self) -> GrowthSpec:

@@ -130,7 +130,7 @@ def _insert(connection: Connection, ref: AnyRow, fresh: list[tuple[NewRollout, b
         base + ref.nodes,
         (tokens for _, tokens in fresh),
     )
-    now = time.time()
+    now = float(int(time.time()))
     rollout_rows: list[dict[str, Any]] = []
     outcome_rows: list[dict[str, Any]] = []
     sampled = 0

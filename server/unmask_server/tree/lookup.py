@@ -22,9 +22,11 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    type_coerce,
     union_all,
 )
 
+from unmask_server.database.packing import HEAD_BYTES, decode_tokens, first_token
 from unmask_server.database.schema import node, node_stat, tree, tree_verifier
 from unmask_server.tree.fingerprint import extend
 from unmask_server.tree.packed import bind_keys, packed_keys
@@ -58,7 +60,9 @@ class _Edge:
 _tree_id = bindparam("tree_id", type_=tree.c.id.type)
 _verifier_key = bindparam("verifier_key", type_=Integer)
 _keys = packed_keys("names")
-_columns = (node.c.id, node.c.parent_id, node.c.depth, node.c.edge)
+# As it is stored: of edges and of their heads.
+_stored_edge = type_coerce(node.c.edge, LargeBinary)
+_columns = (node.c.id, node.c.parent_id, node.c.depth, _stored_edge.label("edge"))
 
 _on_path = (
     select(*_columns)
@@ -78,7 +82,7 @@ _wanted = func.substr(
 _below = node.c.parent_id.in_(select(_on_path.c.id).where(_wanted))
 # Of a child only the first token matters, and its edge may be long.
 _first_token_only = func.substr(
-    node.c.edge, literal_column("1"), literal_column(str(TOKEN_BYTES)), type_=LargeBinary
+    _stored_edge, literal_column("1"), literal_column(str(HEAD_BYTES)), type_=LargeBinary
 )
 _found = union_all(
     select(_on_path, literal_column("1").label("is_on_path")),
@@ -155,9 +159,11 @@ def look_up(
     # Unpacked by position: rows are many, and their attributes are slow.
     for _, _, _, is_on_path, id_, parent_id, depth, edge, n, rewards, truncated, *free in rows:
         if is_on_path:
-            on_path.append(_Edge(id_, parent_id, depth, edge, n, rewards, truncated))
+            along = decode_tokens(edge)
+            on_path.append(_Edge(id_, parent_id, depth, along, n, rewards, truncated))
         elif n > 0:
-            token = int.from_bytes(edge, "little")
+            if (token := first_token(edge)) is None:
+                raise TreeCorruptError(f"the edge of node {id_} cannot be read")
             below.setdefault(parent_id, []).append((token, n, rewards, truncated, *free))
     for children in below.values():
         children.sort()

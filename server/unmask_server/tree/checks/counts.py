@@ -130,10 +130,11 @@ class TreeCheck:
         ref, first = self._ref, first_id(self._ref.id)
         # The counters number what comes next, so a row that is missing shows as a gap.
         last_node = int(shape.ids[-1]) - first + 1 if len(shape.ids) else 1
-        last_rollout = 0 if rollouts.last_id is None else rollouts.last_id - first + 1
+        gone = ref.rollouts_pruned
+        last_rollout = gone if rollouts.last_id is None else rollouts.last_id - first + 1
         for name, counter, reached, count in (
             ("nodes", ref.nodes, last_node, len(shape.ids)),
-            ("rollouts", ref.rollouts, last_rollout, rollouts.count),
+            ("rollouts", ref.rollouts, last_rollout, rollouts.count + gone),
         ):
             if counter != count:
                 repair = ""
@@ -141,6 +142,8 @@ class TreeCheck:
                     self._fixes.counters[name] = reached
                     repair = _COUNTERS
                 problem = f"the tree says {counter} {name}, there are {count}"
+                if name == "rollouts" and gone:
+                    problem += f" with {gone} that were pruned"
                 if reached != count:
                     problem += f", the last one numbered {reached - 1}"
                 yield self._found("tree.counters", "counters", problem, repair)

@@ -1,0 +1,110 @@
+"""Rollouts in fewer bytes, and what is pruned is accounted for.
+
+Edges are stored as `unmask_server.database.packing` has it, the growth of a rollout as 12 bytes.
+What the functions below write is what that module wrote at this revision.
+
+Revision ID: 0007_keeping
+Revises: 0006_stored_teachers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import sqlalchemy as sa
+from alembic import op
+from unmask_server.database.packing import (
+    decode_growth,
+    decode_tokens,
+    encode_growth,
+    encode_tokens,
+)
+
+revision = "0007_keeping"
+down_revision = "0006_stored_teachers"
+branch_labels = None
+depends_on = None
+
+NODES = 2000
+"""Converted at a time."""
+
+node = sa.table("node", sa.column("id", sa.BigInteger), sa.column("edge", sa.LargeBinary))
+COUNTERS = (
+    ("tree", "rollouts_pruned", "the first ones, which are gone"),
+    ("growth", "rollouts_pruned", "gone since"),
+    ("growth", "tokens_pruned", None),
+)
+GROWTH = "which growth paid for it; null for trajectories"
+
+
+def upgrade() -> None:
+    for table, name, comment in COUNTERS:
+        count = sa.Column(
+            name, sa.BigInteger(), nullable=False, server_default="0", comment=comment
+        )
+        with op.batch_alter_table(table, recreate="never") as change:
+            change.add_column(count)
+    convert_edges(encode_tokens)
+    convert_growths(sa.LargeBinary(), sa.Text(), encode_growth)
+
+
+def downgrade() -> None:
+    # What was pruned is no longer accounted for: growths are charged with more than is there.
+    convert_growths(sa.String(40), sa.LargeBinary(), decode_growth)
+    convert_edges(decode_tokens)
+    for table, name, _ in COUNTERS:
+        with op.batch_alter_table(table, recreate="never") as change:
+            change.drop_column(name)
+
+
+def convert_edges(convert: Callable[[bytes], bytes]) -> None:
+    connection = op.get_bind()
+    change = (
+        sa.update(node)
+        .where(node.c.id == sa.bindparam("of_id"))
+        .values(edge=sa.bindparam("new_edge"))
+    )
+    for rows in pages(connection):
+        changed = [{"of_id": id_, "new_edge": convert(edge)} for id_, edge in rows if edge]
+        if changed:
+            connection.execute(change, changed)
+
+
+def pages(connection: sa.Connection) -> Iterator[list[tuple[int, bytes]]]:
+    after = -1
+    while True:
+        wanted = sa.select(node).where(node.c.id > after).order_by(node.c.id).limit(NODES)
+        rows = [(id_, bytes(edge)) for id_, edge in connection.execute(wanted)]
+        if not rows:
+            return
+        yield rows
+        after = rows[-1][0]
+
+
+def convert_growths(
+    to: sa.types.TypeEngine[object],
+    was: sa.types.TypeEngine[object],
+    convert: Callable[[object], object],
+) -> None:
+    """Put another column of the same name in the place of `rollout.growth_id`."""
+    connection = op.get_bind()
+    op.execute("ALTER TABLE rollout RENAME COLUMN growth_id TO old_growth_id")
+    with op.batch_alter_table("rollout", recreate="never") as change:
+        change.add_column(sa.Column("growth_id", to, comment=GROWTH))
+    rollout = sa.table("rollout", sa.column("old_growth_id", was), sa.column("growth_id", to))
+    named = op.create_table(
+        "named_growth",
+        sa.Column("old_name", was, primary_key=True),
+        sa.Column("new_name", to),
+    )
+    old = rollout.c.old_growth_id
+    rows = connection.scalars(sa.select(old).where(old.is_not(None)).distinct()).all()
+    if rows:
+        connection.execute(
+            sa.insert(named), [{"old_name": row, "new_name": convert(row)} for row in rows]
+        )
+    new = sa.select(named.c.new_name).where(named.c.old_name == old).scalar_subquery()
+    connection.execute(sa.update(rollout).where(old.is_not(None)).values(growth_id=new))
+    op.drop_table("named_growth")
+    with op.batch_alter_table("rollout", recreate="never") as change:
+        change.drop_column("old_growth_id")
