@@ -1,15 +1,15 @@
 """Bytes that a rollout takes in the database over its tokens at four bytes each.
 
 Value: growth of the file (SQLite, after a checkpoint; PostgreSQL: of the tables with their indexes)
-per rollout: with all rows and indexes, not the tokens alone. Baseline: the tokens that were sampled
-for it, four bytes each: what was forced is not counted, though a flat table would hold it too.
+per rollout: with all rows and indexes, not the tokens alone. Baseline: the rollout's tokens, four
+bytes each, as a flat file of generations holds them; `..._sampled`: without those that were forced.
 
 - `bytes_per_rollout`: the shipped student on word problems, grown as a diagnosis grows it.
 - `bytes_per_rollout_long`: tails of 500 tokens of a vocabulary of 150,000, on both stores. Ids are
   drawn as words are (Zipf), independently: real text repeats itself and gets shorter.
 
-`--tables` says which table or index takes how much. `bytes_per_distribution` is what one stored
-next-token distribution takes, over the eight bytes of each of its ids with its log-probability.
+`--tables` says which table or index takes how much; the last line of the shipped student's is what
+the distributions take that were scored before, which no rollout adds to.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.stores import new_database, postgresql_server
 
 GOAL = 1.5
 TOKEN_BYTES = 4
-QUESTIONS, EACH = 4, 5000
+QUESTIONS, EACH = 4, 3000
 GROWTH = "gro-" + 24 * "a"
 LONG, TAIL, VOCABULARY, BATCH = 5000, 500, 150_000, 500
 
@@ -72,6 +72,9 @@ def shipped(path: Path, tables: bool) -> None:
             targets = [t.id for t in found if t.question_id == question]
             client.grow(targets, teachers=["strong"], half_width=0.01, rollouts=EACH).wait()
         report("bytes_per_rollout", before, Size.of(url), tables)
+        if tables:
+            held = before.tables["distribution"] + before.tables["sqlite_autoindex_distribution_1"]
+            print(f"    {held} bytes of distributions beside {sum(before.tables.values())} in all")
 
 
 def long_tails(name: str, url: str, tables: bool) -> None:
@@ -106,9 +109,11 @@ def long_tails(name: str, url: str, tables: bool) -> None:
 class Size:
     """What is stored, and how much room it takes."""
 
-    def __init__(self, rollouts: int, tokens: int, tables: dict[str, int]) -> None:
+    def __init__(self, rollouts: int, tokens: int, forced: int, tables: dict[str, int]) -> None:
         self.rollouts = rollouts
         self.tokens = tokens
+        self.forced = forced
+        """Of the tokens."""
         self.tables = tables
         """Bytes by table and index."""
 
@@ -116,13 +121,13 @@ class Size:
     def of(cls, url: str) -> Size:
         """Of a database, as it is on the disk."""
         engine = open_database(url)
-        sampled = func.coalesce(func.sum(rollout.c.depth - rollout.c.forced_depth), 0)
-        wanted = select(func.count(), sampled).select_from(rollout)
+        depth, forced = func.sum(rollout.c.depth), func.sum(rollout.c.forced_depth)
+        wanted = select(func.count(), func.coalesce(depth, 0), func.coalesce(forced, 0))
         with read(engine) as connection:
-            count, tokens = connection.execute(wanted).one()
+            count, tokens, imposed = map(int, connection.execute(wanted).one())
             tables = _tables(connection, engine.url.database or "")
         engine.dispose()
-        return cls(count, tokens, tables)
+        return cls(count, tokens, imposed, tables)
 
 
 def _tables(connection: Any, path: str) -> dict[str, int]:
@@ -142,9 +147,11 @@ def report(name: str, before: Size, after: Size, tables: bool) -> None:
     """Print the figure."""
     rollouts = after.rollouts - before.rollouts
     raw = TOKEN_BYTES * (after.tokens - before.tokens) / rollouts
+    sampled = raw - TOKEN_BYTES * (after.forced - before.forced) / rollouts
     grown = {key: size - before.tables.get(key, 0) for key, size in after.tables.items()}
-    show(figure(name, "bytes", [sum(grown.values()) / rollouts], [raw], goal=GOAL,
-                direction="down"))  # fmt: skip
+    each = sum(grown.values()) / rollouts
+    show(figure(name, "bytes", [each], [raw], goal=GOAL, direction="down"))
+    show(figure(f"{name}_sampled", "bytes", [each], [sampled], direction="down"))
     if tables:
         for key, size in sorted(grown.items(), key=lambda item: -item[1])[:8]:
             print(f"    {size / rollouts:8.1f} {key}")

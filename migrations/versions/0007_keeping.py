@@ -44,6 +44,19 @@ def upgrade() -> None:
         )
         with op.batch_alter_table(table, recreate="never") as change:
             change.add_column(count)
+    op.create_table(
+        "retention",
+        sa.Column("policy_id", sa.String(40)),
+        sa.Column(
+            "days",
+            sa.Float(),
+            nullable=False,
+            comment="its trees go when nothing came for so long",
+        ),
+        sa.PrimaryKeyConstraint("policy_id", name="pk_retention"),
+        sa.ForeignKeyConstraint(["policy_id"], ["policy.id"], name="fk_retention_policy_id_policy"),
+        comment="What `unmask-server prune --by-rules` goes by.",
+    )
     convert_edges(encode_tokens)
     convert_growths(sa.LargeBinary(), sa.Text(), encode_growth)
 
@@ -52,6 +65,7 @@ def downgrade() -> None:
     # What was pruned is no longer accounted for: growths are charged with more than is there.
     convert_growths(sa.String(40), sa.LargeBinary(), decode_growth)
     convert_edges(decode_tokens)
+    op.drop_table("retention")
     for table, name, _ in COUNTERS:
         with op.batch_alter_table(table, recreate="never") as change:
             change.drop_column(name)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 
 import typer
 
 from unmask_server.config import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 app = typer.Typer(
     name="unmask-server",
@@ -97,21 +100,100 @@ def fsck(
     """
     import json
 
-    from unmask_server.database.connect import open_database
-    from unmask_server.database.migrate import require_head
     from unmask_server.tree import fsck as check
 
-    with _told():
-        engine = open_database(database or Settings().database)
-        require_head(engine)
+    with _told(), _opened(database) as engine:
         report = check(engine, repair)
-        engine.dispose()
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
     else:
         for line in report.lines():
             typer.echo(line)
     raise typer.Exit(int(report.left > 0))
+
+
+@app.command()
+def prune(
+    database: Database = None,
+    policy: Annotated[Optional[str], typer.Option(help="Trees of this policy.")] = None,  # noqa: UP045
+    question: Annotated[Optional[str], typer.Option(help="Trees of this question.")] = None,  # noqa: UP045
+    older_days: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.0, help="Trees to which nothing was added for so many days."),
+    ] = None,
+    by_rules: Annotated[
+        bool, typer.Option("--by-rules", help="Trees that `retention` lets go.")
+    ] = False,
+    scores: Annotated[
+        bool,
+        typer.Option("--scores", help="Only the scores of rollouts, which models can make again."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, do nothing.")] = False,
+) -> None:
+    """Take whole trees out, while servers work: their rollouts, trajectories and answers.
+
+    Says which answers go. All others stay as they are.
+    """
+    from unmask_server.keeping.prune import Chosen
+    from unmask_server.keeping.report import run
+
+    with _told(), _opened(database) as engine:
+        if not (policy or question or by_rules or older_days is not None):
+            raise ValueError("say which: --policy, --question, --older-days or --by-rules")
+        chosen = Chosen(policy, question, older_days, by_rules)
+        for line in run(engine, chosen, scores=scores, dry_run=dry_run):
+            typer.echo(line)
+
+
+@app.command()
+def retention(
+    policy: Annotated[Optional[str], typer.Argument(help="Id or name.")] = None,  # noqa: UP045
+    days: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Let its trees go when nothing was added for so long."),
+    ] = None,
+    forever: Annotated[bool, typer.Option("--forever", help="Keep its trees.")] = False,
+    database: Database = None,
+) -> None:
+    """Set how long a policy's trees are kept; without a policy, list it for all."""
+    from unmask_server.keeping.retention import rules, set_rule
+
+    with _told(), _opened(database) as engine:
+        if policy is not None:
+            if (days is None) is not forever:
+                raise ValueError("say either --days or --forever")
+            set_rule(engine, policy, days)
+        for name, kept in rules(engine):
+            typer.echo(f"{name}: {'for ever' if kept is None else f'{kept:g} days'}")
+
+
+@app.command()
+def vacuum(
+    database: Database = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="PostgreSQL: write all tables anew; everybody waits.")
+    ] = False,
+) -> None:
+    """Give room back to the disk. Not a row changes."""
+    from unmask_server.database.vacuum import vacuum as compact
+
+    with _told(), _opened(database) as engine:
+        before, after = compact(engine, full=full)
+        typer.echo(f"{before} bytes before, {after} now")
+
+
+@contextmanager
+def _opened(database: str | None) -> Iterator[Engine]:
+    """The database, at this program's revision."""
+    from unmask_server.database.connect import open_database
+    from unmask_server.database.migrate import require_head
+
+    engine = open_database(database or Settings().database)
+    try:
+        require_head(engine)
+        yield engine
+    finally:
+        engine.dispose()
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def tree_id(database: Engine) -> int:
     store.add_rollouts(tree_id, [new(1, 2, 3, id_=1), new(1, 2, 4, id_=2), *paid])
     store.add_rollouts(tree_id, [new(1, 5, 6, forced=2, id_=3, reward=0.0)])
     other.add_rollouts(other_id, [new(1, id_=6)])
-    _put_trajectory(database)
+    put_trajectory(database)
     scores = {tree_id << 32: np.array([-1.0, -2.0, 0.0], np.float32)}
     RolloutScoreStore(database).put(scores, bytes(16))
     logprobs = np.log(np.array([0.5, 0.25], np.float32))
@@ -77,7 +77,7 @@ def _growth() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _put_trajectory(engine: Engine) -> None:
+def put_trajectory(engine: Engine) -> None:
     row = {
         "id": "trj-1", "policy_id": "p1", "question_id": "q1", "tokens": pack((1, 2, 3)),
         "finish": 0, "seed": 0, "ordinal": 0, "rollout_uid": uid(1), "created_at": 0.0,

@@ -81,6 +81,14 @@ policy = Table(
     Column("created_at", Float, nullable=False),
 )
 
+retention = Table(
+    "retention",
+    metadata,
+    Column("policy_id", ForeignKey("policy.id"), primary_key=True),
+    Column("days", Float, nullable=False, comment="its trees go when nothing came for so long"),
+    comment="What `unmask-server prune --by-rules` goes by.",
+)
+
 teacher = Table(
     "teacher",
     metadata,

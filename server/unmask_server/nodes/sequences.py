@@ -24,6 +24,7 @@ from unmask_server.nodes.resolve import NodeSet, shown_prompt
 from unmask_server.nodes.rollout_scores import RolloutScorer
 from unmask_server.nodes.sequel import Sequel
 from unmask_server.tree import StoredRollout, TreeStore, VerifiersDifferError
+from unmask_server.tree.ids import first_id
 
 FloatArray = NDArray[np.float64]
 
@@ -148,20 +149,26 @@ class SequenceReader:
                         sequel.later[k, algorithm] = value(algorithm, clipped, ratio[t + 1 :])
 
     def _read(self, tree_id: int, number: int, verifier_key: int) -> list[StoredRollout]:
-        """A tree's first rollouts; they never change, but verifiers may be added."""
-        number = min(number, READ)
+        """Those of a tree's first rollouts that are there: they go together, if they do."""
         held = self._rollouts.pop(tree_id, [])
-        if any(verifier_key not in rollout.rewards for rollout in held):
+        oldest = self._trees.oldest_id(tree_id)
+        if oldest is None:
+            return []
+        # Verifiers may be added.
+        if held and (held[0].id != oldest or any(verifier_key not in one.rewards for one in held)):
             held = []
-        if len(held) < number:
+        beyond = min(first_id(tree_id) + number, oldest + READ)
+        if not held or held[-1].id < beyond - 1:
             after = held[-1].id if held else 0
+            number = beyond - first_id(tree_id)
             held = held + self._trees.first_rollouts(tree_id, number, after)
         self._rollouts[tree_id] = held
         while len(self._rollouts) > 1 and sum(map(len, self._rollouts.values())) > _KEPT:
             self._rollouts.popitem(last=False)
-        if any(verifier_key not in rollout.rewards for rollout in held[:number]):
+        found = [one for one in held if one.id < beyond]
+        if any(verifier_key not in one.rewards for one in found):
             raise VerifiersDifferError("rollouts were added that have no number")
-        return held[:number]
+        return found
 
     async def _ratios(
         self, nodes: NodeSet, teachers: Sequence[Teacher], followed: Sequence[Sequence[_Followed]]

@@ -232,6 +232,18 @@ class TreeStore:
                 break
         return found
 
+    def oldest_id(self, tree_id: int) -> int | None:
+        """Read the id of the first rollout that was not pruned; None without any."""
+        first, beyond = id_range(tree_id)
+        wanted = (
+            select(rollout.c.id)
+            .where(rollout.c.id >= first, rollout.c.id < beyond)
+            .order_by(rollout.c.id)
+            .limit(1)
+        )
+        found: int | None = query(self._engine, lambda connection: connection.scalar(wanted))
+        return found
+
     def first_correct(
         self, tree_id: int, verifier_key: int, *, without: tuple[int, ...] | None = None
     ) -> StoredRollout | None:
@@ -271,7 +283,7 @@ class TreeStore:
         totals = select(
             func.count(),
             func.coalesce(func.sum(tree.c.nodes), 0),
-            func.coalesce(func.sum(tree.c.rollouts), 0),
+            func.coalesce(func.sum(tree.c.rollouts - tree.c.rollouts_pruned), 0),
             func.coalesce(func.sum(tree.c.tokens), 0),
             select(func.count()).select_from(distribution).scalar_subquery(),
         ).select_from(tree)

@@ -157,7 +157,7 @@ class TreeView:
     nodes: list[NodeCounts]
     """In the order of the positions asked for."""
     rollouts: int = 0
-    """How many the tree held, anywhere in it."""
+    """How many the tree held, anywhere in it, with those that were pruned since."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Pruning, retention and compacting."""
