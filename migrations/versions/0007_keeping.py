@@ -10,6 +10,7 @@ Revises: 0006_stored_teachers
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 
 import sqlalchemy as sa
 from alembic import op
@@ -59,12 +60,14 @@ def upgrade() -> None:
     )
     convert_edges(encode_tokens)
     convert_growths(sa.LargeBinary(), sa.Text(), encode_growth)
+    op.execute("UPDATE rollout SET digest = substr(digest, 1, 8)")
 
 
 def downgrade() -> None:
     # What was pruned is no longer accounted for: growths are charged with more than is there.
     convert_growths(sa.String(40), sa.LargeBinary(), decode_growth)
     convert_edges(decode_tokens)
+    lengthen_digests()
     op.drop_table("retention")
     for table, name, _ in COUNTERS:
         with op.batch_alter_table(table, recreate="never") as change:
@@ -93,6 +96,50 @@ def pages(connection: sa.Connection) -> Iterator[list[tuple[int, bytes]]]:
             return
         yield rows
         after = rows[-1][0]
+
+
+def lengthen_digests() -> None:
+    """Compute from the tokens what the upgrade cut off, one tree after another."""
+    connection = op.get_bind()
+    places = sa.table("node", *map(sa.column, ("id", "tree_id", "parent_id", "edge")))
+    ends = sa.table("rollout", *map(sa.column, ("id", "tree_id", "end_node_id", "digest")))
+    change = (
+        sa.update(ends)
+        .where(ends.c.id == sa.bindparam("of_id"))
+        .values(digest=sa.bindparam("new_digest"))
+    )
+    for tree_id in connection.scalars(sa.text("SELECT id FROM tree")).all():
+        wanted = sa.select(places.c.id, places.c.parent_id, places.c.edge)
+        rows = connection.execute(wanted.where(places.c.tree_id == tree_id))
+        nodes = {id_: (parent_id, bytes(edge)) for id_, parent_id, edge in rows}
+        states: dict[int | None, blake2b] = {None: blake2b(digest_size=16)}
+        wanted = sa.select(ends.c.id, ends.c.end_node_id).where(ends.c.tree_id == tree_id)
+        changed = [
+            {"of_id": id_, "new_digest": state_of(end, nodes, states).digest()}
+            for id_, end in connection.execute(wanted)
+        ]
+        if changed:
+            connection.execute(change, changed)
+
+
+def state_of(
+    node_id: int,
+    nodes: dict[int, tuple[int | None, bytes]],
+    states: dict[int | None, blake2b],
+) -> blake2b:
+    """The hash of the tokens from the root to a node; `states` remembers those above."""
+    below = []
+    at: int | None = node_id
+    while at not in states:
+        assert at is not None
+        below.append(at)
+        at = nodes[at][0]
+    state = states[at]
+    for passed in reversed(below):
+        state = state.copy()
+        state.update(nodes[passed][1])
+        states[passed] = state
+    return state
 
 
 def convert_growths(

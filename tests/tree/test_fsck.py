@@ -149,7 +149,7 @@ DAMAGES: dict[str, tuple[list[Any], str, bool]] = {
         "rollout.tokens",
         False,
     ),
-    "digest": ([update(ROLLOUT).values(digest=bytes(16))], "rollout.tokens", False),
+    "digest": ([update(ROLLOUT).values(digest=bytes(8))], "rollout.tokens", False),
     "rollout of another tree": ([update(ROLLOUT).values(tree_id=2)], "rollout.tree", False),
     "rollout's node": ([update(ROLLOUT).values(end_node_id=ELSEWHERE)], "rollout.nodes", False),
     "forced depth": (

@@ -237,7 +237,7 @@ rollout = Table(
     Column("end_node_id", ForeignKey("node.id"), nullable=False, comment="spells its tokens"),
     Column("forced_depth", Integer, nullable=False, comment="generated tokens that were imposed"),
     Column("depth", Integer, nullable=False, comment="generated tokens in all"),
-    Column("digest", LargeBinary(16), nullable=False, comment="of the tokens, to check the tree"),
+    Column("digest", LargeBinary(8), nullable=False, comment="of the tokens, to check the tree"),
     Column("finish", SmallInteger, nullable=False, comment="0 stop, 1 length"),
     Column("growth_id", GrowthName, comment="which growth paid for it; null for trajectories"),
     # In whole seconds, which take less room.

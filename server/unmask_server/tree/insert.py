@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import (
     Connection,
     bindparam,
-    insert,
     select,
     update,
 )
 
+from unmask_server.database.bulk import insert_all
 from unmask_server.database.rows import AnyRow
 from unmask_server.database.schema import (
     node,
@@ -159,9 +159,8 @@ def _insert(connection: Connection, ref: AnyRow, fresh: list[tuple[NewRollout, b
             for key, reward in new.rewards.items()
         ]
     _write_nodes(connection, ref.id, radix)
-    connection.execute(insert(rollout), rollout_rows)
-    if outcome_rows:
-        connection.execute(insert(outcome), outcome_rows)
+    insert_all(connection, rollout, rollout_rows)
+    insert_all(connection, outcome, outcome_rows)
     connection.execute(
         update(tree).where(tree.c.id == ref.id),
         {
@@ -200,12 +199,10 @@ def _write_nodes(connection: Connection, tree_id: int, radix: RadixTree) -> None
     # Moved nodes first: the new node above takes over the fingerprint of the one that was cut.
     if moved:
         connection.execute(_move_node, moved)
-    if new_nodes:
-        connection.execute(insert(node), new_nodes)
+    insert_all(connection, node, new_nodes)
     if changed_stats:
         connection.execute(_change_stats, changed_stats)
-    if new_stats:
-        connection.execute(insert(node_stat), new_stats)
+    insert_all(connection, node_stat, new_stats)
 
 
 def _node_row(tree_id: int, at: RadixNode) -> dict[str, Any]:

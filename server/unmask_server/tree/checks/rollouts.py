@@ -19,7 +19,7 @@ from unmask_server.database.rows import AnyRow
 from unmask_server.database.schema import outcome, rollout
 from unmask_server.tree.checks.findings import Finding
 from unmask_server.tree.checks.shape import Shape
-from unmask_server.tree.fingerprint import FINGERPRINT_BYTES
+from unmask_server.tree.fingerprint import DIGEST_BYTES, FINGERPRINT_BYTES
 from unmask_server.tree.ids import id_range
 from unmask_server.tree.rollouts import edges_above
 from unmask_server.tree.types import FINISH_LENGTH
@@ -208,7 +208,7 @@ class _Paths:
             state = state.copy()
             state.update(self._edges[passed][1])
             self._hashes[passed] = state
-        return state.digest()
+        return state.digest()[:DIGEST_BYTES]
 
     def is_above(self, node_id: int, other_id: int) -> bool:
         """Whether a node is another one or above it."""
