@@ -18,12 +18,16 @@ MODULES = {
     "cached_alignment": "an answer from memory, over SQLite and PostgreSQL",
     "uncached_alignment": "an answer computed anew",
     "look_up": "how a look-up grows with the database",
+    "bytes_per_rollout": "what a rollout takes on the disk, against its tokens",
     "insert_rows": "recording rollouts, in SQLite and PostgreSQL",
     "replicas": "two servers over one database against one, and taking over a dead one's work",
     "sharing": "importing rollouts, and the memory that exports and imports need",
     "server_memory": "a server's memory, idle and with 100,000 rollouts",
     "transformers_engine": "the embedded engine against `generate`",
     "sglang_engine": "the SGLang engine against bare requests (make sglang-cpu first)",
+}
+LONGER = {
+    "lookup_million": "a look-up among a million rollouts (ten minutes)",
 }
 ESTIMATES = {
     "allocation": "rollouts that a precision takes, against simple allocations (five minutes)",
@@ -36,11 +40,11 @@ ESTIMATES = {
 def main() -> int:
     """Run the modules named, all by default."""
     parser = argparse.ArgumentParser(description=__doc__)
-    listed = ", ".join(f"{name} ({what})" for name, what in (MODULES | ESTIMATES).items())
+    listed = ", ".join(f"{name} ({what})" for name, what in (MODULES | LONGER | ESTIMATES).items())
     parser.add_argument("names", nargs="*", metavar="NAME", help=listed)
     parser.add_argument("--table", action="store_true", help="print a table in Markdown instead")
     options = parser.parse_args()
-    unknown = set(options.names) - set(MODULES | ESTIMATES)
+    unknown = set(options.names) - set(MODULES | LONGER | ESTIMATES)
     if unknown:
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
     failed = False

@@ -2,8 +2,8 @@
 
 Of one position, and of all 61 of a generation (one query each), on SQLite; trees of 1,000 rollouts.
 Every tenth tree is filled by the store and looked up; the others are copies of its rows under other
-ids, which the indexes cannot tell from trees of their own. `--trees 1000` makes a million rollouts,
-in some minutes.
+ids, which the indexes cannot tell from trees of their own. `lookup_million` is this with a million
+rollouts, which take some minutes to make.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal, select
@@ -86,6 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trees", type=int, default=TREES)
     trees = parser.parse_args().trees
+    compare(trees, lambda count: f"look_up_{count}_in_{trees * EACH}_rollouts")
+
+
+def compare(trees: int, named: Callable[[int], str]) -> None:
+    """Print a figure for each number of positions, named by it."""
     with tempfile.TemporaryDirectory() as folder:
         small = Database(f"sqlite:///{folder}/small.db")
         large = Database(f"sqlite:///{folder}/large.db")
@@ -95,7 +100,7 @@ def main() -> None:
             for seed in range(ROUNDS):
                 ours.append(milliseconds(*many, positions, seed))
                 theirs.append(milliseconds(*few, positions, seed))
-            name = f"look_up_{len(positions)}_in_{trees * EACH}_rollouts"
+            name = named(len(positions))
             show(figure(name, "ms", ours, theirs, goal=1.5, direction="down"))
         small.close()
         large.close()

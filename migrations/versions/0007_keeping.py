@@ -58,6 +58,17 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["policy_id"], ["policy.id"], name="fk_retention_policy_id_policy"),
         comment="What `unmask-server prune --by-rules` goes by.",
     )
+    op.create_table(
+        "growth_client",
+        sa.Column("request_id", sa.String(200)),
+        sa.Column("client", sa.String(200), nullable=False),
+        sa.Column("started_at", sa.Float(), nullable=False),
+        sa.Column("rollouts", sa.BigInteger(), nullable=False, comment="of the budget"),
+        sa.Column("tokens", sa.BigInteger(), nullable=False, comment="of the budget"),
+        sa.PrimaryKeyConstraint("request_id", name="pk_growth_client"),
+        comment="Who started the growths of the last 24 hours, where that is counted.",
+    )
+    op.create_index("ix_growth_client_client_started_at", "growth_client", ["client", "started_at"])
     convert_edges(encode_tokens)
     convert_growths(sa.LargeBinary(), sa.Text(), encode_growth)
     op.execute("UPDATE rollout SET digest = substr(digest, 1, 8)")
@@ -68,6 +79,7 @@ def downgrade() -> None:
     convert_growths(sa.String(40), sa.LargeBinary(), decode_growth)
     convert_edges(decode_tokens)
     lengthen_digests()
+    op.drop_table("growth_client")
     op.drop_table("retention")
     for table, name, _ in COUNTERS:
         with op.batch_alter_table(table, recreate="never") as change:

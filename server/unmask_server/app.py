@@ -31,6 +31,7 @@ from unmask_server.growth.control import GrowthControl
 from unmask_server.growth.fit import PolicyFit
 from unmask_server.growth.generations import GenerationImporter
 from unmask_server.growth.imports import Importer
+from unmask_server.growth.quota import Quota, Quotas
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.runner import GrowthRunner
 from unmask_server.growth.sampler import Sampler
@@ -162,7 +163,12 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
             max_message=settings.max_message_mib * 2**20,
         ),
         diagnosis_service=diagnosis,
-        growth_service=GrowthService(runner, resolver, settings),
+        growth_service=GrowthService(
+            runner,
+            resolver,
+            settings,
+            Quotas(database, Quota(settings.quota_rollouts, settings.quota_tokens)),
+        ),
         cache_service=CacheService(
             catalog,
             trees,

@@ -98,6 +98,12 @@ class Settings(BaseSettings):
         description="After so long without a sign of life from a server its growths are taken "
         "over; the same for all servers of a database.",
     )
+    quota_rollouts: int | None = Field(
+        default=None, ge=1, description="Rollouts that one client's growths may sample in 24 hours."
+    )
+    quota_tokens: int | None = Field(
+        default=None, ge=1, description="Tokens that one client's growths may sample in 24 hours."
+    )
     answer_cache_mib: int = Field(
         default=64, ge=0, description="Memory for answers that are asked for again."
     )

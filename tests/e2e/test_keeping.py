@@ -7,6 +7,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from typer.testing import CliRunner
 from unmask.v1 import diagnosis_pb2, growth_pb2
 from unmask_server.cli import app
@@ -65,6 +67,29 @@ async def test_answers_about_what_is_kept_stay_the_same_bytes(world: World, tmp_
     report = fsck(database)
     assert report.clean, report.findings
     database.dispose()
+
+
+async def test_a_client_that_has_had_its_share_is_told_when_it_is_free_again(
+    tmp_path: Path, models: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'unmask.db'}"
+    async with serving(url, tmp_path, quota_rollouts=100) as world:
+        await fill(world, models)
+        target = growth_pb2.GrowthTarget(node=prefix())
+        budget = growth_pb2.Budget(rollouts=60)
+        asked = growth_of(target, rollouts_per_node=0, budget=budget)
+        await grow(world, asked)
+        asked.request_id = "more"
+        with pytest.raises(grpc.aio.AioRpcError) as full:
+            await world.stubs.growth.StartGrowth(asked)
+        assert full.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        status = rpc_status.from_call(full.value)
+        assert status is not None
+        retry = error_details_pb2.RetryInfo()
+        assert any(detail.Unpack(retry) for detail in status.details)
+        assert 0 < retry.retry_delay.seconds <= 86_400
+        mine = (("unmask-client", "another"),)
+        await world.stubs.growth.StartGrowth(asked, metadata=mine)
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from unmask_server.catalog.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    QuotaExceeded,
 )
 from unmask_server.database.faults import MESSAGES, Fault, fault_of
 from unmask_server.engines.base import BadRequestError, EngineError, ModelChangedError
@@ -65,6 +67,10 @@ def status_of(error: BaseException) -> status_pb2.Status | None:
             return _status(code_pb2.ALREADY_EXISTS, str(error), "ALREADY_EXISTS")
         case FailedPrecondition():
             return _status(code_pb2.FAILED_PRECONDITION, str(error), "FAILED_PRECONDITION")
+        case QuotaExceeded():
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromSeconds(math.ceil(error.retry_seconds))
+            return _status(code_pb2.RESOURCE_EXHAUSTED, str(error), "QUOTA_EXCEEDED", retry)
         case BadRequestError():
             return _status(code_pb2.FAILED_PRECONDITION, str(error), "MODEL_CANNOT")
         case ModelChangedError():

@@ -26,6 +26,7 @@ from unmask_server.api.precision import forecast_message, parse_precision
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Policy, Question, Teacher
 from unmask_server.config import Settings
+from unmask_server.growth.quota import Quotas
 from unmask_server.growth.runner import GrowthRunner
 from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, Target
 from unmask_server.growth.store import Listing, Subjects
@@ -35,6 +36,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_REQUEST_ID = 200
 MAX_TARGETS = 10_000
+CLIENT_METADATA = "unmask-client"
+"""Metadata by which a client names itself, for quotas."""
+MAX_CLIENT = 200
 
 _ALLOCATIONS = {
     pb.ALLOCATION_UNSPECIFIED: Allocation.ADAPTIVE,
@@ -48,10 +52,13 @@ _ALLOCATIONS = {
 class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
     """See proto/unmask/v1/growth.proto."""
 
-    def __init__(self, runner: GrowthRunner, resolver: Resolver, settings: Settings) -> None:
+    def __init__(
+        self, runner: GrowthRunner, resolver: Resolver, settings: Settings, quotas: Quotas
+    ) -> None:
         self._runner = runner
         self._resolver = resolver
         self._settings = settings
+        self._quotas = quotas
 
     async def PredictGrowth(
         self, request: pb.PredictGrowthRequest, context: Context
@@ -72,6 +79,13 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
     ) -> pb.StartGrowthResponse:
         """Check everything, then start."""
         spec, subjects = await asyncio.to_thread(self._spec, request)
+        await asyncio.to_thread(
+            self._quotas.admit,
+            _client(context),
+            request.request_id,
+            rollouts=spec.max_rollouts,
+            tokens=spec.max_tokens,
+        )
         growth = await self._runner.start(request.request_id, spec, subjects)
         return pb.StartGrowthResponse(growth=self._message(growth))
 
@@ -289,6 +303,15 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
 
     def _message(self, growth: Growth) -> pb.Growth:
         return growth_message(growth, self._runner.seconds_left(growth))
+
+
+def _client(context: Context) -> str:
+    """What the client calls itself; empty if it does not."""
+    given = [value for key, value in context.invocation_metadata() or () if key == CLIENT_METADATA]
+    name = str(given[-1]) if given else ""
+    if len(name) > MAX_CLIENT:
+        raise InvalidArgument(f"metadata {CLIENT_METADATA}", f"longer than {MAX_CLIENT} characters")
+    return name
 
 
 def _named(growth_id: str) -> str:

@@ -39,3 +39,12 @@ class AlreadyExists(DomainError):  # noqa: N818
 
 class FailedPrecondition(DomainError):  # noqa: N818
     """The request is well formed, but these things do not go together."""
+
+
+class QuotaExceeded(DomainError):  # noqa: N818
+    """A client has had what it may have for now."""
+
+    def __init__(self, reason: str, retry_seconds: float) -> None:
+        """Say what is used up, and in how many seconds it will be free."""
+        super().__init__(reason)
+        self.retry_seconds = retry_seconds

@@ -278,6 +278,18 @@ rollout_score = Table(
 
 # ------------------------------------------------------------------------------------ the work
 
+growth_client = Table(
+    "growth_client",
+    metadata,
+    Column("request_id", String(200), primary_key=True),
+    Column("client", String(200), nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("rollouts", BigInteger, nullable=False, comment="of the budget"),
+    Column("tokens", BigInteger, nullable=False, comment="of the budget"),
+    Index(None, "client", "started_at"),
+    comment="Who started the growths of the last 24 hours, where that is counted.",
+)
+
 growth = Table(
     "growth",
     metadata,

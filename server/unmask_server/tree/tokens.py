@@ -1,4 +1,4 @@
-"""Token sequences as the database keeps them: little-endian uint32, four bytes a token."""
+"""Token sequences as the tree handles them: little-endian uint32, four bytes a token."""
 
 from __future__ import annotations
 

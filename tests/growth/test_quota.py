@@ -1,0 +1,106 @@
+"""What a client may have in a day, on both stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine, insert, select, update
+from unmask_server.catalog.errors import InvalidArgument, QuotaExceeded
+from unmask_server.database.connect import read, write
+from unmask_server.database.schema import growth, growth_client
+from unmask_server.growth.quota import DAY_SECONDS, Quota, Quotas
+from unmask_server.growth.spec import State
+
+Start = Callable[..., None]
+
+
+@pytest.fixture
+def start(database: Engine) -> Start:
+    """Admit a growth to a server that allows 100 rollouts a day, and make it."""
+    quotas = Quotas(database, Quota(rollouts=100))
+
+    def admit(client: str, request_id: str, rollouts: int, sampled: int | None = None) -> None:
+        quotas.admit(client, request_id, rollouts=rollouts, tokens=None)
+        state = State.RUNNING if sampled is None else State.SUCCEEDED
+        numbers = ("rollouts_cached", "rollouts_planned", "nodes", "nodes_flat", "attempt")
+        row = {
+            "id": request_id, "request_id": request_id, "spec": {}, "state": state.value,
+            "rollouts_sampled": sampled or 0, "tokens_sampled": 0, "created_at": 0.0,
+            "updated_at": 0.0, **dict.fromkeys(numbers, 0),
+        }  # fmt: skip
+        with write(database) as connection:
+            known = select(growth.c.id).where(growth.c.id == request_id)
+            if connection.execute(known).first() is None:
+                connection.execute(insert(growth), row)
+
+    return admit
+
+
+def test_budgets_count_until_they_are_used_up(start: Start) -> None:
+    start("a", "1", 60)
+    start("a", "2", 40)
+    with pytest.raises(QuotaExceeded, match="1 rollouts are more than the 0 that are left") as full:
+        start("a", "3", 1)
+    assert DAY_SECONDS - 60 < full.value.retry_seconds <= DAY_SECONDS
+    # Again the same, and somebody else.
+    start("a", "1", 60)
+    start("b", "4", 100)
+
+
+def test_what_has_ended_counts_as_sampled(start: Start) -> None:
+    start("a", "1", 100, sampled=30)
+    start("a", "2", 70)
+    with pytest.raises(QuotaExceeded):
+        start("a", "3", 1)
+
+
+def test_a_day_later_it_is_free_again(database: Engine, start: Start) -> None:
+    start("a", "1", 60)
+    start("a", "2", 40)
+    first = growth_client.c.request_id == "1"
+    with write(database) as connection:
+        past = update(growth_client).where(first)
+        connection.execute(past.values(started_at=growth_client.c.started_at - DAY_SECONDS + 500))
+    with pytest.raises(QuotaExceeded) as full:
+        start("a", "3", 60)
+    assert 400 < full.value.retry_seconds <= 500
+    with write(database) as connection:
+        connection.execute(past.values(started_at=growth_client.c.started_at - 501))
+    start("a", "3", 60)
+    with read(database) as connection:
+        assert set(connection.scalars(select(growth_client.c.request_id))) == {"2", "3"}
+
+
+def test_what_was_admitted_and_never_made_is_forgotten(database: Engine, start: Start) -> None:
+    Quotas(database, Quota(rollouts=100)).admit("a", "lost", rollouts=100, tokens=None)
+    with pytest.raises(QuotaExceeded):
+        start("a", "1", 1)
+    with write(database) as connection:
+        connection.execute(update(growth_client).values(started_at=growth_client.c.started_at - 61))
+    start("a", "1", 100)
+
+
+def test_two_at_once_do_not_share_what_is_left(database: Engine) -> None:
+    quotas = [Quotas(database, Quota(rollouts=100)) for _ in range(4)]
+
+    def admit(i: int) -> bool:
+        try:
+            quotas[i % 4].admit("a", f"{i}", rollouts=20, tokens=None)
+        except QuotaExceeded:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(admit, range(16))) == 5
+
+
+def test_a_budget_must_say_what_is_counted(database: Engine) -> None:
+    quotas = Quotas(database, Quota(tokens=1000))
+    with pytest.raises(InvalidArgument, match=r"budget.tokens: say how many at most"):
+        quotas.admit("a", "1", rollouts=5, tokens=None)
+    with pytest.raises(InvalidArgument, match=r"1001 are more than a client's 1000 of a day"):
+        quotas.admit("a", "1", rollouts=5, tokens=1001)
+    quotas.admit("a", "1", rollouts=None, tokens=1000)
+    Quotas(database, Quota()).admit("a", "2", rollouts=None, tokens=None)
