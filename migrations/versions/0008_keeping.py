@@ -3,8 +3,8 @@
 Edges are stored as `unmask_server.database.packing` has it, the growth of a rollout as 12 bytes.
 What the functions below write is what that module wrote at this revision.
 
-Revision ID: 0007_keeping
-Revises: 0006_stored_teachers
+Revision ID: 0008_keeping
+Revises: 0007_replicas
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from unmask_server.database.packing import (
     encode_tokens,
 )
 
-revision = "0007_keeping"
-down_revision = "0006_stored_teachers"
+revision = "0008_keeping"
+down_revision = "0007_replicas"
 branch_labels = None
 depends_on = None
 
