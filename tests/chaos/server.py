@@ -24,7 +24,6 @@ from unmask_server.config import Settings
 from unmask_server.engines.base import Engine as ModelEngine
 from unmask_server.engines.base import PositionScores, Sample, SampleRequest, Sampling, ScoreRequest
 from unmask_server.engines.pool import OpenEngine
-from unmask_server.growth import runner, store
 from unmask_server.logs import configure
 from unmask_server.serve import serve
 
@@ -42,7 +41,7 @@ class Options:
     socket: Path
     answered: Path
     """Where each rollout that an engine answered is written before anybody gets it."""
-    lease: float = 0.5
+    lease: float = 1.0
     """Seconds after which a dead server's growth is taken over."""
     clock: float = 0.0
     """Seconds by which this machine's clock is wrong."""
@@ -63,17 +62,12 @@ def _run(options: Options) -> None:
     if options.clock:
         right = time.time
         time.time = lambda: right() + options.clock
-    lease = {}
-    if "lease_seconds" in Settings.model_fields:
-        lease["lease_seconds"] = max(1.0, options.lease)
-    # Imported by name in both.
-    store.LEASE_SECONDS = runner.LEASE_SECONDS = options.lease  # type: ignore[attr-defined]
     app_module._opener = lambda settings, *_: recording(opening(settings), options.answered)
     settings = Settings(
         database=options.url,
         listen=[f"unix:{options.socket}"],
         grace_seconds=0.2,
-        **lease,
+        lease_seconds=options.lease,
         **options.settings,
     )
     asyncio.run(serve(settings))

@@ -26,7 +26,7 @@ async def test_kill_9_at_random_moments_of_growth(
     store: str, make_team: MakeTeam, rows: list[Row]
 ) -> None:
     """The growth goes on by its request_id; a kill costs at most one batch."""
-    team = make_team(store, lease=0.2)
+    team = make_team(store, lease=1.0)
     rng = random.Random(store)
     budget = 150 * KILLS
     server = await team.start()
@@ -68,6 +68,7 @@ async def test_many_replicas_and_clients_on_one_question(
     name = f"{servers} replicas, {clients} clients, one question"
     rows.append(Row.of(name, where, 0, account))
     assert account.violations == []
+    assert account.uncharged == 0
 
 
 async def _client(team: Team, replicas: list[Server], rng: random.Random) -> None:
@@ -100,7 +101,7 @@ async def _ended(team: Team, server: Server, name: str) -> None:
 
 async def test_clocks_that_are_wrong(store: str, make_team: MakeTeam, rows: list[Row]) -> None:
     """A replica whose clock is hours off may take work over too early or too late; no more."""
-    team = make_team(store, lease=0.5)
+    team = make_team(store, lease=1.0)
     replicas = [await team.start(clock=hours * 3600.0) for hours in (0, 5, -5)]
     await team.fill(replicas[0])
     for number in range(ROUNDS):
@@ -113,3 +114,4 @@ async def test_clocks_that_are_wrong(store: str, make_team: MakeTeam, rows: list
     account = audit(team)
     rows.append(Row.of("clocks 5 h fast and slow", store, ROUNDS, account))
     assert account.violations == []
+    assert account.uncharged == 0
