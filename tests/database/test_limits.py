@@ -216,6 +216,7 @@ def test_a_full_disk_is_told_and_loses_nothing(sqlite_template: Path, tmp_path: 
     engine.dispose()
 
 
+@pytest.mark.slow
 async def test_clients_are_told_that_a_statement_took_too_long(
     postgresql_url: str, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from unmask_server.tree import TreeStore, check_tree
 
 from tests.e2e.conftest import serving
 
+pytestmark = pytest.mark.slow
+
 FILLED = Path(__file__).with_name("filled")
 MODELS = Path(__file__).parents[2] / "examples/models"
 REVISIONS = sorted(path.name.removesuffix(".jsonl.gz") for path in FILLED.glob("*.gz"))

@@ -92,6 +92,7 @@ async def test_a_client_that_has_had_its_share_is_told_when_it_is_free_again(
         await world.stubs.growth.StartGrowth(asked, metadata=mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])
 async def test_a_store_is_clean_while_it_grows(
     tmp_path: Path, models: Path, store: str, request: pytest.FixtureRequest

@@ -20,6 +20,8 @@ from tests.e2e.test_controls import two_correct
 from tests.e2e.test_main_job import at, grow, growth_of, prefix, sampled, sampling_of, statistics
 from tests.tiny import WORDS
 
+pytestmark = pytest.mark.slow
+
 NUMBER = re.compile(r"\d+")
 OBJECTIVES: list[dict[str, float]] = [
     {"own": 1.0, "worded": 0.2, "long": -0.1},

@@ -141,6 +141,7 @@ async def test_an_empty_cache_answers_as_the_one_that_was_exported(
         assert rollouts_of(await exported(other)) == rollouts_of(parts)
 
 
+@pytest.mark.slow
 async def test_caches_that_overlap_merge_both_ways_to_the_same(
     world: World, models: Path, other_url: str, tmp_path: Path
 ) -> None:

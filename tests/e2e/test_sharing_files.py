@@ -23,6 +23,8 @@ from tests.e2e.test_main_job import sampling_of, statistics
 from tests.e2e.test_sharing import assert_sound, counts, exported, grown, rollouts_of
 from tests.tiny import WORDS
 
+pytestmark = pytest.mark.slow
+
 VOCAB = len(WORDS)
 
 

@@ -173,6 +173,7 @@ def test_what_cannot_be_meant_is_refused(database: Engine, arguments: list[str],
     assert said in done.output
 
 
+@pytest.mark.slow
 def test_vacuum_gives_room_back_and_changes_no_row(database: Engine) -> None:
     store, tree_id = open_graded(database)
     _, kept = open_graded(database, "q2")

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from sqlalchemy import Connection, Engine, text
 from unmask_server.database.connect import open_database
 from unmask_server.tree import AddResult, TreeStore, check_tree
@@ -110,6 +111,7 @@ def test_a_look_up_never_sees_a_part_of_a_batch(database: Engine) -> None:
             job.result()
 
 
+@pytest.mark.slow
 def test_processes_share_a_database(database: Engine, database_url: str) -> None:
     store, tree_id = open_graded(database)
     writers = [
@@ -123,6 +125,7 @@ def test_processes_share_a_database(database: Engine, database_url: str) -> None
     assert check_tree(database, tree_id) == []
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_survives_kill_9(database: Engine, database_url: str) -> None:
     """The writer is killed at some moment; what it acknowledged is there, each batch whole."""
     _, tree_id = open_graded(database)
