@@ -31,7 +31,7 @@ async def team(make_team: MakeTeam) -> Team:
 
 
 TAMPERING = {
-    "DELETE FROM outcome WHERE rollout_id = (SELECT max(rollout_id) FROM outcome)": "outcome.missing",
+    "DELETE FROM outcome WHERE rollout_id = (SELECT max(rollout_id) FROM outcome)": "missing",
     "UPDATE outcome SET reward = 0.5 WHERE rollout_id = (SELECT max(id) FROM rollout)": "graded",
     "UPDATE node_stat SET n = n + 1 WHERE node_id = (SELECT max(node_id) FROM node_stat)": "counts",
     "UPDATE rollout SET uid = randomblob(16) WHERE id = (SELECT max(id) FROM rollout)": "answered",
