@@ -69,8 +69,7 @@ def reliability(cosines: Sequence[Range]) -> float | None:
         return None
     middle = sum(c.median for c in cosines) / len(cosines)
     varied = sum((c.median - middle) ** 2 for c in cosines) / (len(cosines) - 1)
-    # A 90% interval is 3.29 standard deviations.
-    noise = sum(((c.high - c.low) / 3.29) ** 2 for c in cosines) / len(cosines)
+    noise = sum(c.deviation**2 for c in cosines) / len(cosines)
     return varied / (varied + noise) if varied + noise > 0.0 else None
 
 

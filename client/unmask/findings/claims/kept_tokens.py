@@ -23,16 +23,16 @@ def examine(cells: Sequence[Cell]) -> Finding:
                 continue
             every = Range.of(summary.mean_cosine)
             kept = given(summary.kept, "mean_cosine")
-            flat = summary.scored / summary.nodes
+            scored_share = summary.scored / summary.nodes
             medians = [t.cosine.median for t in scored(cell, summary.teacher_id)]
             positive = [median for median in medians if median > 0]
             naive = sum(positive) / len(positive) if positive else None
             rows.append(
                 (cell.name, label, f"{summary.scored} of {summary.nodes}",
                  f"{100 * summary.kept.share:.0f}%", every, naive, kept, _times(every, kept),
-                 _times(_scaled(every, flat), kept))
+                 _times(_scaled(every, scored_share), kept))
             )  # fmt: skip
-            both = {_multiplied(every, kept), _multiplied(_scaled(every, flat), kept)}
+            both = {_multiplied(every, kept), _multiplied(_scaled(every, scored_share), kept)}
             verdicts.append(both.pop() if len(both) == 1 else Verdict.UNDECIDED)
     return Finding(
         claim="Keeping only tokens with positive alignment multiplies the signal",

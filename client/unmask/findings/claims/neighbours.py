@@ -106,8 +106,8 @@ def _pairs(tokens: Sequence[Scored]) -> dict[str, dict[str, list[Pair]]]:
     for one, other in itertools.pairwise(tokens):
         mine = found.setdefault(one.question, {}).setdefault(one.trajectory, [])
         if one.trajectory == other.trajectory and other.position == one.position + 1:
-            # A 90% interval is 3.29 standard deviations; a normal's mean size is 0.8 of one.
-            spread = math.hypot(*((t.cosine.high - t.cosine.low) / 3.29 for t in (one, other)))
+            # A normal's mean size is 0.8 of its standard deviation.
+            spread = math.hypot(one.cosine.deviation, other.cosine.deviation)
             mine.append(
                 Pair(
                     abs(other.cosine.median - one.cosine.median),
