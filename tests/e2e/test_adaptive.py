@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -140,28 +140,35 @@ async def test_a_question_as_a_whole_grows_beside_nodes(world: World) -> None:
 async def test_the_next_batch_is_there_before_the_last_one_is_done(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running, most = 0, 0
+    batches, was_late = 0, False
+    second = asyncio.Event()
     plain = Sampler.sample
 
-    async def watched(self: Sampler, *args: Any) -> AsyncIterator[Any]:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        try:
-            async for item in plain(self, *args):
-                # A moment for each, so that a batch is not over at once.
-                await asyncio.sleep(0)
-                yield item
-        finally:
-            running -= 1
+    async def held_back(self: Sampler, policy: Any, wanted: Sequence[Any]) -> AsyncIterator[Any]:
+        """The first batch keeps its last quarter until the second one is asked for."""
+        nonlocal batches, was_late
+        batches += 1
+        is_first = batches == 1
+        if not is_first:
+            second.set()
+        given = 0
+        async for item in plain(self, policy, wanted):
+            if is_first and given >= len(wanted) * 3 // 4:
+                try:
+                    await asyncio.wait_for(second.wait(), 30.0)
+                except TimeoutError:
+                    was_late = True
+            given += 1
+            yield item
 
-    monkeypatch.setattr(Sampler, "sample", watched)
+    target = await whole(world)
+    monkeypatch.setattr(Sampler, "sample", held_back)
     precision = growth_pb2.Precision(half_width=0.05, flat_norm=0.0)
-    await grow(
-        world,
-        adaptive(await whole(world), precision=precision, budget=growth_pb2.Budget(rollouts=3000)),
-    )
-    assert most == 2
+    budget = growth_pb2.Budget(rollouts=3000)
+    growth = await grow(world, adaptive(target, precision=precision, budget=budget))
+    assert batches > 1
+    assert not was_late
+    assert growth.rollouts_sampled == 3000
 
 
 async def test_windows_share_a_generation_by_its_logarithm(world: World) -> None:
