@@ -19,6 +19,7 @@ from sqlalchemy import Engine, MetaData, func, insert, select, text
 from unmask.v1 import diagnosis_pb2, growth_pb2
 from unmask_server.database.connect import open_database, read, write
 from unmask_server.database.migrate import head_revision, migrate
+from unmask_server.database.packing import decode_tokens
 from unmask_server.database.schema import growth, metadata, outcome, rollout, tree
 from unmask_server.tree import TreeStore, check_tree
 
@@ -112,17 +113,21 @@ def engine(empty_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def spelled(rows: Rows) -> dict[bytes, tuple[tuple[int, ...], int, dict[int, float]]]:
+def spelled(
+    revision: str, rows: Rows
+) -> dict[bytes, tuple[tuple[int, ...], int, dict[int, float]]]:
     """Tokens, forced depth and rewards of every rollout by its uid, read off the rows."""
     nodes = {row["id"]: row for row in rows["node"]}
     rewards: dict[int, dict[int, float]] = {}
     for row in rows["outcome"]:
         rewards.setdefault(row["rollout_id"], {})[row["verifier_key"]] = row["reward"]
 
+    unpacked = decode_tokens if revision >= "0008" else bytes
+
     def path(node_id: int | None) -> bytes:
-        return (
-            b"" if node_id is None else path(nodes[node_id]["parent_id"]) + nodes[node_id]["edge"]
-        )
+        if node_id is None:
+            return b""
+        return path(nodes[node_id]["parent_id"]) + unpacked(nodes[node_id]["edge"])
 
     return {
         row["uid"]: (
@@ -147,7 +152,7 @@ def test_a_store_filled_by_an_earlier_revision_is_upgraded_and_comes_back(
     with read(engine) as connection:
         trees = connection.scalars(select(tree.c.id)).all()
         states = dict(connection.execute(select(growth.c.request_id, growth.c.state)).all())
-    assert spelled(rows) == {
+    assert spelled(revision, rows) == {
         stored.uid: (stored.tokens, stored.forced_depth, stored.rewards)
         for tree_id in trees
         for stored in store.iter_rollouts(tree_id, 0, 10**6)

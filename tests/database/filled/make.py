@@ -37,7 +37,8 @@ from unmask.v1 import (
 
 TABLES = ("model", "verifier", "policy", "teacher", "question", "trajectory",
           "trajectory_outcome", "tree", "tree_verifier", "node", "node_stat", "rollout",
-          "outcome", "distribution", "rollout_score", "growth")  # fmt: skip
+          "outcome", "distribution", "rollout_score", "growth", "growth_subject", "growth_client",
+          "retention")  # fmt: skip
 MODELS = Path("examples/models").resolve()
 LENGTH = 12
 
@@ -48,7 +49,9 @@ def main(out: Path) -> None:
         socket = Path(folder, "socket")
         server = subprocess.Popen(
             [sys.executable, "-m", "unmask_server", "serve", "--database", f"sqlite:///{database}",
-             "--listen", f"unix:{socket}"]
+             "--listen", f"unix:{socket}"],
+            # So that it counts what each client starts.
+            env={**os.environ, "UNMASK_QUOTA_ROLLOUTS": "10000000"},
         )  # fmt: skip
         try:
             with grpc.insecure_channel(f"unix:{socket}") as channel:
@@ -57,6 +60,11 @@ def main(out: Path) -> None:
         finally:
             server.kill()
             server.wait()
+        # Earlier revisions know no such thing.
+        subprocess.run(
+            [sys.executable, "-m", "unmask_server", "retention", "student", "--days", "30",
+             "--database", f"sqlite:///{database}"], check=False,
+        )  # fmt: skip
         with sqlite3.connect(database) as connection:
             connection.row_factory = sqlite3.Row
             revision = connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
