@@ -142,7 +142,7 @@ FINDINGS := examples/word_problems/tasks.jsonl --student student=examples/models
   --student small=examples/models/student-small --teacher strong=examples/models/teacher-strong \
   --teacher verbose=examples/models/teacher-verbose --context none --context answer \
   --context misleading --temperature 0.7 --max-new-tokens 80 --verifier hash_answer \
-  --max-questions 12 --samples 3 --max-rollouts 4000 --methods-on 6
+  --max-questions 8 --samples 3 --max-rollouts 4000 --methods-on 6
 
 findings: $(READY) ## Do the paper's findings hold on the models that ship? Writes docs/findings.md.
 	$(BIN)/unmask findings $(FINDINGS) --database .unmask/findings.db \
