@@ -107,7 +107,7 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):
     """Sends kept answers for the bytes of a request, before anything else looks at it.
 
     What is kept was found good when it was computed; all other calls take their usual way.
-    Outermost, it remembers what the interceptors within it made of a method.
+    Outermost, it remembers what the interceptors within it made of a method; these parse requests.
     """
 
     def __init__(self, answers: AnswerCache) -> None:
@@ -137,16 +137,12 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):
         return handler  # type: ignore[no-any-return]
 
     def _answering(self, name: str, handler: Any) -> Callable[[bytes, Any], Awaitable[Any]]:
-        at_hand, deserialize, call = (
-            self._answers.at_hand,
-            handler.request_deserializer,
-            handler.unary_unary,
-        )
+        at_hand, call = self._answers.at_hand, handler.unary_unary
 
         async def answering(data: bytes, context: Any) -> Any:
             if (kept := at_hand((name, data))) is not None:
                 return kept
-            return await call(deserialize(data), context)
+            return await call(data, context)
 
         return answering
 

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from sqlalchemy.exc import DBAPIError
@@ -31,8 +32,6 @@ log = structlog.get_logger(__name__)
 
 DOMAIN = "unmask.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
-
-OUR_METHODS = "/unmask.v1."
 
 RETRY_SECONDS = 1
 """What UNAVAILABLE answers suggest to wait."""
@@ -118,6 +117,7 @@ def _status(code: int, message: str, reason: str, *details: Any) -> status_pb2.S
 
 
 Servicer = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Any]
+Parse = Callable[[bytes], Message]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -132,46 +132,70 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the call's handler."""
         handler: Any = await continuation(handler_call_details)
-        method = handler_call_details.method
-        # The health and reflection services look after themselves.
-        if handler is None or not method.startswith(OUR_METHODS):
-            return handler  # type: ignore[no-any-return]
+        if handler is None:
+            return None
+        method, parse = handler_call_details.method, handler.request_deserializer
+        # Requests are parsed within the guards: what gRPC parses itself and cannot is UNKNOWN.
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                _guard_streams(handler.stream_stream, parse, method), response_serializer=encode
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=encode,
+                _guard_stream(handler.unary_stream, parse, method), response_serializer=encode
             )
         return grpc.unary_unary_rpc_method_handler(
-            _guard_unary(handler.unary_unary, method),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=encode,
+            _guard_unary(handler.unary_unary, parse, method), response_serializer=encode
         )
 
 
-def _guard_unary(call: Servicer, method: str) -> Servicer:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+def _guard_unary(call: Servicer, parse: Parse, method: str) -> Servicer:
+    async def guarded(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            refuse_nul(request)
-            return await call(request, context)
+            return await call(_parsed(data, parse), context)
         except Exception as error:
             await _abort(context, error, method)
 
     return guarded
 
 
-def _guard_stream(call: Servicer, method: str) -> Servicer:
+def _guard_stream(call: Servicer, parse: Parse, method: str) -> Servicer:
     async def guarded(
-        request: Any, context: grpc.aio.ServicerContext[Any, Any]
+        data: bytes, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
         try:
-            refuse_nul(request)
-            async for response in call(request, context):
+            async for response in call(_parsed(data, parse), context):
                 yield response
         except Exception as error:
             await _abort(context, error, method)
 
     return guarded
+
+
+def _guard_streams(call: Servicer, parse: Parse, method: str) -> Servicer:
+    async def guarded(
+        parts: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Any]:
+        requests = (_parsed(data, parse) async for data in parts)
+        try:
+            async for response in call(requests, context):
+                yield response
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return guarded
+
+
+def _parsed(data: bytes, parse: Parse) -> Message:
+    """The request, if its texts can be kept. Raises InvalidArgument."""
+    try:
+        request = parse(data)
+    except DecodeError as error:
+        raise InvalidArgument("request", f"cannot be read: {error}") from None
+    # Almost every request has no zero byte at all, and looking for one is cheap.
+    if b"\0" in data:
+        refuse_nul(request)
+    return request
 
 
 async def _abort(

@@ -1,0 +1,62 @@
+"""Bytes that are no request are refused like any other mistake, whatever the method."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from tests.e2e.conftest import World
+from tests.fuzz.rpcs import all_rpcs
+
+BROKEN = {
+    "cut off": b"\n\x05abc",
+    "a group without an end": b"\x0b",
+    "groups in groups": b"\x0b" * 20_000,
+    "a tag of no type": b"\x0f",
+    "a length beyond all": b"\n\x80\x80\x80\x80\x10",
+    "a number without an end": b"\x08" + b"\xff" * 11,
+}
+
+
+async def refusal(call: AsyncIterator[bytes]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    return caught.value
+
+
+async def test_every_method_refuses_bytes_that_are_no_request(world: World) -> None:
+    channel = world.stubs.channel
+    for rpc in all_rpcs():
+        if rpc.name.endswith("Health/List"):
+            continue  # the health service has no such method
+        for what, data in BROKEN.items():
+            if rpc.streams:
+                call = channel.unary_stream(rpc.path)(data)
+            else:
+                call = channel.stream_stream(rpc.path)([data])
+            error = await refusal(call)
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, (rpc.path, what)
+            status = rpc_status.from_call(error)
+            assert status is not None
+            bad = error_details_pb2.BadRequest()
+            assert any(detail.Unpack(bad) for detail in status.details), (rpc.path, what)
+            assert bad.field_violations[0].field == "request"
+
+
+async def test_reflection_refuses_them_too(world: World) -> None:
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    error = await refusal(world.stubs.channel.stream_stream(path)([b"\n\x05abc"]))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_text_that_is_no_utf_8_is_refused(world: World) -> None:
+    path = "/unmask.v1.CatalogService/GetPolicy"
+    for text in (b"\xff", b"\xed\xa0\x80", b"\xc0\x80"):
+        data = b"\n" + bytes([len(text)]) + text
+        error = await refusal(world.stubs.channel.stream_stream(path)([data]))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -1,0 +1,1 @@
+"""Requests that no sane client sends, many of them, at a real server. See docs/fuzz.md."""

@@ -1,0 +1,124 @@
+"""A real server in a process of its own, with small limits, watched from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import psutil
+
+MIB = 2**20
+LIMITS = {
+    "max_rollouts": 40,
+    "max_tokens": 1000,
+    "max_message_mib": 1,
+    "answer_cache_mib": 4,
+    "threads": 1,
+    "sglang_patience_seconds": 1,
+    "sglang_timeout_seconds": 5,
+    "lease_seconds": 5,
+    "log_format": "json",
+}
+"""Settings that keep what a fuzzed request may cost small."""
+_EVERY_SECONDS = 0.2
+
+
+@dataclass
+class Watched:
+    """A running server."""
+
+    process: subprocess.Popen[bytes]
+    socket: Path
+    log: Path
+    channel: grpc.aio.Channel
+    resident: list[float] = field(default_factory=list)
+    """MiB, of the server and its children, from time to time."""
+
+    @property
+    def target(self) -> str:
+        return f"unix:{self.socket}"
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def measure(self) -> float:
+        """What it holds in memory now, in MiB."""
+        total = 0
+        root = psutil.Process(self.process.pid)
+        for one in (root, *root.children(recursive=True)):
+            try:
+                total += one.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        return total / MIB
+
+    def complaints(self, start: int = 0) -> list[str]:
+        """What its log says of errors that nobody foresaw, from a byte of it on."""
+        with self.log.open("rb") as file:
+            file.seek(start)
+            lines = file.read().decode(errors="replace").splitlines()
+        return [found for line in lines if (found := _complaint(line))]
+
+
+def _complaint(line: str) -> str:
+    """The last lines of a traceback; empty for any other line."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return line if line.startswith(("Traceback", "Exception", "Fatal")) else ""
+    raised = said.get("exception", "")
+    return f"{said.get('method', said.get('event'))}: {raised}" if raised else ""
+
+
+@asynccontextmanager
+async def watched(url: str, folder: Path, **settings: object) -> AsyncIterator[Watched]:
+    """Run `unmask-server serve` over a database until the end of the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    here, log, socket = folder / "here", folder / "log", folder / "socket"
+    # Relative paths in requests lead nowhere.
+    here.mkdir(exist_ok=True)
+    given = {f"UNMASK_{key.upper()}": str(value) for key, value in (LIMITS | settings).items()}
+    path = os.pathsep.join(str(Path(part).resolve()) for part in sys.path if part or part == "")
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: ASYNC220 - starting it takes no time
+            [sys.executable, "-m", "unmask_server", "serve", "--database", url, "--listen",
+             f"unix:{socket}"],
+            cwd=here, env={**os.environ, "PYTHONPATH": path, **given}, stdout=output, stderr=output,
+        )  # fmt: skip
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+            await asyncio.wait_for(channel.channel_ready(), 120)
+            server = Watched(process, socket, log, channel)
+            done = threading.Event()
+            watching = threading.Thread(target=_watch, args=(server, done), daemon=True)
+            watching.start()
+            try:
+                yield server
+            finally:
+                done.set()
+                watching.join()
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _watch(server: Watched, done: threading.Event) -> None:
+    while not done.wait(_EVERY_SECONDS):
+        try:
+            server.resident.append(server.measure())
+        except psutil.NoSuchProcess:
+            return
