@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from tests.e2e.conftest import World
@@ -46,6 +47,19 @@ async def test_every_method_refuses_bytes_that_are_no_request(world: World) -> N
             bad = error_details_pb2.BadRequest()
             assert any(detail.Unpack(bad) for detail in status.details), (rpc.path, what)
             assert bad.field_violations[0].field == "request"
+
+
+async def test_the_health_service_answers_as_ever(world: World) -> None:
+    channel = world.stubs.channel
+    serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+    assert await channel.unary_unary("/grpc.health.v1.Health/Check")(b"") == (
+        serving.SerializeToString()
+    )
+    watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
+    assert await watch.read() == serving.SerializeToString()
+    watch.cancel()
+    error = await refusal(channel.stream_stream("/grpc.health.v1.Health/List")([b""]))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_reflection_refuses_them_too(world: World) -> None:

@@ -5,26 +5,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from pathlib import Path
 
 from tests.fuzz.campaign import Plan, campaign
+from tests.stores import STORES
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--requests", type=int, default=100_000, help="for each store")
-    parser.add_argument("--store", action="append", choices=("sqlite", "postgresql"))
-    parser.add_argument("--save", default=".unmask/fuzz", help="where bad requests are put")
-    parser.add_argument("--page", help="a page whose table is replaced")
-    parser.add_argument("--replay", help="a saved request: send it, and say what comes back")
-    options = parser.parse_args()
+    parser.add_argument("--requests", type=int, default=50_000, help="for each store")
+    parser.add_argument("--connections", type=int, default=400, help="raw ones, for each store")
+    parser.add_argument("--store", action="append", choices=STORES, help="both by default")
+    parser.add_argument("--save", type=Path, default=Path(".unmask/fuzz"), help="of bad requests")
+    parser.add_argument("--page", type=Path, help="whose tables are replaced")
+    parser.add_argument("--replay", type=Path, help="a saved request: send it to a new server")
+    given = parser.parse_args()
+    stores = tuple(given.store or STORES)
     plan = Plan(
-        seed=options.seed,
-        requests=options.requests,
-        stores=tuple(options.store or ("sqlite", "postgresql")),
-        save=options.save,
-        page=options.page,
-        replay=options.replay,
+        given.seed, given.requests, given.connections, stores, given.save, given.page, given.replay
     )
     return asyncio.run(campaign(plan))
 

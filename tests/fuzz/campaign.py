@@ -1,13 +1,12 @@
-"""From an empty store to a table of what its server answered, and to what it should not have."""
+"""From an empty store to what its server answered, and to what it should not have."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -16,52 +15,49 @@ from unmask_server.database.limits import UNLIMITED
 from unmask_server.database.migrate import migrate
 from unmask_server.tree import fsck
 
-from tests.fuzz import canary
-from tests.fuzz.calls import Answer
-from tests.fuzz.drive import Found, Fuzz, as_text
+from tests.fuzz import canary, frames
+from tests.fuzz.calls import Sent
+from tests.fuzz.drive import Fuzz
 from tests.fuzz.pool import Pool
+from tests.fuzz.report import Result, tell, write_into
+from tests.fuzz.rpcs import all_rpcs
 from tests.fuzz.seeds import fill_server, make_models
-from tests.fuzz.server import Watched, watched
+from tests.fuzz.server import LIMITS, Watched, watched
+from tests.fuzz.shrink import attempt, examine
 from tests.stores import new_database, postgresql_server
 
 CHANNELS = 4
 WORKERS = 32
+ROOM_MIB = 64
+"""What a server's heap may grow by, beside its caches, once it has done everything once."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is asked for."""
 
-    seed: int = 1
-    requests: int = 100_000
-    stores: tuple[str, ...] = ("sqlite", "postgresql")
-    save: str = ".unmask/fuzz"
-    page: str | None = None
-    replay: str | None = None
-
-
-@dataclass
-class Result:
-    """What became of one store's server."""
-
-    store: str
+    seed: int
     requests: int
-    counts: Counter[tuple[str, str]]
-    planted: dict[str, Answer]
-    found: list[Found]
-    complaints: list[str]
-    changed: list[str]
-    """Normal calls that are answered otherwise than before."""
-    fsck: list[str]
-    resident: list[float]
-    settled: float
-    """MiB before it was fuzzed."""
-    seconds: float
-    slowest: dict[str, float] = field(default_factory=dict)
-    crashed: bool = False
+    """For each store."""
+    connections: int
+    """Raw ones, for each store."""
+    stores: tuple[str, ...]
+    save: Path
+    page: Path | None = None
+    replay: Path | None = None
 
 
-async def fuzz_store(store: str, url: str, folder: Path, *, seed: int, requests: int) -> Result:
+def bound_of(warm: float) -> float:
+    """MiB that a server may hold that held so many once it had done everything once.
+
+    Its answer cache may fill, and each request under way may be as large as a message can be,
+    twice: as bytes and as a message.
+    """
+    in_flight = WORKERS * 2 * LIMITS["max_message_mib"]
+    return warm + LIMITS["answer_cache_mib"] + in_flight + ROOM_MIB
+
+
+async def fuzz_store(store: str, url: str, folder: Path, plan: Plan) -> Result:
     """Fuzz a server over an empty database."""
     models = folder / "models"
     folders = make_models(models)
@@ -70,27 +66,32 @@ async def fuzz_store(store: str, url: str, folder: Path, *, seed: int, requests:
         await fill_server(server.channel, models)
         kept = await canary.make(server.channel, models)
         async with _channels(server) as channels:
-            fuzz = Fuzz(channels, folders, seed, Pool(kept.hidden.__contains__))
-            planted = await fuzz.plant(models)
+            fuzz = Fuzz(channels, folders, plan.seed, Pool(kept.hidden.__contains__))
+            refused = await fuzz.plant(models)
             settled = server.measure()
             begun = time.monotonic()
-            await fuzz.run(requests, workers=WORKERS)
+            await fuzz.run(plan.requests, workers=WORKERS)
             seconds = time.monotonic() - begun
+        ended = await frames.attack(server, plan.seed, plan.connections)
         changed = await kept.differences(server.channel)
         result = Result(
             store=store,
-            requests=requests,
+            seed=plan.seed,
+            requests=plan.requests,
+            seconds=seconds,
             counts=fuzz.counts,
-            planted=planted,
-            found=fuzz.found,
+            refused=refused,
+            cases=await examine(server, fuzz.rpcs, fuzz.found),
             complaints=server.complaints(),
             changed=changed,
             fsck=_fsck(url),
-            resident=server.resident,
             settled=settled,
-            seconds=seconds,
+            peak=max(server.resident),
+            bound=bound_of(settled),
+            frames=ended,
+            resident=server.resident,
             slowest={name: seconds for name, (seconds, _) in fuzz.slowest.items()},
-            crashed=not server.is_alive,
+            is_alive=server.is_alive,
         )
     async with watched(url, folder / "again") as server:
         result.changed += [f"{path} (restarted)" for path in await kept.differences(server.channel)]
@@ -120,58 +121,37 @@ def _fsck(url: str) -> list[str]:
 
 async def campaign(plan: Plan) -> int:
     """All stores; says what was found. Returns 0 if all is well."""
-    bad = False
+    results = []
     for store in plan.stores:
-        with tempfile.TemporaryDirectory(prefix="fuzz") as name, _database(store, name) as url:
-            print(f"{store}: seed {plan.seed}, {plan.requests} requests", flush=True)
-            result = await fuzz_store(
-                store, url, Path(name), seed=plan.seed, requests=plan.requests
-            )
-        bad |= _tell(result, plan)
-    return int(bad)
+        print(f"{store}: seed {plan.seed}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="fuzz") as name, database(store, name) as url:
+            if plan.replay is not None:
+                return await _replay(plan.replay, url, Path(name))
+            result = await fuzz_store(store, url, Path(name), plan)
+        tell(result, {rpc.path: rpc for rpc in all_rpcs()}, plan.save)
+        results.append(result)
+    if plan.page is not None:
+        write_into(plan.page, results)
+    return int(any(result.violations for result in results))
 
 
-def _tell(result: Result, plan: Plan) -> bool:
-    codes = sorted({code for _, code in result.counts})
-    for rpc in sorted({rpc for rpc, _ in result.counts}):
-        row = {code: result.counts[rpc, code] for code in codes if result.counts[rpc, code]}
-        print(f"  {rpc}: {row} slowest {result.slowest[rpc]:.1f}")
-    print({code: sum(n for (_, c), n in result.counts.items() if c == code) for code in codes})
-    print(
-        "not planted:",
-        [
-            (k, a.code.name, a.message[:150])
-            for k, a in result.planted.items()
-            if a.code is not grpc.StatusCode.OK
-        ],
-    )
-    print(
-        f"{result.requests / result.seconds:.0f}/s; RSS settled {result.settled:.0f}, series",
-        [round(x) for x in result.resident[:: max(1, len(result.resident) // 30)]],
-        "max",
-        max(result.resident),
-    )
-    print("changed", result.changed, "fsck", result.fsck, "crashed", result.crashed)
-    seen = set()
-    for complaint in result.complaints:
-        key = complaint[:60] + complaint[-200:]
-        if key not in seen:
-            seen.add(key)
-            print("LOG", complaint[-1500:])
-    from tests.fuzz.rpcs import all_rpcs
-
-    rpcs = {r.path: r for r in all_rpcs()}
-    Path(plan.save).mkdir(parents=True, exist_ok=True)
-    for i, f in enumerate(result.found):
-        print(
-            "FOUND", f.index, f.sent.path, f.problem, as_text(rpcs[f.sent.path], f.sent.data)[:300]
-        )
-        (Path(plan.save) / f"{result.store}-{i}.json").write_text(f.sent.to_json())
-    return bool(result.found or result.complaints or result.changed or result.fsck)
+async def _replay(file: Path, url: str, folder: Path) -> int:
+    sent = Sent.from_json(file.read_text())
+    (rpc,) = (rpc for rpc in all_rpcs() if rpc.path == sent.path)
+    make_models(folder / "models")
+    migrate(url)
+    async with watched(url, folder / "server") as server:
+        await fill_server(server.channel, folder / "models")
+        fuzz = Fuzz([server.channel], [], 0, Pool())
+        await fuzz.plant(folder / "models")
+        wrong, log = await attempt(server, rpc, sent)
+    print(f"{wrong or 'answered as it should be'}\n{log}")
+    return int(bool(wrong))
 
 
 @contextlib.contextmanager
-def _database(store: str, folder: str) -> Iterator[str]:
+def database(store: str, folder: str) -> Iterator[str]:
+    """An empty one."""
     if store == "sqlite":
         yield f"sqlite:///{folder}/unmask.db"
         return

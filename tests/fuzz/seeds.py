@@ -37,88 +37,206 @@ _GROWN = {
     "precision": {"statistic": "STATISTIC_MEAN_COSINE", "halfWidth": 0.4},
 }
 SEEDS: list[tuple[str, dict[str, Any]]] = [
-    ("SampleTrajectories", {"policy": "student", "questions": ["one", "two"], "count": 3, "seed": 5}),
+    (
+        "SampleTrajectories",
+        {"policy": "student", "questions": ["one", "two"], "count": 3, "seed": 5},
+    ),
     ("SubmitTrajectory", {"policy": "student", "question": "one", "tokens": {"ids": [4, 5, 0]}}),
     ("SubmitTrajectory", {"policy": "student", "question": "one", "text": "a so #### 3"}),
     ("GetTrajectory", {"trajectory": "$trajectory"}),
     ("ListTrajectories", {"policy": "student", "pageSize": 2}),
-    ("RegisterPolicy", {"name": "pupil", "model": "$student", "maxNewTokens": 5,
-                        "sampling": {"temperature": 0.8, "topK": 9, "topP": 0.95,
-                                     "cutOrder": "CUT_ORDER_TOP_K_FIRST"},
-                        "stopTexts": ["."], "prompting": {"style": "PROMPT_STYLE_RAW",
-                                                          "template": "{{ content }} a :"}}),
+    (
+        "RegisterPolicy",
+        {
+            "name": "pupil",
+            "model": "$student",
+            "maxNewTokens": 5,
+            "sampling": {
+                "temperature": 0.8,
+                "topK": 9,
+                "topP": 0.95,
+                "cutOrder": "CUT_ORDER_TOP_K_FIRST",
+            },
+            "stopTexts": ["."],
+            "prompting": {"style": "PROMPT_STYLE_RAW", "template": "{{ content }} a :"},
+        },
+    ),
     ("RegisterPolicy", {"model": "$other", "maxNewTokens": 12}),
     ("RegisterPolicy", {"model": "$student", "endpoints": ["http://127.0.0.1:1"]}),
     ("GetPolicy", {"policy": "student"}),
     ("ListPolicies", {"pageSize": 1}),
-    ("RegisterTeacher", {"name": "hinted", "model": "student", "context": {"name": "answer"}}),
+    (
+        "RegisterTeacher",
+        {
+            "name": "hinted",
+            "model": "student",
+            "context": {"name": "told", "template": "{{ question }} so {{ answer }}"},
+        },
+    ),
     ("RegisterTeacher", {"model": "teacher", "control": "CONTROL_PERMUTED", "name": "permuted"}),
     ("RegisterTeacher", {"model": "student", "control": "CONTROL_FLATTENED"}),
     ("RegisterTeacher", {"stored": "a file", "policies": ["student"], "name": "filed"}),
-    ("RegisterTeacher", {"model": "student", "context": {"name": "own", "template":
-                         "{{ question }} {% if own_correct is defined %}{{ own_correct }}{% endif %}"}}),
+    (
+        "RegisterTeacher",
+        {
+            "model": "student",
+            "context": {
+                "name": "own",
+                "template": "{{ question }}{% if own_correct is defined %} a{% endif %}",
+            },
+        },
+    ),
     ("GetTeacher", {"teacher": "teacher"}),
     ("ListTeachers", {"pageSize": 1}),
-    ("PutTeacherDistributions", {"teacher": "filed", "distributions": [
-        {"question": "one", "prefix": [4], "ids": [5, 6], "logprobs": [-0.7, -0.8]},
-        {"trajectory": "$trajectory", "position": 0, "ids": [4], "logprobs": [-0.1]}]}),
+    (
+        "PutTeacherDistributions",
+        {
+            "teacher": "filed",
+            "distributions": [
+                {"question": "one", "prefix": [4], "ids": [5, 6], "logprobs": [-0.7, -0.8]},
+                {"trajectory": "$trajectory", "position": 0, "ids": [4], "logprobs": [-0.1]},
+            ],
+        },
+    ),
     ("PreviewPrompt", {"policy": "student", "teacher": "self-answer", "question": "two"}),
-    ("RegisterQuestions", {"questions": [
-        {"name": "three", "fields": {"question": "q 3", "answer": "3", "hint": "1"}},
-        {"fields": {"answer": "2"}, "promptTokens": [2, 6, 4]}], "task": "sums"}),
+    (
+        "RegisterQuestions",
+        {
+            "questions": [
+                {"name": "three", "fields": {"question": "q 3", "answer": "3", "hint": "1"}},
+                {"fields": {"answer": "2"}, "promptTokens": [2, 6, 4]},
+            ],
+            "task": "sums",
+        },
+    ),
     ("RegisterQuestions", {"jsonl": _JSONL, "verifier": "hash_answer"}),
     ("RegisterQuestions", {"reasoningGym": {"dataset": "chain_sum", "size": 2, "seed": 1}}),
     ("GetQuestion", {"question": "one"}),
     ("ListQuestions", {"pageSize": 1}),
-    ("RegisterVerifier", {"name": "given", "kind": "VERIFIER_KIND_EXTERNAL",
-                          "options": {"source": "a judge"}}),
+    (
+        "RegisterVerifier",
+        {"name": "given", "kind": "VERIFIER_KIND_EXTERNAL", "options": {"source": "a judge"}},
+    ),
     ("RegisterVerifier", {"kind": "VERIFIER_KIND_REGEX", "options": {"pattern": "#### (\\d+)"}}),
-    ("RegisterVerifier", {"kind": "VERIFIER_KIND_OBJECTIVE",
-                          "options": {"last_number": "1", "exact": "-0.5"}}),
-    ("RegisterVerifier", {"name": "short", "kind": "VERIFIER_KIND_LENGTH", "options": {"limit": "5"}}),
+    (
+        "RegisterVerifier",
+        {"kind": "VERIFIER_KIND_OBJECTIVE", "options": {"last_number": "1", "exact": "-0.5"}},
+    ),
+    (
+        "RegisterVerifier",
+        {"name": "short", "kind": "VERIFIER_KIND_LENGTH", "options": {"limit": "5"}},
+    ),
     ("ListVerifiers", {"pageSize": 1}),
     ("GetNode", {"node": _PREFIX, "teachers": _TEACHERS, "options": _OPTIONS}),
-    ("GetNode", {"node": {"trajectory": {"trajectory": "$trajectory"}},
-                 "options": {"objective": [{"verifier": "last_number", "weight": 1.0},
-                                           {"verifier": "short", "weight": -0.3}]}}),
+    (
+        "GetNode",
+        {
+            "node": {"trajectory": {"trajectory": "$trajectory"}},
+            "options": {
+                "objective": [
+                    {"verifier": "last_number", "weight": 1.0},
+                    {"verifier": "short", "weight": -0.3},
+                ]
+            },
+        },
+    ),
     ("GetIdealGradient", {"node": _PREFIX, "teachers": ["teacher"]}),
     ("GetAlignment", {"node": {"trajectory": {"trajectory": "$trajectory"}}, **_ALIGNED}),
     ("GetAlignment", {"node": _PREFIX, "teachers": [*_TEACHERS, "permuted"]}),
     ("StreamTrajectoryAlignments", {"trajectory": "$trajectory", **_ALIGNED}),
     ("SummarizeAlignments", {"trajectories": ["$trajectory"], **_ALIGNED}),
-    ("CompareGroups", {"groups": [{"name": "a", "trajectories": ["$trajectory"]},
-                                  {"name": "b", "trajectories": ["$trajectory2"]}],
-                       "teachers": _TEACHERS}),
-    ("CompareObjectives", {"trajectories": ["$trajectory"], "teachers": _TEACHERS,
-                           "objectives": [{"verifier": "last_number"}, {"verifier": "exact"}]}),
+    (
+        "CompareGroups",
+        {
+            "groups": [
+                {"name": "a", "trajectories": ["$trajectory"]},
+                {"name": "b", "trajectories": ["$trajectory2"]},
+            ],
+            "teachers": _TEACHERS,
+        },
+    ),
+    (
+        "CompareObjectives",
+        {
+            "trajectories": ["$trajectory"],
+            "teachers": _TEACHERS,
+            "objectives": [{"verifier": "last_number"}, {"verifier": "exact"}],
+        },
+    ),
     ("PredictGrowth", _GROWN),
-    ("StartGrowth", {"requestId": "first", "budget": {"rollouts": "20"}, "rolloutsPerNode": "4",
-                     "allocation": "ALLOCATION_EQUAL", "targets": [{"trajectory": "$trajectory"}]}),
+    (
+        "StartGrowth",
+        {
+            "requestId": "first",
+            "budget": {"rollouts": "20"},
+            "rolloutsPerNode": "4",
+            "allocation": "ALLOCATION_EQUAL",
+            "targets": [{"trajectory": "$trajectory"}],
+        },
+    ),
     ("StartGrowth", {"requestId": "second", "budget": {"tokens": "50"}, **_GROWN}),
-    ("StartGrowth", {"requestId": "third", "budget": {"rollouts": "8"}, "targets": [
-        {"question": {"policy": "student", "question": "two"}}], "allocation": "ALLOCATION_POLICY"}),
+    (
+        "StartGrowth",
+        {
+            "requestId": "third",
+            "budget": {"rollouts": "8"},
+            "targets": [{"question": {"policy": "student", "question": "two"}}],
+            "allocation": "ALLOCATION_POLICY",
+        },
+    ),
     ("GetGrowth", {"growth": "$growth"}),
-    ("ListGrowths", {"pageSize": 1, "states": ["GROWTH_STATE_SUCCEEDED"], "policy": "student"}),
-    ("WatchGrowth", {"growth": "$growth"}),
+    (
+        "StartGrowth",
+        {
+            "requestId": "fourth",
+            "budget": {"rollouts": "40"},
+            "targets": [{"question": {"policy": "student", "question": "one"}}],
+            "allocation": "ALLOCATION_POLICY",
+        },
+    ),
     ("PauseGrowth", {"growth": "$growth"}),
+    ("ListGrowths", {"pageSize": 1, "states": ["GROWTH_STATE_SUCCEEDED"], "policy": "student"}),
     ("ResumeGrowth", {"growth": "$growth"}),
     ("ExtendGrowth", {"growth": "$growth", "budget": {"rollouts": "22"}}),
+    ("WatchGrowth", {"growth": "$growth"}),
     ("CancelGrowth", {"growth": "$growth"}),
     ("GetStatistics", {}),
     ("RegradeRollouts", {"policy": "student", "question": "one", "verifier": "exact"}),
     ("ListRollouts", {"policy": "student", "question": "one", "missing": "given", "pageSize": 3}),
     ("PutOutcomes", {"verifier": "given", "outcomes": [{"rollout": "$trajectory", "reward": 0.5}]}),
-    ("ExportCache", {"kinds": ["EXPORT_KIND_ROLLOUTS", "EXPORT_KIND_TRAJECTORIES"],
-                     "policy": "student", "questions": ["one"]}),
-    ("ExportCache", {"kinds": ["EXPORT_KIND_ESTIMATES"], "questions": ["two"], "policy": "student",
-                     "teachers": ["teacher"]}),
+    (
+        "ExportCache",
+        {
+            "kinds": ["EXPORT_KIND_ROLLOUTS", "EXPORT_KIND_TRAJECTORIES"],
+            "policy": "student",
+            "questions": ["one"],
+        },
+    ),
+    (
+        "ExportCache",
+        {
+            "kinds": ["EXPORT_KIND_ESTIMATES"],
+            "questions": ["two"],
+            "policy": "student",
+            "teachers": ["teacher"],
+        },
+    ),
     ("ImportCache", {"records": "$records"}),
-    ("ImportGenerations", {"policy": "student", "run": "r", "sampling": {"temperature": 1.0},
-                           "maxNewTokens": 6, "scored": 1, "tolerance": 1.0, "generations": [
-                               {"question": "one", "tokens": [4, 5, 0], "ordinal": 1}]}),
+    (
+        "ImportGenerations",
+        {
+            "policy": "student",
+            "run": "r",
+            "sampling": {"temperature": 1.0},
+            "maxNewTokens": 6,
+            "scored": 1,
+            "tolerance": 1.0,
+            "generations": [{"question": "one", "tokens": [4, 5, 0], "ordinal": 1}],
+        },
+    ),
     ("Check", {}),
     ("Watch", {}),
-]  # fmt: skip
+]
 """By method, as JSON; in an order in which they can be sent. What the contract no longer has is
 left out: which methods are answered at all, the table says."""
 

@@ -26,6 +26,11 @@ def tag(field: int, kind: int) -> bytes:
     return varint(field << 3 | kind)
 
 
+def filler(size: int) -> bytes:
+    """A field that nobody knows, of so many bytes."""
+    return tag(777, 2) + varint(size) + bytes(size)
+
+
 def broken(rng: random.Random, whole: bytes, other: bytes, descriptor: Descriptor) -> bytes:
     """A request with something done to its bytes; `other` is some other request's."""
     fields = descriptor.fields
@@ -40,8 +45,14 @@ def broken(rng: random.Random, whole: bytes, other: bytes, descriptor: Descripto
         case 5:
             # A field that there is not, of each wire type.
             unknown = rng.choice((19, 777, 2**29 - 1))
-            body = rng.choice((tag(unknown, 0) + b"\x05", tag(unknown, 5) + bytes(4),
-                               tag(unknown, 1) + bytes(8), tag(unknown, 2) + b"\x03abc"))  # fmt: skip
+            body = rng.choice(
+                (
+                    tag(unknown, 0) + b"\x05",
+                    tag(unknown, 5) + bytes(4),
+                    tag(unknown, 1) + bytes(8),
+                    tag(unknown, 2) + b"\x03abc",
+                )
+            )
             return body * rng.choice((1, 1000)) + whole
         case 6:
             # A known field of another wire type.

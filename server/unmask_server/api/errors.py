@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -141,8 +142,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 _guard_streams(handler.stream_stream, parse, method), response_serializer=encode
             )
         if handler.response_streaming:
+            # The health service writes its answers itself.
+            yields = inspect.isasyncgenfunction(handler.unary_stream)
+            guard = _guard_stream if yields else _guard_unary
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, parse, method), response_serializer=encode
+                guard(handler.unary_stream, parse, method), response_serializer=encode
             )
         return grpc.unary_unary_rpc_method_handler(
             _guard_unary(handler.unary_unary, parse, method), response_serializer=encode
@@ -201,7 +205,8 @@ def _parsed(data: bytes, parse: Parse) -> Message:
 async def _abort(
     context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str
 ) -> None:
-    if isinstance(error, grpc.aio.AbortError):
+    # What gRPC raised, or what the health service does not implement: the code is set already.
+    if isinstance(error, grpc.aio.AbortError | NotImplementedError):
         raise error
     if (status := status_of(error)) is not None:
         await context.abort_with_status(rpc_status.to_status(status))
