@@ -20,12 +20,19 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) ## Make the virtual environment.
 
 PROTO_OUT ?= client
-proto: $(READY) ## Generate client/unmask/v1 from proto/.
-	@mkdir -p $(PROTO_OUT)/unmask/v1
+CONTRACT ?= server/unmask_server/contract.binpb
+PROTOC := PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc
+proto: $(READY) ## Generate client/unmask/v1 and the server's contract.binpb from proto/.
+	@mkdir -p $(PROTO_OUT)/unmask/v1 build/contract
 	@rm -f $(PROTO_OUT)/unmask/v1/*_pb2*
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto \
+	$(PROTOC) -I proto --include_imports --include_source_info -o build/contract/all.binpb \
+	  proto/unmask/v1/*.proto
+	$(BIN)/python -m tools.contract.descriptors build/contract/all.binpb \
+	  --full $(CONTRACT) --thin build/contract/thin.binpb
+	$(PROTOC) --descriptor_set_in=build/contract/thin.binpb \
 	  --python_out=$(PROTO_OUT) --grpc_python_out=$(PROTO_OUT) \
-	  --mypy_out=$(PROTO_OUT) --mypy_grpc_out=$(PROTO_OUT) proto/unmask/v1/*.proto
+	  --mypy_out=$(PROTO_OUT) --mypy_grpc_out=$(PROTO_OUT) \
+	  $(patsubst proto/%,%,$(wildcard proto/unmask/v1/*.proto))
 
 test: $(READY) ## Run the tests (the slow ones too: make test-all).
 	$(BIN)/python -m pytest -n auto
@@ -95,9 +102,10 @@ check: $(READY) ## Lint, types, protos, and whether generated code is current.
 	$(BIN)/ruff format --check .
 	$(BIN)/buf lint proto
 	$(BIN)/buf format -d --exit-code proto
-	@$(MAKE) --no-print-directory proto PROTO_OUT=build/proto >/dev/null
-	@diff -r -x __pycache__ -x __init__.py build/proto/unmask/v1 client/unmask/v1 || \
-	  (echo "client/unmask/v1 is stale: run make proto" && false)
+	@$(MAKE) --no-print-directory proto PROTO_OUT=build/proto CONTRACT=build/proto/contract.binpb >/dev/null
+	@diff -r -x __pycache__ -x __init__.py build/proto/unmask/v1 client/unmask/v1 && \
+	  cmp build/proto/contract.binpb server/unmask_server/contract.binpb || \
+	  (echo "client/unmask/v1 or the server's contract.binpb is stale: run make proto" && false)
 	$(BIN)/mypy
 
 format: $(READY) ## Format everything.

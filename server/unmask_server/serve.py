@@ -15,7 +15,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from unmask.v1 import (
     cache_pb2,
     cache_pb2_grpc,
@@ -30,6 +30,7 @@ from unmask.v1 import (
 )
 
 from unmask_server.api.answers import AnswerInterceptor
+from unmask_server.api.contract import Contract, ContractInterceptor, contract_pool
 from unmask_server.api.errors import ErrorInterceptor
 from unmask_server.app import App, build
 from unmask_server.config import Settings
@@ -57,8 +58,15 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     """A server that listens while the context is open. Yields the addresses it is bound to."""
     app = app or build(settings)
     limit = settings.max_message_mib * 2**20
+    pool = contract_pool(
+        health_pb2.DESCRIPTOR.serialized_pb, reflection_pb2.DESCRIPTOR.serialized_pb
+    )
     server = grpc.aio.server(
-        interceptors=[AnswerInterceptor(app.answers), ErrorInterceptor()],
+        interceptors=[
+            AnswerInterceptor(app.answers),
+            ErrorInterceptor(),
+            ContractInterceptor(Contract(pool)),
+        ],
         options=[
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),
@@ -72,7 +80,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     cache_pb2_grpc.add_CacheServiceServicer_to_server(app.cache_service, server)
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server, pool)
     try:
         bound = [_bind(server, address) for address in settings.listen]
         await server.start()

@@ -114,7 +114,7 @@ def test_ids_are_checked_against_model_and_tokenizer() -> None:
         with pytest.raises(InvalidArgument) as caught:
             check_token_ids("ids", bad, top + 3, tokenizer)  # type: ignore[arg-type]
         assert caught.value.field == f"ids[{place}]"
-        assert str(bad[place]) in caught.value.reason
+        assert str(bad[place]) in caught.value.description
 
 
 def test_special_tokens_above_the_base_vocabulary_are_tokens() -> None:

@@ -222,7 +222,7 @@ def test_mistakes_name_the_field(address: str, client: unmask.Client, models: Pa
     with pytest.raises(unmask.InvalidArgumentError) as caught:
         client.register_policy(models / "student", top_p=2.0)
     assert [violation.field for violation in caught.value.violations] == ["sampling.top_p"]
-    assert caught.value.reason == "INVALID_ARGUMENT"
+    assert caught.value.reason == "INVALID_FIELD"
     with pytest.raises(unmask.NotFoundError):
         client.get_trajectory("trj-none")
     with pytest.raises(unmask.FailedPreconditionError):

@@ -233,22 +233,26 @@ class Precision(_message.Message):
         self,
         *,
         statistic: Global___Statistic.ValueType = ...,
-        half_width: _builtins.float = ...,
+        half_width: _builtins.float | None = ...,
         flat_norm: _builtins.float | None = ...,
         confidence: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_flat_norm", b"_flat_norm", "confidence", b"confidence", "flat_norm", b"flat_norm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_flat_norm", b"_flat_norm", "_half_width", b"_half_width", "confidence", b"confidence", "flat_norm", b"flat_norm", "half_width", b"half_width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_flat_norm", b"_flat_norm", "confidence", b"confidence", "flat_norm", b"flat_norm", "half_width", b"half_width", "statistic", b"statistic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_flat_norm", b"_flat_norm", "_half_width", b"_half_width", "confidence", b"confidence", "flat_norm", b"flat_norm", "half_width", b"half_width", "statistic", b"statistic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
     _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
     _WhichOneofReturnType__flat_norm: _TypeAlias = _typing.Literal["flat_norm"]  # noqa: Y015
     _WhichOneofArgType__flat_norm: _TypeAlias = _typing.Literal["_flat_norm", b"_flat_norm"]  # noqa: Y015
+    _WhichOneofReturnType__half_width: _TypeAlias = _typing.Literal["half_width"]  # noqa: Y015
+    _WhichOneofArgType__half_width: _TypeAlias = _typing.Literal["_half_width", b"_half_width"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence) -> _WhichOneofReturnType__confidence | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__flat_norm) -> _WhichOneofReturnType__flat_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__half_width) -> _WhichOneofReturnType__half_width | None: ...
 
 Global___Precision: _TypeAlias = Precision  # noqa: Y015
 

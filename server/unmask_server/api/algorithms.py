@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict, TypeVar
 
 from unmask.v1 import diagnosis_pb2 as pb
 
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Teacher
 from unmask_server.diagnosis import Algorithm, Form, Loss, Rest, TopKOf
-from unmask_server.diagnosis.algorithms import POLICY_GRADIENTS
-
-MAX_ALGORITHMS = 32
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+from unmask_server.reasons import Reason
 
 _LOSSES: Mapping[int, Loss] = {pb.Loss.Value(f"LOSS_{loss.name}"): loss for loss in Loss}
 _FORMS: Mapping[int, Form] = {pb.Form.Value(f"FORM_{form.name}"): form for form in Form}
@@ -24,22 +19,13 @@ _SINGLE_STEP: Mapping[int, bool] = {
     pb.DECOMPOSITION_SINGLE_STEP: True,
     pb.DECOMPOSITION_NONE: False,
 }
-_POSITIVE: tuple[Literal["ratio_clip", "token_clip", "reward_weight"], ...] = (
-    "ratio_clip",
-    "token_clip",
-    "reward_weight",
-)
-
-Value = TypeVar("Value")
 
 
 def parse_algorithms(wanted: Sequence[pb.Algorithm], field: str) -> list[Algorithm]:
     """The algorithms asked for; expected reverse KL if none was."""
     if not wanted:
         return [Algorithm(Loss.REVERSE_KL)]
-    if len(wanted) > MAX_ALGORITHMS:
-        raise InvalidArgument(field, f"more than {MAX_ALGORITHMS}")
-    parsed = [_parse(algorithm, f"{field}[{i}]") for i, algorithm in enumerate(wanted)]
+    parsed = [_parse(algorithm) for algorithm in wanted]
     for i, algorithm in enumerate(parsed):
         if algorithm in parsed[:i]:
             raise InvalidArgument(f"{field}[{i}]", "named twice")
@@ -81,94 +67,43 @@ def check_teachers(algorithm: Algorithm, teachers: Sequence[Teacher], field: str
             )
         if teacher.is_stored and algorithm.temperature != 1.0:
             raise FailedPrecondition(
-                f"{field}.temperature: teachers[{k}] is a stored teacher, or a control of one, "
+                Reason.STORED_TEACHER_LIMITED,
+                f"teachers[{k}] is a stored teacher, or a control of one, "
                 f"known at temperature 1 only: what its logits over {algorithm.temperature:g} give "
-                "cannot be told from its likeliest tokens"
+                "cannot be told from its likeliest tokens",
+                field=f"{field}.temperature",
+                teacher=teacher.id,
             )
         if teacher.is_stored and algorithm.token_clip > 0.0:
             raise FailedPrecondition(
-                f"{field}.token_clip: teachers[{k}] is a stored teacher, or a control of one: the "
-                "terms of tokens that are not listed are not known one by one"
+                Reason.STORED_TEACHER_LIMITED,
+                f"teachers[{k}] is a stored teacher, or a control of one: the "
+                "terms of tokens that are not listed are not known one by one",
+                field=f"{field}.token_clip",
+                teacher=teacher.id,
             )
 
 
-def _parse(wanted: pb.Algorithm, field: str) -> Algorithm:
-    loss = _LOSSES.get(wanted.loss)
-    if loss is None:
-        raise InvalidArgument(f"{field}.loss", "say which loss")
-    beta = wanted.beta if wanted.HasField("beta") else 0.5
-    if wanted.HasField("beta") and loss is not Loss.JSD:
-        raise InvalidArgument(f"{field}.beta", "only JSD has a beta")
-    if not 0 < beta < 1:
-        raise InvalidArgument(
-            f"{field}.beta", f"{beta} is not in (0, 1); use FORWARD_KL for 0 and REVERSE_KL for 1"
-        )
-    temperature = wanted.temperature if wanted.HasField("temperature") else 1.0
-    if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
-        raise InvalidArgument(
-            f"{field}.temperature",
-            f"{temperature} is not in [{MIN_TEMPERATURE}, {MAX_TEMPERATURE}]; "
-            "at 0 there is no gradient",
-        )
-    if wanted.HasField("top_k") and wanted.top_k < 1:
-        raise InvalidArgument(f"{field}.top_k", f"{wanted.top_k} is below 1")
-    for name in _POSITIVE:
-        number = getattr(wanted, name)
-        if wanted.HasField(name) and not (math.isfinite(number) and number > 0):
-            raise InvalidArgument(f"{field}.{name}", f"{number} is not a number above 0")
-    share = wanted.student_share if wanted.HasField("student_share") else 1.0
-    if not 0 <= share <= 1:
-        raise InvalidArgument(f"{field}.student_share", f"{share} is not in [0, 1]")
+def _parse(wanted: pb.Algorithm) -> Algorithm:
+    """Of a request that keeps to the contract: UNSPECIFIED is in none of the tables."""
+    loss = _LOSSES[wanted.loss]
     of = TopKOf.TEACHER if loss is Loss.FORWARD_KL else TopKOf.STUDENT
-    reward = _pick(_LOSSES, wanted.reward_loss, Loss.DR_GRPO, f"{field}.reward_loss")
-    if reward not in POLICY_GRADIENTS:
-        raise InvalidArgument(f"{field}.reward_loss", "is neither GRPO nor DR_GRPO")
-    settings = _Settings(
-        form=_pick(_FORMS, wanted.form, Form.EXPECTED, f"{field}.form"),
-        beta=beta,
-        temperature=temperature,
+    return Algorithm(
+        loss,
+        form=_FORMS.get(wanted.form, Form.EXPECTED),
+        beta=wanted.beta if wanted.HasField("beta") else 0.5,
+        temperature=wanted.temperature if wanted.HasField("temperature") else 1.0,
         top_k=wanted.top_k,
-        top_k_of=_pick(_TOP_K_OF, wanted.top_k_of, of, f"{field}.top_k_of"),
-        rest=_pick(_RESTS, wanted.top_k_rest, Rest.TAIL, f"{field}.top_k_rest"),
+        top_k_of=_TOP_K_OF.get(wanted.top_k_of, of),
+        rest=_RESTS.get(wanted.top_k_rest, Rest.TAIL),
         ratio_clip=wanted.ratio_clip,
         token_clip=wanted.token_clip,
         reward_weight=wanted.reward_weight,
-        reward_loss=reward,
-        student_share=share,
-        single_step=_pick(_SINGLE_STEP, wanted.decomposition, True, f"{field}.decomposition"),
+        reward_loss=_LOSSES.get(wanted.reward_loss, Loss.DR_GRPO),
+        student_share=wanted.student_share if wanted.HasField("student_share") else 1.0,
+        single_step=_SINGLE_STEP.get(wanted.decomposition, True),
         length_normalized=wanted.length_normalized,
     )
-    try:
-        return Algorithm(loss, **settings)
-    except ValueError as error:
-        setting, _, reason = str(error).partition(": ")
-        setting = {"single_step": "decomposition"}.get(setting, setting)
-        raise InvalidArgument(f"{field}.{setting}", reason) from None
-
-
-class _Settings(TypedDict):
-    form: Form
-    beta: float
-    temperature: float
-    top_k: int
-    top_k_of: TopKOf
-    rest: Rest
-    ratio_clip: float
-    token_clip: float
-    reward_weight: float
-    reward_loss: Loss
-    student_share: float
-    single_step: bool
-    length_normalized: bool
-
-
-def _pick(known: Mapping[int, Value], number: int, default: Value, field: str) -> Value:
-    """What an enum's number stands for; the default for UNSPECIFIED."""
-    if number == 0:
-        return default
-    if number not in known:
-        raise InvalidArgument(field, f"none has the number {number}")
-    return known[number]
 
 
 def algorithm_message(algorithm: Algorithm) -> pb.Algorithm:

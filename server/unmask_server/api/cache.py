@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,6 +23,7 @@ from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.sampler import Sampler
 from unmask_server.nodes.distributions import Scorer
 from unmask_server.nodes.resolve import Resolver
+from unmask_server.reasons import Reason
 from unmask_server.tree import (
     FINISH_LENGTH,
     OutcomeDiffersError,
@@ -34,7 +34,6 @@ from unmask_server.tree import (
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-MAX_OUTCOMES = 10_000
 UID_BYTES = 16
 
 
@@ -121,8 +120,6 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     def _regrade(self, request: pb.RegradeRolloutsRequest) -> pb.RegradeRolloutsResponse:
         policy = self._resolver.policy(request.policy, "policy")
         question = self._resolver.question(request.question, "question")
-        if not request.verifier:
-            raise InvalidArgument("verifier", "give the id or name of a verifier")
         verifier = self._resolver.verifier(request.verifier, question)
         ref = self._recorder.tree(policy, question, question.verifier)
         graded = self._recorder.regrade(policy, question, ref, verifier)
@@ -155,14 +152,10 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
 
     def _put(self, request: pb.PutOutcomesRequest) -> pb.PutOutcomesResponse:
         verifier = self._external(request.verifier, "verifier")
-        if not 1 <= len(request.outcomes) <= MAX_OUTCOMES:
-            raise InvalidArgument("outcomes", f"give 1 to {MAX_OUTCOMES} of them")
         rollouts: dict[bytes, float] = {}
         trajectories: dict[str, float] = {}
         for i, given in enumerate(request.outcomes):
             field = f"outcomes[{i}]"
-            if math.isnan(given.reward) or not 0.0 <= given.reward <= 1.0:
-                raise InvalidArgument(f"{field}.reward", f"{given.reward} is not in [0, 1]")
             uid = self._uid(given.rollout, f"{field}.rollout")
             if (given.rollout in trajectories) if uid is None else (uid in rollouts):
                 raise InvalidArgument(f"{field}.rollout", f"{given.rollout!r} is given twice")
@@ -178,9 +171,12 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
             name = error.args[0]
             name = name.hex() if isinstance(name, bytes) else name
             raise AlreadyExists(
+                Reason.OUTCOME_DIFFERS,
                 "outcomes",
                 f"{name} has another number of verifier {verifier.name or verifier.id}: register "
                 "one with another `source` for other numbers",
+                kind="verifier",
+                name=verifier.id,
             ) from None
         return pb.PutOutcomesResponse(added=added)
 
@@ -197,8 +193,6 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         return uid
 
     def _external(self, name: str, field: str) -> Verifier:
-        if not name:
-            raise InvalidArgument(field, "give the id or name of a verifier of kind EXTERNAL")
         found = self._catalog.get_verifier(name)
         if found.kind is not VerifierKind.EXTERNAL:
             raise InvalidArgument(

@@ -29,6 +29,7 @@ from unmask_server.engines.base import Sampling
 from unmask_server.nodes.demonstrations import Demonstrations, shows_own
 from unmask_server.nodes.resolve import Resolver
 from unmask_server.nodes.stored import StoredTeachers
+from unmask_server.reasons import Reason
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Item = TypeVar("Item")
@@ -38,6 +39,16 @@ Launched = Callable[[str], Coroutine[Any, Any, tuple[str, ...]]]
 DEFAULT_MAX_NEW_TOKENS = 256
 
 
+_JOINT = {
+    pb.CUT_ORDER_UNSPECIFIED: None,
+    pb.CUT_ORDER_TOP_K_FIRST: False,
+    pb.CUT_ORDER_JOINT: True,
+}
+_STYLES = {
+    pb.PROMPT_STYLE_UNSPECIFIED: None,
+    pb.PROMPT_STYLE_CHAT: PromptStyle.CHAT,
+    pb.PROMPT_STYLE_RAW: PromptStyle.RAW,
+}
 _CONTROLS: Mapping[int, Control] = {pb.Control.Value(f"CONTROL_{c.name}"): c for c in Control}
 
 
@@ -71,19 +82,12 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
     def _register_policy(
         self, request: pb.RegisterPolicyRequest, endpoints: Sequence[str]
     ) -> pb.RegisterPolicyResponse:
-        if not request.model and not request.endpoints:
-            raise InvalidArgument(
-                "model",
-                "give the directory of a checkpoint on the server, or endpoints that run it",
-            )
-        if request.max_new_tokens < 0:
-            raise InvalidArgument("max_new_tokens", f"{request.max_new_tokens} is below 1")
         sampling = request.sampling
         policy, warnings = self._catalog.register_policy(
             path=request.model,
             endpoints=endpoints,
             name=request.name or None,
-            joint=_joint(sampling),
+            joint=_JOINT[sampling.cut_order],
             sampling=Sampling(
                 temperature=sampling.temperature if sampling.HasField("temperature") else 1.0,
                 top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
@@ -141,9 +145,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         ]
 
     def _register_control(self, request: pb.RegisterTeacherRequest) -> pb.RegisterTeacherResponse:
-        control = _CONTROLS.get(request.control)
-        if control is None:
-            raise InvalidArgument("control", f"none has the number {request.control}")
+        control = _CONTROLS[request.control]
         for field in ("context", "prompting"):
             if request.HasField(field):
                 raise InvalidArgument(field, "a control has none of its own")
@@ -201,8 +203,6 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         self, request: pb.GetTeacherRequest, context: Context
     ) -> pb.GetTeacherResponse:
         """One teacher."""
-        if not request.teacher:
-            raise InvalidArgument("teacher", "give the id or name of a teacher")
         found = await asyncio.to_thread(self._catalog.get_teacher, request.teacher)
         return pb.GetTeacherResponse(teacher=messages.teacher(found))
 
@@ -224,12 +224,13 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
     def _put_distributions(
         self, request: pb.PutTeacherDistributionsRequest
     ) -> pb.PutTeacherDistributionsResponse:
-        if not request.teacher:
-            raise InvalidArgument("teacher", "give the id or name of a stored teacher")
         teacher = self._catalog.get_teacher(request.teacher)
         if teacher.stored is None:
             raise FailedPrecondition(
-                f"teacher: {teacher.id} is no stored teacher; register one (RegisterTeacher.stored)"
+                Reason.TEACHER_NOT_STORED,
+                f"{teacher.id} is no stored teacher; register one (RegisterTeacher.stored)",
+                field="teacher",
+                teacher=teacher.id,
             )
         given = given_distributions(request, teacher, self._catalog)
         added, known = self._stored.put(teacher, given)
@@ -243,8 +244,6 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
 
     def _preview(self, request: pb.PreviewPromptRequest) -> pb.PreviewPromptResponse:
         question = self._resolver.question(request.question, "question")
-        if not (request.policy or request.teacher):
-            raise InvalidArgument("policy", "name a policy, a teacher or both")
         response = pb.PreviewPromptResponse()
         policy = self._resolver.policy(request.policy, "policy") if request.policy else None
         if policy is not None:
@@ -319,9 +318,7 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         self, request: pb.RegisterVerifierRequest, context: Context
     ) -> pb.RegisterVerifierResponse:
         """Register a verifier."""
-        kind = messages.KINDS.get(request.kind)
-        if kind is None:
-            raise InvalidArgument("kind", "say which kind of verifier it is")
+        kind = messages.KINDS[request.kind]
         found = await asyncio.to_thread(
             self._catalog.register_verifier, kind, dict(request.options), request.name or None
         )
@@ -337,28 +334,10 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         )
 
 
-def _joint(sampling: pb.Sampling) -> bool | None:
-    match sampling.cut_order:
-        case pb.CUT_ORDER_UNSPECIFIED:
-            return None
-        case pb.CUT_ORDER_TOP_K_FIRST:
-            return False
-        case pb.CUT_ORDER_JOINT:
-            return True
-    raise InvalidArgument("sampling.cut_order", f"{sampling.cut_order} is none of CutOrder")
-
-
 def _prompting(request: pb.RegisterPolicyRequest | pb.RegisterTeacherRequest) -> Prompting | None:
     if not request.HasField("prompting"):
         return None
-    styles = {
-        pb.PROMPT_STYLE_UNSPECIFIED: None,
-        pb.PROMPT_STYLE_CHAT: PromptStyle.CHAT,
-        pb.PROMPT_STYLE_RAW: PromptStyle.RAW,
-    }
-    if request.prompting.style not in styles:
-        raise InvalidArgument("prompting.style", f"no style has number {request.prompting.style}")
-    style = styles[request.prompting.style]
+    style = _STYLES[request.prompting.style]
     template = request.prompting.template or None
     if style is None:
         style = PromptStyle.RAW if template else None

@@ -35,7 +35,6 @@ from unmask_server.tree import OutcomeStore, TreeStore, TreeView
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-MAX_GROUPS = 8
 STREAM_CHUNK = 32
 """Positions of a stream that are computed together, while the ones before are on their way."""
 
@@ -138,12 +137,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         self, request: pb.CompareGroupsRequest, context: Context
     ) -> pb.CompareGroupsResponse:
         """Statements over groups of trajectories, and the differences between them."""
-        if not 2 <= len(request.groups) <= MAX_GROUPS:
-            raise InvalidArgument("groups", f"give 2 to {MAX_GROUPS} groups")
         names = [group.name for group in request.groups]
-        for i, name in enumerate(names):
-            if not name or name in names[:i]:
-                raise InvalidArgument(f"groups[{i}].name", "is empty, or another group's")
         found, teachers, units, versions = await self._summarize(
             request,
             [
@@ -170,10 +164,8 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         """Everything about groups of trajectories, each with the field that names it."""
         options = node_options(request.options, "options")
         algorithms = parse_algorithms(request.algorithms, "algorithms")
-        total = sum(len(trajectories) for _, trajectories in groups)
-        for field, trajectories in groups:
-            if not trajectories or total > MAX_SUMMARIZED:
-                raise InvalidArgument(field, f"give 1 to {MAX_SUMMARIZED} trajectories in all")
+        if sum(len(trajectories) for _, trajectories in groups) > MAX_SUMMARIZED:
+            raise InvalidArgument(groups[-1][0], f"more than {MAX_SUMMARIZED} trajectories in all")
         seen: set[str] = set()
         summarizer = Summarizer(algorithms, min_coverage=options.min_coverage, groups=len(groups))
         first: Read | None = None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 import structlog
-from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -17,7 +17,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from unmask_server.api.answers import encode
-from unmask_server.api.texts import refuse_nul
 from unmask_server.catalog.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -27,6 +26,7 @@ from unmask_server.catalog.errors import (
 )
 from unmask_server.database.faults import MESSAGES, Fault, fault_of
 from unmask_server.engines.base import BadRequestError, EngineError, ModelChangedError
+from unmask_server.reasons import Reason
 from unmask_server.tree import VerifiersDifferError
 
 log = structlog.get_logger(__name__)
@@ -34,58 +34,65 @@ log = structlog.get_logger(__name__)
 DOMAIN = "unmask.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
 
+LARGE_BYTES = 16 * 1024
+"""Requests above it are read in threads: with the rules of the contract it takes milliseconds."""
+
 RETRY_SECONDS = 1
 """What UNAVAILABLE answers suggest to wait."""
+FULL_RETRY_SECONDS = 60
+"""What is suggested where somebody has to make room first."""
 
 
 def status_of(error: BaseException) -> status_pb2.Status | None:
     """The status that tells a client of `error`; None if it is no fault of anybody's request."""
     match error:
         case InvalidArgument():
-            return _status(
-                code_pb2.INVALID_ARGUMENT,
-                f"{error.field}: {error.reason}",
-                "INVALID_ARGUMENT",
+            return status(
+                Reason.INVALID_FIELD,
+                str(error),
                 error_details_pb2.BadRequest(
                     field_violations=[
                         error_details_pb2.BadRequest.FieldViolation(
-                            field=error.field, description=error.reason
+                            field=one.field, description=one.description, reason=one.rule
+                        )
+                        for one in error.violations
+                    ]
+                ),
+            )
+        case DecodeError():
+            return status(
+                Reason.MALFORMED_REQUEST,
+                f"the request cannot be read: {error}",
+                error_details_pb2.BadRequest(
+                    field_violations=[
+                        error_details_pb2.BadRequest.FieldViolation(
+                            field="request", description=f"cannot be read: {error}"
                         )
                     ]
                 ),
             )
         case NotFound():
-            return _status(
-                code_pb2.NOT_FOUND,
-                str(error),
-                "NOT_FOUND",
-                error_details_pb2.ResourceInfo(
-                    resource_type=error.kind, resource_name=error.id, description=str(error)
-                ),
-            )
+            return status(error.reason, str(error), _resource(error.kind, error.id, error))
         case AlreadyExists():
-            return _status(code_pb2.ALREADY_EXISTS, str(error), "ALREADY_EXISTS")
+            return status(error.reason, str(error), _resource(error.kind, error.name, error))
         case FailedPrecondition():
-            return _status(code_pb2.FAILED_PRECONDITION, str(error), "FAILED_PRECONDITION")
+            return _precondition(error.reason, error.message, error.field, error.metadata)
         case QuotaExceeded():
-            retry = error_details_pb2.RetryInfo()
-            retry.retry_delay.FromSeconds(math.ceil(error.retry_seconds))
-            return _status(code_pb2.RESOURCE_EXHAUSTED, str(error), "QUOTA_EXCEEDED", retry)
+            return status(Reason.QUOTA_EXCEEDED, str(error), retry_in(error.retry_seconds))
         case BadRequestError():
-            return _status(code_pb2.FAILED_PRECONDITION, str(error), "MODEL_CANNOT")
+            return _precondition(Reason.MODEL_CANNOT, str(error))
         case ModelChangedError():
-            return _status(code_pb2.FAILED_PRECONDITION, str(error), "MODEL_CHANGED")
+            return _precondition(Reason.MODEL_CHANGED, str(error))
         case VerifiersDifferError():
-            return _status(
-                code_pb2.FAILED_PRECONDITION,
+            return _precondition(
+                Reason.OUTCOMES_MISSING,
                 "rollouts were added meanwhile that have no number of an EXTERNAL verifier yet: "
                 "ListRollouts with `missing` gives their texts, PutOutcomes takes the numbers",
-                "FAILED_PRECONDITION",
             )
         case EngineError():
-            return _unavailable(str(error), "ENGINE_UNAVAILABLE")
+            return status(Reason.ENGINE_UNAVAILABLE, str(error), retry_in(RETRY_SECONDS))
         case TimeoutError() | PoolTimeoutError():
-            return _unavailable(MESSAGES[Fault.BUSY], "DATABASE_UNAVAILABLE")
+            return _status_of_fault(Fault.BUSY)
         case DBAPIError() if (fault := fault_of(error)) is not None:
             return _status_of_fault(fault)
     return None
@@ -95,26 +102,56 @@ def _status_of_fault(fault: Fault) -> status_pb2.Status:
     message = MESSAGES[fault]
     match fault:
         case Fault.SLOW:
-            return _status(code_pb2.DEADLINE_EXCEEDED, message, "DATABASE_SLOW")
+            return status(Reason.DATABASE_SLOW, message)
         case Fault.FULL:
-            return _status(code_pb2.RESOURCE_EXHAUSTED, message, "DATABASE_FULL")
-    return _unavailable(message, "DATABASE_UNAVAILABLE")
+            return status(Reason.DATABASE_FULL, message, retry_in(FULL_RETRY_SECONDS))
+    return status(Reason.DATABASE_UNAVAILABLE, message, retry_in(RETRY_SECONDS))
 
 
-def _unavailable(message: str, reason: str) -> status_pb2.Status:
+def _precondition(
+    reason: Reason, message: str, field: str = "", metadata: Mapping[str, str] | None = None
+) -> status_pb2.Status:
+    violation = error_details_pb2.PreconditionFailure.Violation(
+        type=reason.name, subject=field, description=message
+    )
+    return status(
+        reason,
+        f"{field}: {message}" if field else message,
+        error_details_pb2.PreconditionFailure(violations=[violation]),
+        metadata=metadata,
+    )
+
+
+def _resource(kind: str, name: str, error: Exception) -> error_details_pb2.ResourceInfo:
+    return error_details_pb2.ResourceInfo(
+        resource_type=kind, resource_name=name, description=str(error)
+    )
+
+
+def retry_in(seconds: float) -> error_details_pb2.RetryInfo:
+    """When to try again, in whole seconds."""
     retry = error_details_pb2.RetryInfo()
-    retry.retry_delay.FromSeconds(RETRY_SECONDS)
-    return _status(code_pb2.UNAVAILABLE, message, reason, retry)
+    retry.retry_delay.FromSeconds(math.ceil(seconds))
+    return retry
 
 
-def _status(code: int, message: str, reason: str, *details: Any) -> status_pb2.Status:
-    status = status_pb2.Status(code=code, message=message)
-    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+def status(
+    reason: Reason, message: str, *details: Any, metadata: Mapping[str, str] | None = None
+) -> status_pb2.Status:
+    """The status of a reason, with its code.
+
+    Args:
+        reason: why the call fails.
+        message: for people; it may change.
+        details: messages of google.rpc, those that `reason` lists.
+        metadata: of the ErrorInfo.
+
+    """
+    made = status_pb2.Status(code=code_pb2.Code.Value(reason.value.code), message=message)
+    info = error_details_pb2.ErrorInfo(reason=reason.name, domain=DOMAIN, metadata=metadata)
     for detail in (info, *details):
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return status
+        made.details.add().Pack(detail)
+    return made
 
 
 Servicer = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Any]
@@ -156,7 +193,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 def _guard_unary(call: Servicer, parse: Parse, method: str) -> Servicer:
     async def guarded(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await call(_parsed(data, parse), context)
+            return await call(await _read(data, parse), context)
         except Exception as error:
             await _abort(context, error, method)
 
@@ -168,7 +205,7 @@ def _guard_stream(call: Servicer, parse: Parse, method: str) -> Servicer:
         data: bytes, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
         try:
-            async for response in call(_parsed(data, parse), context):
+            async for response in call(await _read(data, parse), context):
                 yield response
         except Exception as error:
             await _abort(context, error, method)
@@ -180,7 +217,7 @@ def _guard_streams(call: Servicer, parse: Parse, method: str) -> Servicer:
     async def guarded(
         parts: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
-        requests = (_parsed(data, parse) async for data in parts)
+        requests = (await _read(data, parse) async for data in parts)
         try:
             async for response in call(requests, context):
                 yield response
@@ -190,16 +227,11 @@ def _guard_streams(call: Servicer, parse: Parse, method: str) -> Servicer:
     return guarded
 
 
-def _parsed(data: bytes, parse: Parse) -> Message:
-    """The request, if its texts can be kept. Raises InvalidArgument."""
-    try:
-        request = parse(data)
-    except DecodeError as error:
-        raise InvalidArgument("request", f"cannot be read: {error}") from None
-    # Almost every request has no zero byte at all, and looking for one is cheap.
-    if b"\0" in data:
-        refuse_nul(request)
-    return request
+async def _read(data: bytes, parse: Parse) -> Message:
+    """The request. Raises DecodeError, and what the contract's rules say: InvalidArgument."""
+    if len(data) > LARGE_BYTES:
+        return await asyncio.to_thread(parse, data)
+    return parse(data)
 
 
 async def _abort(
@@ -208,7 +240,8 @@ async def _abort(
     # What gRPC raised, or what the health service does not implement: the code is set already.
     if isinstance(error, grpc.aio.AbortError | NotImplementedError):
         raise error
-    if (status := status_of(error)) is not None:
-        await context.abort_with_status(rpc_status.to_status(status))
-    log.error("unforeseen error", method=method, exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, "an unforeseen error; see the server's log")
+    found = status_of(error)
+    if found is None:
+        log.error("unforeseen error", method=method, exc_info=error)
+        found = status(Reason.UNFORESEEN, "an unforeseen error; see the server's log")
+    await context.abort_with_status(rpc_status.to_status(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 
 from unmask.v1 import catalog_pb2
 from unmask.v1 import sharing_pb2 as pb
@@ -11,15 +10,13 @@ from unmask.v1 import sharing_pb2 as pb
 from unmask_server.api.trajectory import FINISH_CODES
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
-from unmask_server.catalog.settings import check_sampling, choose_cuts
+from unmask_server.catalog.settings import choose_cuts
 from unmask_server.catalog.types import Policy, Verifier, VerifierKind
 from unmask_server.engines.base import Sampling
 from unmask_server.growth.generations import GenerationImporter, Told, Wished
 from unmask_server.nodes.resolve import Resolver
+from unmask_server.reasons import Reason
 
-MAX_GENERATIONS = 10_000
-MAX_RUN = 200
-MAX_SCORED = 256
 DEFAULT_SCORED = 16
 DEFAULT_TOLERANCE = 0.05
 """In nats: what trainers' engines and this one differ by is below it, other checkpoints are not."""
@@ -49,25 +46,16 @@ class GenerationService:
 
     def _read(self, request: pb.ImportGenerationsRequest) -> tuple[Policy, list[Told], Wished]:
         policy = self._resolver.policy(request.policy, "policy")
-        if not 1 <= len(request.run) <= MAX_RUN:
-            raise InvalidArgument("run", f"give 1 to {MAX_RUN} characters")
-        count = len(request.generations)
-        if not 1 <= count <= MAX_GENERATIONS:
-            raise InvalidArgument("generations", f"{count} of them; give 1 to {MAX_GENERATIONS}")
         _check_settings(policy, request)
         tolerance = request.tolerance if request.HasField("tolerance") else DEFAULT_TOLERANCE
-        if not 0.0 < tolerance <= 1.0:
-            raise InvalidArgument("tolerance", f"{tolerance} is not in (0, 1]")
         scored = request.scored if request.HasField("scored") else DEFAULT_SCORED
-        if not 1 <= scored <= MAX_SCORED:
-            raise InvalidArgument("scored", f"{scored} is not in 1 to {MAX_SCORED}")
         wished = Wished(
             run=request.run,
             questions=tuple(request.questions),
             verifier=self._external(request.verifier) if request.verifier else None,
             allow_text=request.allow_text,
             tolerance=tolerance,
-            scored=min(scored, count),
+            scored=min(scored, len(request.generations)),
             check_only=request.check_only,
         )
         given = [_told(one, f"generations[{i}]") for i, one in enumerate(request.generations)]
@@ -83,18 +71,6 @@ class GenerationService:
 
 
 def _told(message: pb.TrainerGeneration, field: str) -> Told:
-    if message.finish_reason not in FINISH_CODES:
-        raise InvalidArgument(f"{field}.finish_reason", "there is no such")
-    for i, value in enumerate(message.logprobs):
-        if not value <= 0.0:
-            raise InvalidArgument(f"{field}.logprobs[{i}]", f"{value} is no log-probability")
-    reward = message.reward if message.HasField("reward") else None
-    if reward is not None and (math.isnan(reward) or not 0.0 <= reward <= 1.0):
-        raise InvalidArgument(f"{field}.reward", f"{reward} is not in [0, 1]")
-    if message.ordinal < 0:
-        raise InvalidArgument(f"{field}.ordinal", f"{message.ordinal} is below 0")
-    if message.tokens and message.text:
-        raise InvalidArgument(f"{field}.text", "not together with tokens")
     return Told(
         field=field,
         question=message.question,
@@ -104,24 +80,19 @@ def _told(message: pb.TrainerGeneration, field: str) -> Told:
         text=message.text or None,
         finish=FINISH_CODES[message.finish_reason],
         logprobs=tuple(message.logprobs),
-        reward=reward,
+        reward=message.reward if message.HasField("reward") else None,
         ordinal=message.ordinal,
     )
 
 
 def _check_settings(policy: Policy, request: pb.ImportGenerationsRequest) -> None:
     """Refuse generations that were not drawn as the policy's are."""
-    if not request.HasField("sampling") or not request.max_new_tokens:
-        raise InvalidArgument(
-            "sampling", "say how the trainer sampled: sampling and max_new_tokens"
-        )
     told = request.sampling
     sampling = Sampling(
         told.temperature if told.HasField("temperature") else 1.0,
         told.top_p if told.HasField("top_p") else 1.0,
         told.top_k if told.HasField("top_k") else 0,
     )
-    check_sampling(sampling)
     joint = {
         catalog_pb2.CUT_ORDER_JOINT: True,
         catalog_pb2.CUT_ORDER_TOP_K_FIRST: False,
@@ -130,9 +101,12 @@ def _check_settings(policy: Policy, request: pb.ImportGenerationsRequest) -> Non
     limits = (request.max_new_tokens, policy.max_new_tokens)
     if sampling != policy.sampling or limits[0] != limits[1]:
         raise FailedPrecondition(
-            f"sampling: the generations were drawn with {_words(sampling, limits[0])}, and policy "
+            Reason.SAMPLING_DIFFERS,
+            f"the generations were drawn with {_words(sampling, limits[0])}, and policy "
             f"{policy.id} is {_words(policy.sampling, limits[1])}: register a policy with the "
-            "trainer's settings"
+            "trainer's settings",
+            field="sampling",
+            policy=policy.id,
         )
 
 

@@ -12,6 +12,7 @@ from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Question, Teacher
 from unmask_server.nodes.stored import Listed
+from unmask_server.reasons import Reason
 
 MAX_DISTRIBUTIONS = 10_000
 _FIELDS = frozenset(pb.TeacherDistribution.DESCRIPTOR.fields_by_name)
@@ -23,22 +24,18 @@ def given_distributions(
     """The distributions of a request; what they are is not looked at yet.
 
     Raises:
-        InvalidArgument: not exactly one source of them, too many, a line that is none, a position
+        InvalidArgument: too many lines, a line that is none, a position
             that the trajectory does not have.
         NotFound: a question or a trajectory.
         FailedPrecondition: a trajectory's tokens are not the teacher's.
 
     """
-    if bool(request.distributions) == bool(request.jsonl):
-        raise InvalidArgument("distributions", "give either distributions or jsonl")
-    if request.first_line < 0:
-        raise InvalidArgument("first_line", f"{request.first_line} is below 1")
     if request.jsonl:
         given = _lines(request.jsonl, request.first_line or 1)
     else:
         given = [(f"distributions[{i}].", one) for i, one in enumerate(request.distributions)]
     if len(given) > MAX_DISTRIBUTIONS:
-        raise InvalidArgument("distributions", f"more than {MAX_DISTRIBUTIONS} in one call")
+        raise InvalidArgument("jsonl", f"more than {MAX_DISTRIBUTIONS} in one call")
     locate = _locator(teacher, catalog)
     found = []
     for field, one in given:
@@ -58,8 +55,12 @@ def _locator(
         policy = catalog.get_policy(found.policy_id)
         if differences := catalog.tokenizer_differences(policy.model, teacher.model):
             raise FailedPrecondition(
-                f"{field}trajectory: policy {policy.id} has another tokenizer than teacher "
-                f"{teacher.id}: {'; '.join(differences)}"
+                Reason.TOKENIZER_MISMATCH,
+                f"policy {policy.id} has another tokenizer than teacher "
+                f"{teacher.id}: {'; '.join(differences)}",
+                field=f"{field}trajectory",
+                policy=policy.id,
+                teacher=teacher.id,
             )
         return catalog.get_question(found.question_id), found.tokens
 
@@ -117,5 +118,5 @@ def _line(number: int, line: str) -> pb.TeacherDistribution:
     try:
         refuse_nul(made)
     except InvalidArgument as error:
-        raise InvalidArgument(f"{field}.{error.field}", error.reason) from None
+        raise InvalidArgument(f"{field}.{error.field}", error.description) from None
     return made

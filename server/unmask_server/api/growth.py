@@ -31,11 +31,10 @@ from unmask_server.growth.runner import GrowthRunner
 from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, Target
 from unmask_server.growth.store import Listing, Subjects
 from unmask_server.nodes.resolve import OWN, Resolver, VerifierRef
+from unmask_server.reasons import Reason
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-MAX_REQUEST_ID = 200
-MAX_TARGETS = 10_000
 CLIENT_METADATA = "unmask-client"
 """Metadata by which a client names itself, for quotas."""
 MAX_CLIENT = 200
@@ -93,7 +92,7 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         self, request: pb.GetGrowthRequest, context: Context
     ) -> pb.GetGrowthResponse:
         """One growth."""
-        growth = await self._runner.get(_named(request.growth))
+        growth = await self._runner.get(request.growth)
         return pb.GetGrowthResponse(growth=self._message(growth))
 
     async def ListGrowths(
@@ -114,39 +113,36 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         self, request: pb.WatchGrowthRequest, context: Context
     ) -> AsyncIterator[pb.WatchGrowthResponse]:
         """Progress, to the end."""
-        async for growth in self._runner.watch(_named(request.growth)):
+        async for growth in self._runner.watch(request.growth):
             yield pb.WatchGrowthResponse(growth=self._message(growth))
 
     async def CancelGrowth(
         self, request: pb.CancelGrowthRequest, context: Context
     ) -> pb.CancelGrowthResponse:
         """Stop, keeping what was sampled."""
-        growth = await self._runner.cancel(_named(request.growth))
+        growth = await self._runner.cancel(request.growth)
         return pb.CancelGrowthResponse(growth=self._message(growth))
 
     async def PauseGrowth(
         self, request: pb.PauseGrowthRequest, context: Context
     ) -> pb.PauseGrowthResponse:
         """Stop until it is resumed."""
-        growth = await self._runner.pause(_named(request.growth))
+        growth = await self._runner.pause(request.growth)
         return pb.PauseGrowthResponse(growth=self._message(growth))
 
     async def ResumeGrowth(
         self, request: pb.ResumeGrowthRequest, context: Context
     ) -> pb.ResumeGrowthResponse:
         """Go on."""
-        growth = await self._runner.resume(_named(request.growth))
+        growth = await self._runner.resume(request.growth)
         return pb.ResumeGrowthResponse(growth=self._message(growth))
 
     async def ExtendGrowth(
         self, request: pb.ExtendGrowthRequest, context: Context
     ) -> pb.ExtendGrowthResponse:
         """More to spend, or more to reach."""
-        given = ("budget", "rollouts_per_node", "precision")
-        if not any(request.HasField(name) for name in given):  # type: ignore[arg-type]
-            raise InvalidArgument("budget", "give a budget, rollouts_per_node or a precision")
         growth = await self._runner.extend(
-            _named(request.growth), lambda spec: extended(request, spec, self._settings)
+            request.growth, lambda spec: extended(request, spec, self._settings)
         )
         return pb.ExtendGrowthResponse(growth=self._message(growth))
 
@@ -155,30 +151,15 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         question = (
             self._resolver.question(request.question, "question").id if request.question else ""
         )
-        return Listing(states(request.states, "states"), policy, question)
+        return Listing(states(request.states), policy, question)
 
     def _spec(self, request: pb.StartGrowthRequest) -> tuple[GrowthSpec, Subjects]:
-        if not request.request_id:
-            raise InvalidArgument(
-                "request_id", "choose one; a retry with the same id costs nothing"
-            )
-        if len(request.request_id) > MAX_REQUEST_ID:
-            raise InvalidArgument("request_id", f"longer than {MAX_REQUEST_ID} characters")
-        if request.allocation not in _ALLOCATIONS:
-            raise InvalidArgument(
-                "allocation", f"no allocation has the number {request.allocation}"
-            )
-        if not request.budget.HasField("rollouts") and not request.budget.HasField("tokens"):
-            raise InvalidArgument("budget", "say how many rollouts or tokens may be sampled")
         max_rollouts, max_tokens = budget(request.budget, self._settings)
         goal = rollouts_per_node(request.rollouts_per_node, self._settings)
-        allocation = _ALLOCATIONS[request.allocation]
-        if request.HasField("precision") and allocation is not Allocation.ADAPTIVE:
-            raise InvalidArgument("precision", "only ADAPTIVE allocation works towards one")
         asked, subjects = self._asked(request)
         spec = replace(
             asked,
-            allocation=allocation,
+            allocation=_ALLOCATIONS[request.allocation],
             rollouts_per_node=goal,
             max_rollouts=max_rollouts,
             max_tokens=max_tokens,
@@ -187,8 +168,6 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         return spec, subjects
 
     def _predicted(self, request: pb.PredictGrowthRequest) -> GrowthSpec:
-        if not request.HasField("precision"):
-            raise InvalidArgument("precision", "say how precise the answers are to be")
         spec, _ = self._asked(request)
         if any(target.free for target in spec.targets):
             raise InvalidArgument("targets", "a question as a whole has no alignment")
@@ -198,10 +177,6 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         self, request: pb.StartGrowthRequest | pb.PredictGrowthRequest
     ) -> tuple[GrowthSpec, Subjects]:
         """What a growth is about, without what it may spend; and whose trees it grows."""
-        if not request.targets:
-            raise InvalidArgument("targets", "give at least one target to grow")
-        if len(request.targets) > MAX_TARGETS:
-            raise InvalidArgument("targets", f"more than {MAX_TARGETS}; start several growths")
         options = node_options(request.options, "options")
         algorithms = parse_algorithms(request.algorithms, "algorithms")
         targets, subjects = self._targets(request.targets)
@@ -247,8 +222,10 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         verifier = found[0]
         if verifier.externals:
             raise FailedPrecondition(
+                Reason.VERIFIER_IS_EXTERNAL,
                 "what a growth samples has no number of an EXTERNAL verifier yet: grow under "
-                "another, then give the numbers (ListRollouts, PutOutcomes) and ask"
+                "another, then give the numbers (ListRollouts, PutOutcomes) and ask",
+                verifier=verifier.id,
             )
         return verifier.id
 
@@ -283,7 +260,7 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
                                 observed=nodes.observed[0],
                             )
                         )
-                case "question":
+                case _:
                     nodes = self._resolver.prefix(
                         target.question.policy,
                         target.question.question,
@@ -296,8 +273,6 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
                     targets.append(
                         Target(policy_id=nodes.policy.id, question_id=nodes.question.id, free=True)
                     )
-                case _:
-                    raise InvalidArgument(field, "set node, trajectory or question")
             subjects[nodes.policy.id, nodes.question.id] = (nodes.policy, nodes.question)
         return targets, subjects
 
@@ -312,9 +287,3 @@ def _client(context: Context) -> str:
     if len(name) > MAX_CLIENT:
         raise InvalidArgument(f"metadata {CLIENT_METADATA}", f"longer than {MAX_CLIENT} characters")
     return name
-
-
-def _named(growth_id: str) -> str:
-    if not growth_id:
-        raise InvalidArgument("growth", "give the id of a growth")
-    return growth_id

@@ -8,6 +8,7 @@ from unmask_server.api import sharing_messages as messages
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument, NotFound
 from unmask_server.growth.imports import Importer
+from unmask_server.reasons import Reason
 from unmask_server.tree import DistributionStore
 
 MAX_RECORDS = 10_000
@@ -109,6 +110,9 @@ class ImportService:
 
 def _undescribed(error: NotFound) -> FailedPrecondition:
     return FailedPrecondition(
+        Reason.RECORD_UNDESCRIBED,
         f"{error.kind} {error.id} is not here and not described before: import the whole export, "
-        f"its catalog first, or register the {error.kind}"
+        f"its catalog first, or register the {error.kind}",
+        kind=error.kind,
+        name=error.id,
     )

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from unmask.v1 import diagnosis_pb2 as pb
 
 from unmask_server.api import diagnosis_messages as messages
 from unmask_server.api.algorithms import parse_algorithms
 from unmask_server.api.options import graded_by, node_options
-from unmask_server.api.read import MAX_SUMMARIZED, Read, Reader, VersionsRead, check_alike
+from unmask_server.api.read import Read, Reader, VersionsRead, check_alike
 from unmask_server.api.units import Units
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.diagnosis import Alignment
 from unmask_server.nodes.disagree import Disagreements
-from unmask_server.nodes.resolve import Resolver, VerifierRef
+from unmask_server.nodes.resolve import Resolver
 from unmask_server.nodes.summarize import Row, Summarizer
-
-MIN_OBJECTIVES, MAX_OBJECTIVES = 2, 8
 
 
 async def compare_objectives(
     request: pb.CompareObjectivesRequest, resolver: Resolver, read: Reader, catalog: Catalog
 ) -> pb.CompareObjectivesResponse:
     """The answer: see proto/unmask/v1/diagnosis.proto."""
-    if request.options.verifier or request.options.objective:
-        raise InvalidArgument("options", "name verifiers in `objectives`")
     options = node_options(request.options, "options")
     algorithms = parse_algorithms(request.algorithms, "algorithms")
-    if not 1 <= len(request.trajectories) <= MAX_SUMMARIZED:
-        raise InvalidArgument("trajectories", f"give 1 to {MAX_SUMMARIZED} trajectories")
-    if len(set(request.trajectories)) < len(request.trajectories):
-        raise InvalidArgument("trajectories", "a trajectory is named twice")
-    wanted = _objectives(request.objectives)
+    wanted = [
+        graded_by(one.verifier, one.terms, f"objectives[{i}].terms")
+        for i, one in enumerate(request.objectives)
+    ]
     summarizers = [Summarizer(algorithms, min_coverage=options.min_coverage) for _ in wanted]
     disagreements = Disagreements()
     used: list[dict[str, None]] = [{} for _ in wanted]
@@ -79,12 +73,3 @@ async def compare_objectives(
         messages.disagreement(row, first[0].teachers, tokenizer) for row in disagreements.rows
     )
     return response
-
-
-def _objectives(given: Sequence[pb.Objective]) -> list[VerifierRef]:
-    if not MIN_OBJECTIVES <= len(given) <= MAX_OBJECTIVES:
-        raise InvalidArgument("objectives", f"give {MIN_OBJECTIVES} to {MAX_OBJECTIVES}")
-    return [
-        graded_by(one.verifier, one.terms, f"objectives[{i}]", "terms")
-        for i, one in enumerate(given)
-    ]

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from unmask.v1 import diagnosis_pb2 as pb
 
 from unmask_server.catalog.errors import InvalidArgument
-from unmask_server.catalog.objectives import MAX_TERMS
 from unmask_server.nodes.resolve import NodeSet, Resolver, VerifierRef
 
 DEFAULT_TOP_K = 20
-MAX_TOP_K = 1000
 DEFAULT_MIN_COVERAGE = 0.9
 
 
@@ -29,34 +27,17 @@ class Options:
 
 def node_options(options: pb.NodeOptions, field: str) -> Options:
     """The options to use for those that were given."""
-    if not 0 <= options.top_k <= MAX_TOP_K:
-        raise InvalidArgument(
-            f"{field}.top_k",
-            f"{options.top_k} is not in 1 to {MAX_TOP_K} (0 means {DEFAULT_TOP_K})",
-        )
-    if options.freshness not in (pb.FRESHNESS_UNSPECIFIED, pb.FRESHNESS_LATEST):
-        raise InvalidArgument(f"{field}.freshness", f"none has the number {options.freshness}")
     coverage = options.min_coverage if options.HasField("min_coverage") else DEFAULT_MIN_COVERAGE
-    if not 0 <= coverage <= 1:
-        raise InvalidArgument(f"{field}.min_coverage", f"{coverage} is not in [0, 1]")
     return Options(
-        verifier=graded_by(
-            options.verifier, options.objective, f"{field}.verifier", f"{field}.objective"
-        ),
+        verifier=graded_by(options.verifier, options.objective, f"{field}.objective"),
         top_k=options.top_k or DEFAULT_TOP_K,
         min_coverage=coverage,
         latest=options.freshness == pb.FRESHNESS_LATEST,
     )
 
 
-def graded_by(
-    verifier: str, terms: Sequence[pb.ObjectiveTerm], verifier_field: str, terms_field: str
-) -> VerifierRef:
+def graded_by(verifier: str, terms: Sequence[pb.ObjectiveTerm], terms_field: str) -> VerifierRef:
     """A verifier or an objective, of which a request may name one."""
-    if verifier and terms:
-        raise InvalidArgument(verifier_field, f"not together with {terms_field}")
-    if len(terms) > MAX_TERMS:
-        raise InvalidArgument(terms_field, f"{len(terms)} terms are more than {MAX_TERMS}")
     return VerifierRef(verifier, tuple((t.verifier, t.weight) for t in terms), terms_field)
 
 

@@ -16,8 +16,6 @@ MAX_PAGE = 1000
 
 def page_size(size: int) -> int:
     """The size to use for the one that was asked."""
-    if size < 0:
-        raise InvalidArgument("page_size", f"{size} is below 0; 0 means {DEFAULT_PAGE}")
     return min(size or DEFAULT_PAGE, MAX_PAGE)
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from unmask.v1 import growth_pb2 as pb
 
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.diagnosis.allocation import FLAT_NORM, Forecast, Objective, Range, Statistic
 
-MIN_HALF_WIDTH = 1e-3
-"""Less would take a million rollouts a node."""
 _CONFIDENCE = 0.95
 _STATISTICS = {
     pb.STATISTIC_UNSPECIFIED: Statistic.COSINE,
@@ -25,24 +21,17 @@ _NUMBERS = {statistic: number for number, statistic in _STATISTICS.items() if nu
 
 def parse_precision(wanted: pb.Precision, teachers: int, field: str) -> Objective:
     """The objective that a request with so many teachers asks for."""
-    statistic = _STATISTICS.get(wanted.statistic)
-    if statistic is None:
-        raise InvalidArgument(f"{field}.statistic", f"none has the number {wanted.statistic}")
-    if not (math.isfinite(wanted.half_width) and wanted.half_width >= MIN_HALF_WIDTH):
-        raise InvalidArgument(
-            f"{field}.half_width", f"{wanted.half_width} is not at least {MIN_HALF_WIDTH}"
-        )
+    statistic = _STATISTICS[wanted.statistic]
+    if not wanted.HasField("half_width"):
+        # Of one that is extended and had none; requests that start one are held to the contract.
+        raise InvalidArgument(f"{field}.half_width", "say the half_width to be reached")
     least = {Statistic.COSINE: 0, Statistic.RANKING: 2}.get(statistic, 1)
     if teachers < least:
         raise InvalidArgument(
             "teachers", f"{statistic.name} is about teachers; name at least {least}"
         )
     flat_norm = wanted.flat_norm if wanted.HasField("flat_norm") else FLAT_NORM
-    if not 0.0 <= flat_norm <= 1.0:
-        raise InvalidArgument(f"{field}.flat_norm", f"{flat_norm} is not in [0, 1]")
     confidence = wanted.confidence if wanted.HasField("confidence") else _CONFIDENCE
-    if not 0.5 < confidence < 1.0:
-        raise InvalidArgument(f"{field}.confidence", f"{confidence} is not in (0.5, 1)")
     return Objective(statistic, wanted.half_width, flat_norm, confidence)
 
 

@@ -227,10 +227,10 @@ def rollout_of(message: pb.SharedRollout, key: Key, field: str) -> ImportedRollo
     return ImportedRollout(
         field=field,
         finished=Finished(
-            uid=_hash(message.id, f"{field}.id"),
+            uid=bytes.fromhex(message.id),
             tokens=tuple(message.tokens),
             forced_depth=message.forced,
-            finish=_finish(message.finish_reason, f"{field}.finish_reason"),
+            finish=_finish(message.finish_reason),
         ),
         policy_id=message.policy_id,
         question_id=message.question_id,
@@ -240,13 +240,13 @@ def rollout_of(message: pb.SharedRollout, key: Key, field: str) -> ImportedRollo
 
 def trajectory_of(message: pb.SharedTrajectory, key: Key, field: str) -> ImportedTrajectory:
     """The trajectory that a message tells of."""
-    uid = _hash(message.rollout_id, f"{field}.rollout_id") if message.rollout_id else None
+    uid = bytes.fromhex(message.rollout_id) if message.rollout_id else None
     told = Trajectory(
         id=message.id,
         policy_id=message.policy_id,
         question_id=message.question_id,
         tokens=tuple(message.tokens),
-        finish=_finish(message.finish_reason, f"{field}.finish_reason"),
+        finish=_finish(message.finish_reason),
         seed=message.seed if message.HasField("seed") else None,
         ordinal=message.ordinal if message.HasField("ordinal") else None,
         rollout_uid=uid,
@@ -278,13 +278,12 @@ def distribution_of(message: pb.SharedDistribution, field: str) -> tuple[bytes, 
         raise InvalidArgument(
             f"{field}.logprobs", f"the probabilities add up to {total:.6g}, more than 1"
         )
-    key = _hash(message.key, f"{field}.key")
-    return key, StoredDistribution(ids, logprobs, message.top_k, message.complete)
+    return bytes.fromhex(message.key), StoredDistribution(
+        ids, logprobs, message.top_k, message.complete
+    )
 
 
-def _finish(reason: trajectory_pb2.FinishReason.ValueType, field: str) -> int:
-    if reason not in FINISH_CODES:
-        raise InvalidArgument(field, f"there is none of number {reason}")
+def _finish(reason: trajectory_pb2.FinishReason.ValueType) -> int:
     code = FINISH_CODES[reason]
     return UNKNOWN if code is None else code
 
@@ -294,13 +293,3 @@ def _rewards(given: Iterable[pb.SharedOutcome], key: Key, field: str) -> dict[in
         key(one.verifier_id, f"{field}.outcomes[{i}].verifier_id"): one.reward
         for i, one in enumerate(given)
     }
-
-
-def _hash(text: str, field: str) -> bytes:
-    try:
-        found = bytes.fromhex(text)
-    except ValueError:
-        found = b""
-    if len(found) != UID_BYTES:
-        raise InvalidArgument(field, f"{text[:50]!r} is not of 32 hexadecimal digits")
-    return found

@@ -21,7 +21,6 @@ from unmask_server.nodes.resolve import Resolver
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-MAX_COUNT = 10_000
 TOKEN_BYTES = 20
 """Of a token in an answer, with its text, at most (almost always)."""
 
@@ -52,10 +51,6 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
         self, request: pb.SampleTrajectoriesRequest, context: Context
     ) -> pb.SampleTrajectoriesResponse:
         """Sample what is missing."""
-        if not 1 <= request.count <= MAX_COUNT:
-            raise InvalidArgument("count", f"{request.count} is not in 1 to {MAX_COUNT}")
-        if not request.questions:
-            raise InvalidArgument("questions", "give at least one question")
         policy = await asyncio.to_thread(self._resolver.policy, request.policy, "policy")
         fitting = max(1, self._max_message // (TOKEN_BYTES * policy.max_new_tokens))
         if request.count * len(request.questions) > fitting:
@@ -87,10 +82,6 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
         policy = self._resolver.policy(request.policy, "policy")
         question = self._resolver.question(request.question, "question")
         kind = request.WhichOneof("generation")
-        if kind is None:
-            raise InvalidArgument("tokens", "give the generation, as tokens or as text")
-        if request.finish_reason not in FINISH_CODES:
-            raise InvalidArgument("finish_reason", f"no reason has number {request.finish_reason}")
         trajectory = self._maker.submit(
             policy,
             question,
@@ -108,8 +99,6 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
         return pb.GetTrajectoryResponse(trajectory=trajectory)
 
     def _get(self, trajectory_id: str) -> pb.Trajectory:
-        if not trajectory_id:
-            raise InvalidArgument("trajectory", "give the id of a trajectory")
         return self._message(self._catalog.trajectories.get(trajectory_id))
 
     async def ListTrajectories(
@@ -124,8 +113,6 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
             pb.OUTCOME_CORRECT: True,
             pb.OUTCOME_INCORRECT: False,
         }
-        if request.outcome not in correct:
-            raise InvalidArgument("outcome", f"no outcome has the number {request.outcome}")
         size = page_size(request.page_size)
         found = self._catalog.trajectories.page(
             policy_id=self._resolver.policy(request.policy, "policy").id

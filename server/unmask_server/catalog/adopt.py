@@ -158,7 +158,7 @@ class Adopter:
             try:
                 check_name(entry.name)
             except InvalidArgument as error:
-                warnings.append(f"{entry.id}: the name {entry.name!r} {error.reason}")
+                warnings.append(f"{entry.id}: the name {entry.name!r} {error.description}")
                 entry = replace(entry, name=None)
             fitting.append(entry)
         there = self._records.get_many(table, [e.id for e in fitting], lambda row: row)
@@ -166,7 +166,7 @@ class Adopter:
         again: list[Entry] = []
         for entry, problem in zip(fitting, problems, strict=True):
             if problem is not None:
-                warnings.append(f"{entry.id}: {problem.reason}")
+                warnings.append(f"{entry.id}: {problem.description}")
                 again.append(replace(entry, name=None))
         self._records.put_many(table, again)
         return len(fitting) - len(there), warnings

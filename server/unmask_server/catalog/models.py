@@ -24,6 +24,7 @@ from unmask_server.catalog.tokenizer import ModelTokenizer
 from unmask_server.catalog.types import Model
 from unmask_server.database.connect import query, transact
 from unmask_server.database.schema import model as table
+from unmask_server.reasons import Reason
 
 
 class Models:
@@ -110,9 +111,9 @@ class Models:
                 try:
                     found = ModelTokenizer.load(Path(model.source), "model")
                 except InvalidArgument as error:
-                    raise FailedPrecondition(_gone(model, error)) from None
+                    raise _gone(model, error) from None
                 if found.fingerprint != model.tokenizer_fingerprint:
-                    raise FailedPrecondition(_changed(model))
+                    raise _changed(model)
                 self._tokenizers[model.fingerprint] = found
         return found
 
@@ -131,9 +132,9 @@ class Models:
         try:
             now, _ = self._read(model.source, "model")
         except InvalidArgument as error:
-            raise FailedPrecondition(_gone(model, error)) from None
+            raise _gone(model, error) from None
         if now.fingerprint != model.fingerprint:
-            raise FailedPrecondition(_changed(model))
+            raise _changed(model)
 
     def _read(
         self, path: str, field: str, endpoints: tuple[str, ...] = ()
@@ -208,15 +209,18 @@ def _keep(connection: Connection, model: Model) -> bool:
     return True
 
 
-def _gone(model: Model, error: InvalidArgument) -> str:
-    return (
-        f"the model {model.fingerprint} is no longer at {model.source} ({error.reason}); put it "
-        "back, or register it where it is now"
+def _gone(model: Model, error: InvalidArgument) -> FailedPrecondition:
+    return FailedPrecondition(
+        Reason.MODEL_UNREADABLE,
+        f"the model {model.fingerprint} is no longer at {model.source} ({error.description}); put "
+        "it back, or register it where it is now",
+        model=model.fingerprint,
     )
 
 
-def _changed(model: Model) -> str:
-    return (
+def _changed(model: Model) -> FailedPrecondition:
+    return FailedPrecondition(
+        Reason.MODEL_CHANGED,
         f"{model.source} holds another model than the one that was registered "
-        f"({model.fingerprint}); put that one back, or register the new one"
+        f"({model.fingerprint}); put that one back, or register the new one",
     )

@@ -18,6 +18,7 @@ from unmask_server.catalog.types import (
     RenderedPrompt,
     Teacher,
 )
+from unmask_server.reasons import Reason
 
 _PLAIN = BUILT_IN_CONTEXTS["none"]
 _REMEMBERED = 4096
@@ -73,11 +74,17 @@ def _check_window(
     prompt: RenderedPrompt, room: int, model: Model, owner: str, question_id: str
 ) -> None:
     if not prompt.tokens:
-        raise FailedPrecondition(f"the prompt of {owner} for {question_id} is empty")
+        raise FailedPrecondition(
+            Reason.PROMPT_EMPTY, f"the prompt of {owner} for {question_id} is empty"
+        )
     needed = len(prompt.tokens) + room
     if needed > model.max_context:
         raise FailedPrecondition(
+            Reason.PROMPT_TOO_LONG,
             f"the prompt of {owner} for {question_id} has {len(prompt.tokens)} tokens; with "
             f"{room} more that is {needed}, and the model takes {model.max_context}; nothing is "
-            "ever cut off: shorten the question or its context, or lower max_new_tokens"
+            "ever cut off: shorten the question or its context, or lower max_new_tokens",
+            prompt_tokens=len(prompt.tokens),
+            new_tokens=room,
+            max_context=model.max_context,
         )

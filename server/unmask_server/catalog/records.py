@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from unmask_server.catalog.errors import AlreadyExists, InvalidArgument, NotFound
 from unmask_server.database.connect import query, transact
 from unmask_server.database.rows import AnyRow, AnySelect
+from unmask_server.reasons import Reason
 
 Thing = TypeVar("Thing")
 
@@ -195,10 +196,20 @@ def _conflict(
     if entry.name is None:
         return None
     if owners.get(entry.name, entry.id) != entry.id:
-        return AlreadyExists("name", f"{entry.name!r} is another {kind}, {owners[entry.name]}")
+        return AlreadyExists(
+            Reason.NAME_TAKEN,
+            "name",
+            f"{entry.name!r} is another {kind}, {owners[entry.name]}",
+            kind=kind,
+            name=owners[entry.name],
+        )
     known_as = names.get(entry.id)
     if known_as not in (None, entry.name):
         return AlreadyExists(
-            "name", f"this {kind} has the name {known_as!r} already; use it or leave it out"
+            Reason.ALREADY_NAMED,
+            "name",
+            f"this {kind} has the name {known_as!r} already; use it or leave it out",
+            kind=kind,
+            name=str(known_as),
         )
     return None

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.model_files import ModelFiles, first_rows
 from unmask_server.catalog.tokenizer import ModelTokenizer
+from unmask_server.reasons import Reason
 
 if TYPE_CHECKING:
     from unmask_server.engines.sglang import Serving
@@ -67,7 +68,7 @@ def served_folder(endpoints: Sequence[str]) -> str:
     try:
         info = asyncio.run(sglang.server_info(endpoints[0]))
     except sglang.MismatchError as error:
-        raise FailedPrecondition(str(error)) from None
+        raise FailedPrecondition(Reason.SERVED_MODEL_DIFFERS, str(error)) from None
     folder: str = info.tokenizer_path or info.model_path
     if not (Path(folder) / "config.json").is_file():
         raise InvalidArgument(
@@ -98,7 +99,7 @@ def look_at(endpoints: Sequence[str], files: ModelFiles, tokenizer: ModelTokeniz
             sglang.inspect(endpoints, columns=columns, usable=min(tokenizer.limit, columns))
         )
     except sglang.MismatchError as error:
-        raise FailedPrecondition(str(error)) from None
+        raise FailedPrecondition(Reason.SERVED_MODEL_DIFFERS, str(error)) from None
     told = asyncio.run(sglang.served_tokens(endpoints[0], _TEXTS))
     for text, ids in zip(_TEXTS, told, strict=True):
         mine = list(tokenizer.encode(text))
@@ -116,7 +117,8 @@ def look_at(endpoints: Sequence[str], files: ModelFiles, tokenizer: ModelTokeniz
         theirs = asyncio.run(sglang.served_weights(endpoints[0], name, len(values)))
         if theirs is not None and not sglang.same_parameters(values, theirs):
             raise FailedPrecondition(
-                f"{endpoints[0]} serves other weights than {files.folder} holds ({name} differs)"
+                Reason.SERVED_MODEL_DIFFERS,
+                f"{endpoints[0]} serves other weights than {files.folder} holds ({name} differs)",
             )
     return serving
 
@@ -141,6 +143,8 @@ def _engine() -> ModuleType:
         from unmask_server.engines import sglang
     except ImportError as error:
         raise FailedPrecondition(
-            f"models on SGLang need the extra: pip install 'unmask[sglang]' ({error.name} lacks)"
+            Reason.LIBRARY_MISSING,
+            f"models on SGLang need the extra: pip install 'unmask[sglang]' ({error.name} lacks)",
+            extra="sglang",
         ) from None
     return sglang

@@ -63,6 +63,7 @@ from unmask_server.database import schema
 from unmask_server.database.connect import query
 from unmask_server.database.rows import AnyRow
 from unmask_server.engines.base import Sampling
+from unmask_server.reasons import Reason
 
 DEFAULT_MAX_NEW_TOKENS = 256
 DEFAULT_VERIFIER = VerifierKind.LAST_NUMBER.value
@@ -206,15 +207,20 @@ class Catalog:
             model, tokenizer = self._open(path, endpoints)
         if model.noise > max_noise:
             raise FailedPrecondition(
-                f"endpoints: two scorings of one sequence differ by {model.noise:.2g} nats, more "
+                Reason.ENDPOINTS_TOO_NOISY,
+                f"two scorings of one sequence differ by {model.noise:.2g} nats, more "
                 f"than {max_noise:g}: its replicas may run different weights or precisions. If "
-                "that is as it should be, allow_noisy takes it, with wider intervals"
+                "that is as it should be, allow_noisy takes it, with wider intervals",
+                field="endpoints",
             )
         for i, student in enumerate(students):
             if differences := self.tokenizer_differences(student.model, model):
                 raise FailedPrecondition(
-                    f"policies[{i}]: policy {student.id} has another tokenizer than {path}: "
-                    f"{'; '.join(differences)}"
+                    Reason.TOKENIZER_MISMATCH,
+                    f"policy {student.id} has another tokenizer than {path}: "
+                    f"{'; '.join(differences)}",
+                    field=f"policies[{i}]",
+                    policy=student.id,
                 )
         chosen = choose_prompting(prompting, tokenizer, "prompting")
         values = teacher_values(model, chosen, context=context, template=text)
@@ -285,8 +291,11 @@ class Catalog:
         for i, student in enumerate(students):
             if differences := self.tokenizer_differences(student.model, model):
                 raise FailedPrecondition(
-                    f"policies[{i}]: policy {student.id} has another tokenizer than policy "
-                    f"{students[0].id}: {'; '.join(differences)}"
+                    Reason.TOKENIZER_MISMATCH,
+                    f"policy {student.id} has another tokenizer than policy "
+                    f"{students[0].id}: {'; '.join(differences)}",
+                    field=f"policies[{i}]",
+                    policy=student.id,
                 )
         values = teacher_values(model, students[0].prompting, stored=source)
         entry = Entry("tea-" + digest(values), name, values)

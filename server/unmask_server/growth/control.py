@@ -13,6 +13,7 @@ from unmask_server.database.connect import transact
 from unmask_server.database.schema import growth
 from unmask_server.growth.rows import OPEN, QUEUED, growth_of
 from unmask_server.growth.spec import Growth, GrowthSpec, State
+from unmask_server.reasons import Reason
 
 
 class GrowthControl:
@@ -39,7 +40,12 @@ class GrowthControl:
         """
         found = self._move(growth_id, OPEN, {"state": State.PAUSED.value})
         if found.state is not State.PAUSED:
-            raise FailedPrecondition(f"growth {growth_id} has ended: {found.state.value}")
+            raise FailedPrecondition(
+                Reason.GROWTH_ENDED,
+                f"growth {growth_id} has ended: {found.state.value}",
+                growth=growth_id,
+                state=found.state.name,
+            )
         return found
 
     def resume(self, growth_id: str) -> Growth:
@@ -53,7 +59,10 @@ class GrowthControl:
         found = self._move(growth_id, (State.PAUSED.value, State.FAILED.value), QUEUED)
         if found.state.ended:
             raise FailedPrecondition(
-                f"growth {growth_id} has ended: {found.state.value}; extend it to go on"
+                Reason.GROWTH_ENDED,
+                f"growth {growth_id} has ended: {found.state.value}; extend it to go on",
+                growth=growth_id,
+                state=found.state.name,
             )
         return found
 

@@ -28,6 +28,7 @@ from unmask_server.catalog.errors import FailedPrecondition
 from unmask_server.catalog.types import Policy
 from unmask_server.engines.base import RAW, ZERO_LOGPROB, PositionScores, Sampling, ScoreRequest
 from unmask_server.engines.pool import EnginePool
+from unmask_server.reasons import Reason
 
 FloatArray = NDArray[np.float64]
 
@@ -208,7 +209,9 @@ def refuse(fit: Fit, policy: Policy, tolerance: float) -> None:
     """Raise FailedPrecondition where generations are not the policy's."""
     if problem := fit.problem(tolerance):
         raise FailedPrecondition(
+            Reason.GENERATIONS_DIFFER,
             f"the generations are not those of policy {policy.id}, its fingerprint does not fit: "
             f"{problem}; they are another checkpoint's, or were sampled with other settings or "
-            "after another prompt"
+            "after another prompt",
+            policy=policy.id,
         )

@@ -16,6 +16,7 @@ from unmask_server.growth.outcomes import LENGTH, STOP
 from unmask_server.growth.paths import check_path
 from unmask_server.growth.prompt_index import PromptIndex
 from unmask_server.growth.recorder import Finished, Recorder, rollout_uid
+from unmask_server.reasons import Reason
 from unmask_server.tree import AddResult, Offered, merge_offered, tokens_digest
 
 _INDICES = 4
@@ -152,21 +153,27 @@ class GenerationImporter:
             raise InvalidArgument(f"{told.field}.tokens", "the generation is empty")
         if not allowed:
             raise FailedPrecondition(
-                f"{field}: there are only texts, and tokenising a text need not give the tokens "
-                "that were sampled: dump token ids, or set allow_text to take that risk"
+                Reason.GENERATION_INCOMPLETE,
+                "there are only texts, and tokenising a text need not give the tokens that were "
+                "sampled: dump token ids, or set allow_text to take that risk",
+                field=field,
             )
         tokens = self._catalog.tokenizer(policy.model).encode(told.text)
         if len(tokens) >= policy.max_new_tokens:
             return tokens, LENGTH
         if told.finish == LENGTH:
             raise FailedPrecondition(
-                f"{field}: was cut off, but has {len(tokens)} tokens and the policy's limit is "
-                f"{policy.max_new_tokens}"
+                Reason.GENERATION_INCOMPLETE,
+                f"was cut off, but has {len(tokens)} tokens and the policy's limit is "
+                f"{policy.max_new_tokens}",
+                field=field,
             )
         if len(policy.stop_ids) != 1:
             raise FailedPrecondition(
-                f"{field}: does not say by which of the policy's end tokens it ended "
-                f"({list(policy.stop_ids)}): dump token ids"
+                Reason.GENERATION_INCOMPLETE,
+                f"does not say by which of the policy's end tokens it ended "
+                f"({list(policy.stop_ids)}): dump token ids",
+                field=field,
             )
         return (*tokens, *policy.stop_ids), STOP
 
@@ -222,9 +229,12 @@ class GenerationImporter:
             found = merge_offered(connection, ref.id, offered, set(result.inserted))
             if verifier is not None and found.outcomes_different:
                 raise AlreadyExists(
+                    Reason.OUTCOME_DIFFERS,
                     "generations",
                     f"{found.outcomes_different} of them were taken in with other rewards under "
                     f"verifier {verifier.name or verifier.id}: register one with another `source`",
+                    kind="verifier",
+                    name=verifier.id,
                 )
 
         finished = [Finished(uid, one.tokens, 0, one.finish) for uid, one in part.items()]
@@ -240,7 +250,9 @@ def _finish(policy: Policy, told: Told) -> int:
     if len(told.tokens) >= policy.max_new_tokens:
         return LENGTH
     raise FailedPrecondition(
-        f"{told.field}: it is not known how the generation ended: its {len(told.tokens)} tokens "
-        f"are fewer than the policy's limit, {policy.max_new_tokens}, and the last one is no end "
-        "token of the policy"
+        Reason.GENERATION_INCOMPLETE,
+        f"it is not known how the generation ended: its {len(told.tokens)} tokens are fewer than "
+        f"the policy's limit, {policy.max_new_tokens}, and the last one is no end token of the "
+        "policy",
+        field=told.field,
     )

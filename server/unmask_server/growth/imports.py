@@ -14,6 +14,7 @@ from unmask_server.catalog.types import Policy, Question, Trajectory
 from unmask_server.growth.paths import check_path
 from unmask_server.growth.recorder import Finished, Recorder
 from unmask_server.growth.trajectories import sampled_id, submitted_id
+from unmask_server.reasons import Reason
 from unmask_server.tree import (
     AddResult,
     Merged,
@@ -196,13 +197,18 @@ class Importer:
         for uid, trajectory in uids.items():
             if uid not in there:
                 raise FailedPrecondition(
+                    Reason.RECORD_UNDESCRIBED,
                     f"trajectory {trajectory.id} is rollout {uid.hex()}, which is not here: import "
-                    "the rollouts first"
+                    "the rollouts first",
+                    kind="rollout",
+                    name=uid.hex(),
                 )
             if there[uid] != tokens_digest(trajectory.tokens):
                 raise FailedPrecondition(
+                    Reason.ROLLOUT_DIFFERS,
                     f"trajectory {trajectory.id} is rollout {uid.hex()}, which has other tokens "
-                    "here"
+                    "here",
+                    rollout=uid.hex(),
                 )
 
 

@@ -10,6 +10,7 @@ from unmask_server.catalog.tokenizer import without_stop
 from unmask_server.catalog.types import Policy, Question, Verifier, VerifierKind
 from unmask_server.catalog.verifiers import reference_of
 from unmask_server.engines.base import FinishReason
+from unmask_server.reasons import Reason
 from unmask_server.tree import OutcomeStore, StoredRollout
 
 STOP, LENGTH = 0, 1
@@ -114,9 +115,11 @@ class Outcomes:
         for part in verifier.externals:
             if lacking := self._store.lacking(tree_id, part.key):
                 raise FailedPrecondition(
+                    Reason.OUTCOMES_MISSING,
                     f"{lacking} rollouts of policy {policy.id} for question {question.id} have no "
                     f"number of verifier {part.name or part.id} yet: ListRollouts with `missing` "
-                    "gives their texts, PutOutcomes takes the numbers"
+                    "gives their texts, PutOutcomes takes the numbers",
+                    verifier=part.id,
                 )
 
     def _graded(
@@ -143,8 +146,10 @@ class Outcomes:
 def unnumbered(verifier: Verifier, what: str) -> FailedPrecondition:
     """The error for a generation without a client's number."""
     return FailedPrecondition(
+        Reason.OUTCOMES_MISSING,
         f"{what} has no number of verifier {verifier.name or verifier.id} yet: give it by "
-        "PutOutcomes"
+        "PutOutcomes",
+        verifier=verifier.id,
     )
 
 

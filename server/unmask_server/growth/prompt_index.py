@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Policy, Question
+from unmask_server.reasons import Reason
 
 
 class PromptIndex:
@@ -43,13 +44,18 @@ class PromptIndex:
                 self._catalog.tokenizer(self._policy.model).decode(tokens[:200]) if tokens else text
             )
             raise FailedPrecondition(
-                f"{field}: the prompt {shown[:200]!r} is that of no question for policy "
-                f"{self._policy.id}: register the questions, or compare with PreviewPrompt"
+                Reason.PROMPT_UNKNOWN,
+                f"the prompt {shown[:200]!r} is that of no question for policy "
+                f"{self._policy.id}: register the questions, or compare with PreviewPrompt",
+                field=field,
+                policy=self._policy.id,
             )
         if len(found) > 1:
             raise FailedPrecondition(
-                f"{field}: the prompt is that of {len(found)} questions, {found[0].id} and "
-                f"{found[1].id} among them: name the ones that are meant in `questions`"
+                Reason.PROMPT_AMBIGUOUS,
+                f"the prompt is that of {len(found)} questions, {found[0].id} and "
+                f"{found[1].id} among them: name the ones that are meant in `questions`",
+                field=field,
             )
         return found[0]
 
@@ -67,14 +73,20 @@ class PromptIndex:
                 min(len(tokens), len(prompt.tokens)),
             )
             raise FailedPrecondition(
-                f"{field}: the prompt is not the one of policy {self._policy.id} for question "
+                Reason.GENERATIONS_DIFFER,
+                f"the prompt is not the one of policy {self._policy.id} for question "
                 f"{question.id}: {len(tokens)} tokens instead of {len(prompt.tokens)}, and they "
-                f"part at token {place}"
+                f"part at token {place}",
+                field=field,
+                policy=self._policy.id,
             )
         if text and not tokens and question not in self._by_text.get(text.strip(), ()):
             raise FailedPrecondition(
-                f"{field}: the prompt {text[:200]!r} is not the one of policy {self._policy.id} "
-                f"for question {question.id}"
+                Reason.GENERATIONS_DIFFER,
+                f"the prompt {text[:200]!r} is not the one of policy {self._policy.id} "
+                f"for question {question.id}",
+                field=field,
+                policy=self._policy.id,
             )
 
 

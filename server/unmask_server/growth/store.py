@@ -26,6 +26,7 @@ from unmask_server.growth.rows import (
     update_held,
 )
 from unmask_server.growth.spec import Growth, GrowthSpec, State
+from unmask_server.reasons import Reason
 
 __all__ = ["LEASE_SECONDS", "GrowthStore", "LeaseLostError", "Listing"]
 
@@ -95,7 +96,11 @@ class GrowthStore:
             found = self.get(growth_id)
         if found.first_spec != spec:
             raise AlreadyExists(
-                "request_id", f"{request_id!r} belongs to another request; choose a new one"
+                Reason.REQUEST_ID_REUSED,
+                "request_id",
+                f"{request_id!r} belongs to another request; choose a new one",
+                kind="growth",
+                name=growth_id,
             )
         if found.state is State.FAILED:
             self._execute(

@@ -12,6 +12,7 @@ from unmask_server.catalog.templates import uses_own_correct
 from unmask_server.catalog.tokenizer import without_stop
 from unmask_server.catalog.types import Policy, Question, Teacher, Verifier
 from unmask_server.nodes.resolve import Demonstration, NodeSet
+from unmask_server.reasons import Reason
 from unmask_server.tree import TreeRef, TreeStore, VerifiersDifferError
 
 OpenTree = Callable[[Policy, Question, Verifier], TreeRef]
@@ -73,9 +74,12 @@ class Demonstrations:
             raise VerifiersDifferError("rollouts were added that have no number")
         if found is None:
             raise FailedPrecondition(
+                Reason.NO_CORRECT_ROLLOUT,
                 f"no correct rollout of policy {policy.id} for question {question.id} is known "
                 f"under verifier {verifier.id}, which the context own_correct shows: sample "
-                "trajectories first (SampleTrajectories)"
+                "trajectories first (SampleTrajectories)",
+                policy=policy.id,
+                question=question.id,
             )
         kept = without_stop(found.tokens, policy.stop_ids)
         text = self._catalog.tokenizer(policy.model).decode(kept)

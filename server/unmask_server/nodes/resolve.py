@@ -9,6 +9,7 @@ from unmask_server.catalog import Catalog, check_token_ids
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.templates import uses_own_correct
 from unmask_server.catalog.types import Policy, Question, Teacher, Trajectory, Verifier
+from unmask_server.reasons import Reason
 from unmask_server.tree import StoredRollout
 
 
@@ -135,7 +136,7 @@ class Resolver:
             try:
                 check_token_ids("", (observed,), policy.model.vocab_size, tokenizer)
             except InvalidArgument as error:
-                raise InvalidArgument(f"{field}.observed_token", error.reason) from None
+                raise InvalidArgument(f"{field}.observed_token", error.description) from None
         if any(token in policy.stop_ids for token in prefix):
             place = next(i for i, token in enumerate(prefix) if token in policy.stop_ids)
             raise InvalidArgument(
@@ -197,7 +198,10 @@ class Resolver:
         found = self._catalog.get_verifier(name)
         if problem := self._catalog.ungradeable(found, question):
             raise FailedPrecondition(
-                f"verifier {found.name or found.id} cannot grade question {question.id}: {problem}"
+                Reason.VERIFIER_CANNOT_GRADE,
+                f"verifier {found.name or found.id} cannot grade question {question.id}: {problem}",
+                verifier=found.id,
+                question=question.id,
             )
         return found
 
@@ -224,8 +228,12 @@ class Resolver:
             teacher = self._catalog.get_teacher(name)
             if differences := self._catalog.tokenizer_differences(policy.model, teacher.model):
                 raise FailedPrecondition(
-                    f"teachers[{i}]: teacher {teacher.id} has another tokenizer than policy "
-                    f"{policy.id}: {'; '.join(differences)}"
+                    Reason.TOKENIZER_MISMATCH,
+                    f"teacher {teacher.id} has another tokenizer than policy "
+                    f"{policy.id}: {'; '.join(differences)}",
+                    field=f"teachers[{i}]",
+                    policy=policy.id,
+                    teacher=teacher.id,
                 )
             if teacher.id in {t.id for t in found}:
                 raise InvalidArgument(f"teachers[{i}]", f"teacher {name!r} is named twice")
@@ -251,5 +259,11 @@ def shown_prompt(
     try:
         own = None if demonstration is None else demonstration.text
         return catalog.teacher_prompt(teacher, question, room, own=own).tokens
-    except (InvalidArgument, FailedPrecondition) as error:
-        raise FailedPrecondition(f"teachers[{index}]: {error}") from None
+    except InvalidArgument as error:
+        raise FailedPrecondition(
+            Reason.CONTEXT_NOT_SHOWABLE, str(error), field=f"teachers[{index}]"
+        ) from None
+    except FailedPrecondition as error:
+        raise FailedPrecondition(
+            error.reason, str(error), field=f"teachers[{index}]", **error.metadata
+        ) from None

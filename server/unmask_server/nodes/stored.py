@@ -17,6 +17,7 @@ from unmask_server.diagnosis import with_spread_rest
 from unmask_server.engines.base import ZERO_LOGPROB
 from unmask_server.nodes.distributions import Distribution
 from unmask_server.nodes.resolve import NodeSet
+from unmask_server.reasons import Reason
 from unmask_server.tree import DiffersError, DistributionStore, StoredDistribution
 
 FloatArray = NDArray[np.float64]
@@ -63,13 +64,13 @@ class StoredTeachers:
             key = _key(teacher, one.question, one.prefix)
             entry = self._checked(teacher, one)
             if key in entries and not _same(entries[key], entry):
-                raise _differs(one.field, f"as in {fields[key][:-1]}")
+                raise _differs(teacher, one.field, f"as in {fields[key][:-1]}")
             entries.setdefault(key, entry)
             fields.setdefault(key, one.field)
         try:
             added = self._store.put_once(entries)
         except DiffersError as error:
-            raise _differs(fields[error.key], "that was put before") from None
+            raise _differs(teacher, fields[error.key], "that was put before") from None
         return len(added), len(given) - len(added)
 
     async def read(
@@ -159,9 +160,12 @@ def _same(one: StoredDistribution, other: StoredDistribution) -> bool:
     return np.array_equal(one.ids, other.ids) and np.array_equal(one.logprobs, other.logprobs)
 
 
-def _differs(field: str, what: str) -> AlreadyExists:
+def _differs(teacher: Teacher, field: str, what: str) -> AlreadyExists:
     return AlreadyExists(
+        Reason.DISTRIBUTION_DIFFERS,
         field[:-1],
         f"not the values {what} for the same node; a stored teacher never changes: register "
         "another one for another model",
+        kind="teacher",
+        name=teacher.id,
     )

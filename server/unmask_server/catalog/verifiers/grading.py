@@ -21,6 +21,7 @@ from unmask_server.catalog.verifiers.numbers import (
 )
 from unmask_server.catalog.verifiers.pool import Answered, WorkerPool
 from unmask_server.engines.base import FinishReason
+from unmask_server.reasons import Reason
 
 _VERSIONS = {
     VerifierKind.LAST_NUMBER: 1,
@@ -178,9 +179,11 @@ class Grader:
             self.gym.check_version(verifier.version)
         elif verifier.version != _VERSIONS[verifier.kind]:
             raise FailedPrecondition(
+                Reason.VERIFIER_OUTDATED,
                 f"verifier {verifier.id} is {verifier.kind.value} of version {verifier.version}, "
                 f"and this server grades by version {_VERSIONS[verifier.kind]}: name another one, "
-                "or register the question anew"
+                "or register the question anew",
+                verifier=verifier.id,
             )
         for part, _ in verifier.terms:
             self.check_ready(part)

@@ -12,6 +12,7 @@ from typing import Any
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import QuestionSpec, VerifierKind
 from unmask_server.catalog.verifiers.pool import Failed, WorkerPool
+from unmask_server.reasons import Reason
 
 ORIGIN = "reasoning_gym"
 """The field of a question that names its entry; see `procedural`."""
@@ -28,7 +29,7 @@ def installed_version() -> str:
     try:
         return metadata.version("reasoning-gym")
     except metadata.PackageNotFoundError:
-        raise FailedPrecondition(_MISSING) from None
+        raise FailedPrecondition(Reason.LIBRARY_MISSING, _MISSING, extra="reasoning-gym") from None
 
 
 def version_number() -> int:
@@ -119,8 +120,9 @@ class ReasoningGym:
         """Refuse to score by a verifier of another version. Raises FailedPrecondition."""
         if version != version_number():
             raise FailedPrecondition(
+                Reason.VERIFIER_OUTDATED,
                 f"this question's verifier is reasoning-gym's of version {version}, and the server "
-                f"has {version_number()}: register the question anew"
+                f"has {version_number()}: register the question anew",
             )
 
     def score(self, text: str, origin: str, *, whole: bool) -> float:

@@ -1,0 +1,286 @@
+"""Why calls fail: every reason that a client may be told, in one place.
+
+A reason is the `reason` of the google.rpc.ErrorInfo of an error, by its name. Names are part of the
+contract: they are never renamed, and never come with another code. docs/errors.md is made from this
+file by `make pages`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Retry(enum.Enum):
+    """Whether the same call may be made again."""
+
+    NO = "no"
+    """It will fail again."""
+    AFTER_CHANGE = "after a change"
+    """It will succeed once something else was done first."""
+    LATER = "later"
+    """It may succeed by itself; RetryInfo says when to try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a reason means."""
+
+    code: str
+    """The canonical code that it comes with."""
+    when: str
+    """What happened."""
+    do: str
+    """What helps."""
+    retry: Retry = Retry.NO
+    details: tuple[str, ...] = ()
+    """Messages of google.rpc beside ErrorInfo."""
+    metadata: tuple[str, ...] = ()
+    """Keys of ErrorInfo.metadata, as far as they are known."""
+
+
+def _invalid(when: str, do: str, *details: str) -> Meaning:
+    return Meaning("INVALID_ARGUMENT", when, do, details=details)
+
+
+def _not_found(kind: str) -> Meaning:
+    return Meaning(
+        "NOT_FOUND",
+        f"There is no such {kind}.",
+        f"Look at the id or name; list what there is, or make the {kind} first.",
+        Retry.AFTER_CHANGE,
+        details=("ResourceInfo",),
+    )
+
+
+def _exists(when: str, do: str) -> Meaning:
+    return Meaning("ALREADY_EXISTS", when, do, details=("ResourceInfo",))
+
+
+def _precondition(when: str, do: str, *metadata: str) -> Meaning:
+    return Meaning(
+        "FAILED_PRECONDITION",
+        when,
+        do,
+        Retry.AFTER_CHANGE,
+        details=("PreconditionFailure",),
+        metadata=metadata,
+    )
+
+
+def _exhausted(when: str, do: str) -> Meaning:
+    return Meaning("RESOURCE_EXHAUSTED", when, do, Retry.LATER, details=("RetryInfo",))
+
+
+def _unavailable(when: str, do: str) -> Meaning:
+    return Meaning("UNAVAILABLE", when, do, Retry.LATER, details=("RetryInfo",))
+
+
+class Reason(enum.Enum):
+    """The reasons."""
+
+    # requests that can never be right
+    INVALID_FIELD = _invalid(
+        "Fields of the request are wrong whatever is stored: they break a rule of the contract, "
+        "contradict each other, or name what cannot be.",
+        "Correct the fields that BadRequest names; `reason` there says which rule was broken.",
+        "BadRequest",
+    )
+    MALFORMED_REQUEST = _invalid(
+        "The bytes sent are no message of the method's type.",
+        "Generate stubs from the contract again; look at what stands between client and server.",
+        "BadRequest",
+    )
+
+    # things that are not there
+    POLICY_NOT_FOUND = _not_found("policy")
+    TEACHER_NOT_FOUND = _not_found("teacher")
+    QUESTION_NOT_FOUND = _not_found("question")
+    VERIFIER_NOT_FOUND = _not_found("verifier")
+    TRAJECTORY_NOT_FOUND = _not_found("trajectory")
+    ROLLOUT_NOT_FOUND = _not_found("rollout")
+    GROWTH_NOT_FOUND = _not_found("growth")
+
+    # things that are there already, and are others
+    NAME_TAKEN = _exists(
+        "The name belongs to another thing of this kind; ResourceInfo says to which.",
+        "Choose another name, or use the thing that has this one.",
+    )
+    ALREADY_NAMED = _exists(
+        "This very thing is registered under another name; ResourceInfo says which.",
+        "Use that name, or leave it out.",
+    )
+    REQUEST_ID_REUSED = _exists(
+        "The request_id was used for another growth.",
+        "Choose a new request_id for each new growth; keep it for retries of the same request.",
+    )
+    OUTCOME_DIFFERS = _exists(
+        "A rollout has another number under this verifier.",
+        "Register a verifier with another `source` for other numbers.",
+    )
+    DISTRIBUTION_DIFFERS = _exists(
+        "The stored teacher said something else at this node before.",
+        "Register another stored teacher for another model, or another version of it.",
+    )
+
+    # things that do not go together
+    TOKENIZER_MISMATCH = _precondition(
+        "A teacher's tokenizer gives other ids to the same strings than the student's.",
+        "Choose a teacher with the same tokenizer; the message says where they differ.",
+        "policy",
+        "teacher",
+    )
+    PROMPT_TOO_LONG = _precondition(
+        "A prompt and its generation do not fit the model's context. Nothing is ever cut off.",
+        "Shorten the question or what the teacher is shown, or lower max_new_tokens.",
+        "prompt_tokens",
+        "new_tokens",
+        "max_context",
+    )
+    PROMPT_EMPTY = _precondition(
+        "A prompt comes out empty.", "Give the question a text, or change the template."
+    )
+    CONTEXT_NOT_SHOWABLE = _precondition(
+        "A question has no such field as a teacher's context shows, or its template fails on it.",
+        "Register the question with the field, or choose another context.",
+    )
+    NO_CORRECT_ROLLOUT = _precondition(
+        "The context `own_correct` shows a correct rollout of the student, and none is known.",
+        "Sample trajectories of the question first.",
+        "policy",
+        "question",
+    )
+    VERIFIER_CANNOT_GRADE = _precondition(
+        "A verifier can make nothing of a question's answer.",
+        "Name another verifier, or register the question with an answer that it can read.",
+        "verifier",
+        "question",
+    )
+    VERIFIER_OUTDATED = _precondition(
+        "A verifier is of another version of the grading code than this server has.",
+        "Name the verifier of today's version, or register the question anew.",
+        "verifier",
+    )
+    OUTCOMES_MISSING = _precondition(
+        "Rollouts have no number of a verifier of kind EXTERNAL yet.",
+        "ListRollouts with `missing` gives their texts; PutOutcomes takes the numbers.",
+        "verifier",
+    )
+    VERIFIER_IS_EXTERNAL = _precondition(
+        "A growth was asked for under a verifier of kind EXTERNAL, which grades nothing by itself.",
+        "Grow under another verifier, give the numbers by PutOutcomes, then ask.",
+        "verifier",
+    )
+    LIBRARY_MISSING = _precondition(
+        "The server was installed without a library that this needs.",
+        "Have the extra installed that the message names.",
+        "extra",
+    )
+    MODEL_UNREADABLE = _precondition(
+        "A model's directory cannot be read any more.",
+        "Put it back where it was, or register the model again from where it is.",
+        "model",
+    )
+    MODEL_CHANGED = _precondition(
+        "A directory or an SGLang server holds another model by now than was registered.",
+        "Register a new policy or teacher for the new model; numbers of the two are never mixed.",
+    )
+    MODEL_CANNOT = _precondition(
+        "The model refuses the request, e.g. for an id out of range.",
+        "See the message; ask for something that the model can do.",
+    )
+    SERVED_MODEL_DIFFERS = _precondition(
+        "SGLang servers run something else than the directory holds, or cannot be used.",
+        "Start them on this model, as docs/teachers.md says.",
+    )
+    ENDPOINTS_TOO_NOISY = _precondition(
+        "SGLang servers repeat their own log-probabilities worse than the server's threshold.",
+        "Run the same weights and precision on all of them, or register with `allow_noisy`.",
+    )
+    TEACHER_NOT_STORED = _precondition(
+        "Distributions were put for a teacher that is a model.",
+        "Register a stored teacher (RegisterTeacherRequest.stored) and put them there.",
+        "teacher",
+    )
+    STORED_TEACHER_LIMITED = _precondition(
+        "A loss needs more of a stored teacher than what is stored: another temperature than 1, or "
+        "single tokens' terms.",
+        "Ask for the loss at temperature 1 and without token_clip, or leave the teacher out.",
+        "teacher",
+    )
+    GROWTH_ENDED = _precondition(
+        "The growth has ended, so it can be neither paused nor resumed.",
+        "ExtendGrowth goes on with it.",
+        "growth",
+        "state",
+    )
+    SAMPLING_DIFFERS = _precondition(
+        "Generations to be imported were sampled with other settings than the policy's.",
+        "Register a policy with the trainer's settings.",
+        "policy",
+    )
+    GENERATIONS_DIFFER = _precondition(
+        "Generations to be imported are not what the policy's model gives: another checkpoint's, "
+        "or after another prompt.",
+        "Register the checkpoint that made them; compare prompts with PreviewPrompt.",
+        "policy",
+    )
+    PROMPT_UNKNOWN = _precondition(
+        "A generation to be imported has a prompt that is no question's for the policy.",
+        "Register the questions first; compare prompts with PreviewPrompt.",
+        "policy",
+    )
+    PROMPT_AMBIGUOUS = _precondition(
+        "A generation to be imported has a prompt that several questions share.",
+        "Name the ones that are meant in `questions`.",
+    )
+    GENERATION_INCOMPLETE = _precondition(
+        "It is not known which tokens a generation to be imported has, or how it ended.",
+        "Give token ids and finish_reason; see the message.",
+    )
+    RECORD_UNDESCRIBED = _precondition(
+        "A record to be imported refers to something that neither the server nor the request has.",
+        "Import the whole export, its first parts first.",
+        "kind",
+        "name",
+    )
+    ROLLOUT_DIFFERS = _precondition(
+        "A trajectory to be imported is a rollout that has other tokens here.",
+        "Leave the trajectory out: engines differ in their last digits, and what is here stays.",
+        "rollout",
+    )
+
+    # limits
+    QUOTA_EXCEEDED = _exhausted(
+        "The client has had the rollouts or tokens of its day.",
+        "Wait as long as RetryInfo says, or ask the operator for more.",
+    )
+    DATABASE_FULL = _exhausted(
+        "The database has no room left. What was acknowledged is kept.",
+        "Tell the operator: free space, or prune (`unmask-server prune`).",
+    )
+
+    # what passes by itself
+    ENGINE_UNAVAILABLE = _unavailable(
+        "A model that is needed cannot be started or does not answer.",
+        "Try again; the message says which one, so that the operator can look.",
+    )
+    DATABASE_UNAVAILABLE = _unavailable(
+        "The database cannot be reached, is busy, or cannot be written now.",
+        "Try again. The call may have been carried out; repeating it is harmless.",
+    )
+    DATABASE_SLOW = Meaning(
+        "DEADLINE_EXCEEDED",
+        "A statement took longer than the server lets one take.",
+        "Ask for less at once.",
+    )
+    UNFORESEEN = Meaning(
+        "INTERNAL",
+        "A fault of the server. Nothing that a client sends should cause it.",
+        "Report it with the server's log of that time.",
+    )
+
+    @classmethod
+    def not_found(cls, kind: str) -> Reason:
+        """The one for a kind of thing, e.g. `policy`."""
+        return cls[f"{kind.upper()}_NOT_FOUND"]
