@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym test-oracles check \
-  test-chaos chaos findings findings-llm format proto bench sglang-cpu clean
+  test-chaos chaos findings findings-llm format proto pages bench sglang-cpu clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ proto: $(READY) ## Generate client/unmask/v1 and the server's contract.binpb fro
 	  --python_out=$(PROTO_OUT) --grpc_python_out=$(PROTO_OUT) \
 	  --mypy_out=$(PROTO_OUT) --mypy_grpc_out=$(PROTO_OUT) \
 	  $(patsubst proto/%,%,$(wildcard proto/unmask/v1/*.proto))
+
+pages: $(READY) ## Write the pages that are made from the contract and the code: docs/api, docs/errors.md.
+	PYTHONPATH=client:server:. $(BIN)/python -m tools.contract.pages
 
 test: $(READY) ## Run the tests (the slow ones too: make test-all).
 	$(BIN)/python -m pytest -n auto
