@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,7 +144,7 @@ def _named(text: str) -> tuple[str, str]:
 
 def _command() -> str:
     """What was typed, without where the command lies."""
-    return " ".join(["unmask", *sys.argv[1:]])
+    return shlex.join(["unmask", *sys.argv[1:]])
 
 
 def _show(console: Console, findings: Sequence[Finding], text: str, *, whole: bool) -> None:
