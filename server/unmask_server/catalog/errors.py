@@ -105,3 +105,7 @@ class QuotaExceeded(DomainError):  # noqa: N818
         """Say what is used up, and in how many seconds it will be free."""
         super().__init__(message)
         self.retry_seconds = retry_seconds
+
+
+class BudgetSpent(DomainError):  # noqa: N818
+    """A client has had what it may have in all; waiting does not help."""

@@ -2,8 +2,8 @@
 
 The catalog (model, policy, teacher, question, verifier, trajectory) says what things are; the tree
 (tree, node, node_stat, rollout, outcome) holds what was sampled; distribution and rollout_score
-hold what was scored; growth holds the work. Token sequences are blobs of little-endian uint32,
-those of edges shortened (`packing`).
+hold what was scored; growth holds the work, access_token who may ask for it. Token sequences are
+blobs of little-endian uint32, those of edges shortened (`packing`).
 Times are seconds since the epoch. Nothing is stored as NaN or infinity.
 """
 
@@ -286,8 +286,19 @@ growth_client = Table(
     Column("started_at", Float, nullable=False),
     Column("rollouts", BigInteger, nullable=False, comment="of the budget"),
     Column("tokens", BigInteger, nullable=False, comment="of the budget"),
+    Column("rollouts_done", BigInteger, comment="sampled; null: as its growth says"),
+    Column("tokens_done", BigInteger, comment="sampled; null: as its growth says"),
     Index(None, "client", "started_at"),
-    comment="Who started the growths of the last 24 hours, where that is counted.",
+    comment="Who had what sampled in the last 24 hours, where that is counted.",
+)
+
+client_total = Table(
+    "client_total",
+    metadata,
+    Column("client", String(200), primary_key=True),
+    Column("rollouts", BigInteger, nullable=False, comment="sampled before `growth_client`"),
+    Column("tokens", BigInteger, nullable=False, comment="sampled before `growth_client`"),
+    comment="What clients had sampled more than a day ago.",
 )
 
 growth = Table(
@@ -338,4 +349,23 @@ growth_subject = Table(
     Index(None, "policy_id", "question_id"),
     Index(None, "question_id"),
     comment="whose trees a growth grows",
+)
+
+# --------------------------------------------------------------------------------------- access
+
+access_token = Table(
+    "access_token",
+    metadata,
+    Column("id", String(40), primary_key=True, comment="tok-<start of the hash>"),
+    Column("name", String(200), unique=True, nullable=False),
+    Column("hash", LargeBinary(32), unique=True, nullable=False, comment="SHA-256 of the token"),
+    Column("scope", String(10), nullable=False, comment="read, grow or admin"),
+    Column("rollouts_per_day", BigInteger, comment="budget; null: no limit"),
+    Column("tokens_per_day", BigInteger, comment="budget; null: no limit"),
+    Column("rollouts", BigInteger, comment="budget in all; null: no limit"),
+    Column("tokens", BigInteger, comment="budget in all; null: no limit"),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, comment="null: never"),
+    Column("revoked_at", Float, comment="null: it is not"),
+    comment="Bearer tokens. The tokens themselves are kept nowhere.",
 )

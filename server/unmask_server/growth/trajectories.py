@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -14,6 +14,7 @@ from unmask_server.catalog import Catalog, check_token_ids
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Policy, Question, Trajectory
 from unmask_server.growth.outcomes import LENGTH, STOP
+from unmask_server.growth.quota import Sampled
 from unmask_server.growth.recorder import Finished, Recorder, rollout_uid
 from unmask_server.growth.rounds import FLUSH_ROLLOUTS, FLUSH_SECONDS
 from unmask_server.growth.sampler import Sampler, Wanted
@@ -22,6 +23,8 @@ from unmask_server.tree import AddResult
 
 UNKNOWN = 2
 """A finish that nobody told."""
+
+Counting = Callable[[int, int], AbstractAsyncContextManager[Sampled]]
 
 Made = tuple[str, Question, int, Finished]
 """A trajectory's id, its question, which of its seed's it is, and what was sampled."""
@@ -47,11 +50,23 @@ class TrajectoryMaker:
         self._locks = KeyedLocks()
 
     async def sample(
-        self, policy: Policy, questions: Sequence[Question], count: int, seed: int
+        self,
+        policy: Policy,
+        questions: Sequence[Question],
+        count: int,
+        seed: int,
+        counting: Counting,
     ) -> SampledTrajectories:
         """`count` trajectories a question; those of the same seed that are there are returned.
 
         They are stored as they finish, so that a client that gives up finds them the next time.
+
+        Args:
+            policy: whose.
+            questions: of what.
+            count: of each.
+            seed: tells those of one seed from those of another.
+            counting: a context to sample within, made from the rollouts and tokens it may take.
 
         Raises:
             FailedPrecondition: a question's verifier cannot grade here, and there is any to sample.
@@ -69,13 +84,19 @@ class TrajectoryMaker:
             missing = [i for i in ids if i not in found]
             for question in {by_id[i][0].id: by_id[i][0] for i in missing}.values():
                 self._recorder.check_ready(question.verifier)
-            await self._sample(policy, seed, [(i, *by_id[i]) for i in missing])
+            if missing:
+                async with counting(len(missing), len(missing) * policy.max_new_tokens) as sampled:
+                    await self._sample(policy, seed, [(i, *by_id[i]) for i in missing], sampled)
         if missing:
             found = await asyncio.to_thread(self._catalog.trajectories.find, ids)
         return SampledTrajectories([found[i] for i in ids], len(missing))
 
     async def _sample(
-        self, policy: Policy, seed: int, missing: Sequence[tuple[str, Question, int]]
+        self,
+        policy: Policy,
+        seed: int,
+        missing: Sequence[tuple[str, Question, int]],
+        sampled: Sampled,
     ) -> None:
         wanted = []
         for trajectory_id, question, _ in missing:
@@ -88,6 +109,8 @@ class TrajectoryMaker:
             async with aclosing(samples):
                 async for index, finished, _ in samples:
                     buffer.append((*missing[index], finished))
+                    sampled.rollouts += 1
+                    sampled.tokens += len(finished.tokens)
                     waited = time.monotonic() - flushed
                     if waited >= FLUSH_SECONDS or len(buffer) >= FLUSH_ROLLOUTS:
                         full, buffer = buffer, []
