@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine as Database
 
+from unmask_server.access.listening import sources_of
+from unmask_server.access.sources import Sources
 from unmask_server.api.answers import AnswerCache
 from unmask_server.api.cache import CacheService
 from unmask_server.api.catalog import CatalogService
@@ -99,14 +101,16 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     database = open_database(settings.database, settings.database_limits)
     require_head(database)
     grader = Grader()
-    catalog = Catalog(database, grader)
+    sources = sources_of(settings)
+    catalog = Catalog(database, grader, sources)
     trees = TreeStore(database)
     versions = TreeVersions(trees)
     notices = Notices(database, versions.note_if_known)
     versions.rely_on(notices)
-    launched = LaunchedModels(settings)
+    launched = LaunchedModels(settings, sources.trust)
     engines = EnginePool(
-        open_engine or _opener(settings, catalog, launched), max_engines=settings.max_engines
+        open_engine or _opener(settings, catalog, launched, sources),
+        max_engines=settings.max_engines,
     )
     distributions = DistributionStore(database)
     scorer = Scorer(distributions, engines)
@@ -127,6 +131,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
         Turns(TurnStore(database, settings.lease_seconds)),
         owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
     )
+    quotas = Quotas(database, Quota(settings.quota_rollouts, settings.quota_tokens))
     answers = AnswerCache(versions, max_bytes=settings.answer_cache_mib * 2**20)
     diagnosis = DiagnosisService(
         catalog,
@@ -160,6 +165,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
             catalog,
             resolver,
             TrajectoryMaker(catalog, sampler, recorder),
+            quotas,
             max_message=settings.max_message_mib * 2**20,
         ),
         diagnosis_service=diagnosis,
@@ -167,7 +173,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
             runner,
             resolver,
             settings,
-            Quotas(database, Quota(settings.quota_rollouts, settings.quota_tokens)),
+            quotas,
         ),
         cache_service=CacheService(
             catalog,
@@ -188,16 +194,18 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     )
 
 
-def _opener(settings: Settings, catalog: Catalog, launched: LaunchedModels) -> OpenEngine:
+def _opener(
+    settings: Settings, catalog: Catalog, launched: LaunchedModels, sources: Sources
+) -> OpenEngine:
     async def open_engine(model: Model, vocab_size: int) -> Engine:
         served = await launched.served(model, vocab_size)
         if served is not model:
             # What SGLang loaded is what the directory held; it must be what was registered.
             here = replace(model, endpoints=())
             await asyncio.to_thread(catalog.check_model_unchanged, here)
-            return await _sglang(settings, served, vocab_size)
+            return await _sglang(settings, served, vocab_size, sources)
         if model.endpoints:
-            return await _sglang(settings, model, vocab_size)
+            return await _sglang(settings, model, vocab_size, sources)
         return await transformers(model, vocab_size)
 
     async def transformers(model: Model, vocab_size: int) -> Engine:
@@ -224,7 +232,7 @@ def _opener(settings: Settings, catalog: Catalog, launched: LaunchedModels) -> O
     return open_engine
 
 
-async def _sglang(settings: Settings, model: Model, vocab_size: int) -> Engine:
+async def _sglang(settings: Settings, model: Model, vocab_size: int, sources: Sources) -> Engine:
     # Imported late, like the other engine.
     from unmask_server.engines.sglang import Serving, SglangEngine
 
@@ -240,4 +248,5 @@ async def _sglang(settings: Settings, model: Model, vocab_size: int) -> Engine:
         max_in_flight=settings.sglang_in_flight,
         timeout=settings.sglang_timeout_seconds,
         patience=settings.sglang_patience_seconds,
+        may_call=sources.may_call(model.endpoints),
     )

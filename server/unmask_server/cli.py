@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 
 import typer
 
+from unmask_server.access.command import app as tokens
 from unmask_server.config import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(tokens, name="token")
 
 Database = Annotated[
     Optional[str],  # noqa: UP045 - typer reads the annotation at run time

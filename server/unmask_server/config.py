@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from unmask_server.access.settings import AccessSettings
 from unmask_server.database.limits import Limits
 
 
-class Settings(BaseSettings):
+class Settings(AccessSettings):
     """What `unmask-server serve` can be told."""
 
     model_config = SettingsConfigDict(env_prefix="UNMASK_", extra="ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,12 @@ class LaunchedModels:
     background: what needs one waits until it is healthy, everything else is answered meanwhile.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, trust: Callable[[str], None] = lambda url: None) -> None:
         """Nothing is started yet.
+
+        Args:
+            settings: say which.
+            trust: told the address of each: it may be called, whatever requests may name.
 
         Raises:
             ValueError: a launch names no model directory, or one that another launch names.
@@ -42,7 +47,9 @@ class LaunchedModels:
             from unmask_server.engines.sglang.launch import COMMAND, Launch, ManagedSglang
 
             command = shlex.split(settings.sglang_command) or COMMAND
-            self._servers[folder] = ManagedSglang(Launch(str(folder), command, arguments))
+            server = ManagedSglang(Launch(str(folder), command, arguments))
+            self._servers[folder] = server
+            trust(server.url)
 
     def start(self) -> None:
         """Start them all; returns at once.

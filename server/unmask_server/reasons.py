@@ -68,6 +68,10 @@ def _precondition(when: str, do: str, *metadata: str) -> Meaning:
     )
 
 
+def _unauthenticated(when: str, do: str) -> Meaning:
+    return Meaning("UNAUTHENTICATED", when, do, Retry.AFTER_CHANGE)
+
+
 def _exhausted(when: str, do: str) -> Meaning:
     return Meaning("RESOURCE_EXHAUSTED", when, do, Retry.LATER, details=("RetryInfo",))
 
@@ -250,7 +254,45 @@ class Reason(enum.Enum):
         "rollout",
     )
 
+    # who calls, and what they may
+    CREDENTIALS_MISSING = _unauthenticated(
+        "The call does not say who makes it, and this server wants to know.",
+        "Send the metadata `authorization: Bearer TOKEN`, once; ask the operator for a token.",
+    )
+    CREDENTIALS_INVALID = _unauthenticated(
+        "What the call says of who makes it does not hold: no such token, a wrong signature or "
+        "audience, claims that are missing.",
+        "Look at the token, and at whether it is for this server; the message says what is wrong.",
+    )
+    CREDENTIALS_EXPIRED = _unauthenticated(
+        "The token was good until a time that has passed.", "Get a new one."
+    )
+    CREDENTIALS_REVOKED = _unauthenticated(
+        "The operator has ended the token.", "Ask the operator for another one."
+    )
+    SCOPE_MISSING = Meaning(
+        "PERMISSION_DENIED",
+        "Who calls is known, and may not make this call.",
+        "Ask the operator for a token of the scope that the metadata names.",
+        Retry.AFTER_CHANGE,
+        metadata=("scope",),
+    )
+    SOURCE_NOT_ALLOWED = Meaning(
+        "PERMISSION_DENIED",
+        "A directory or a host that the request names is none that requests may name here.",
+        "Use another one, or ask the operator to list it in the setting that the metadata names.",
+        Retry.AFTER_CHANGE,
+        details=("BadRequest",),
+        metadata=("setting",),
+    )
+
     # limits
+    BUDGET_SPENT = Meaning(
+        "RESOURCE_EXHAUSTED",
+        "The caller has had the rollouts or tokens that its token allows in all.",
+        "Ask the operator for a token with more; waiting does not help.",
+        Retry.AFTER_CHANGE,
+    )
     QUOTA_EXCEEDED = _exhausted(
         "The client has had the rollouts or tokens of its day.",
         "Wait as long as RetryInfo says, or ask the operator for more.",
@@ -264,6 +306,10 @@ class Reason(enum.Enum):
     ENGINE_UNAVAILABLE = _unavailable(
         "A model that is needed cannot be started or does not answer.",
         "Try again; the message says which one, so that the operator can look.",
+    )
+    ISSUER_UNAVAILABLE = _unavailable(
+        "The keys of the issuer of the caller's token cannot be fetched.",
+        "Try again; tell the operator if it lasts.",
     )
     DATABASE_UNAVAILABLE = _unavailable(
         "The database cannot be reached, is busy, or cannot be written now.",

@@ -29,6 +29,10 @@ from unmask.v1 import (
     trajectory_pb2_grpc,
 )
 
+from unmask_server.access.listening import check_listening, is_socket
+from unmask_server.access.tls import Certificates
+from unmask_server.access.verifiers import verifiers
+from unmask_server.api.access import AccessInterceptor
 from unmask_server.api.answers import AnswerInterceptor
 from unmask_server.api.contract import Contract, ContractInterceptor, contract_pool
 from unmask_server.api.errors import ErrorInterceptor
@@ -56,13 +60,17 @@ SERVICES = tuple(
 @contextlib.asynccontextmanager
 async def running(settings: Settings, app: App | None = None) -> AsyncIterator[list[str]]:
     """A server that listens while the context is open. Yields the addresses it is bound to."""
+    tls = check_listening(settings)
+    certificates = Certificates(tls) if tls else None
     app = app or build(settings)
+    who = verifiers(settings, app.database)
     limit = settings.max_message_mib * 2**20
     pool = contract_pool(
         health_pb2.DESCRIPTOR.serialized_pb, reflection_pb2.DESCRIPTOR.serialized_pb
     )
     server = grpc.aio.server(
         interceptors=[
+            *([AccessInterceptor(who)] if who else []),
             AnswerInterceptor(app.answers),
             ErrorInterceptor(),
             ContractInterceptor(Contract(pool)),
@@ -82,7 +90,8 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server, pool)
     try:
-        bound = [_bind(server, address) for address in settings.listen]
+        credentials = certificates.credentials() if certificates else None
+        bound = [_bind(server, address, credentials) for address in settings.listen]
         await server.start()
         app.launched.start()
         app.runner.start_keeper()
@@ -96,11 +105,15 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
         await app.close()
 
 
-def _bind(server: grpc.aio.Server, address: str) -> str:
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
     if address.startswith("unix:"):
         _clear_socket(address.removeprefix("unix:").removeprefix("//"))
     try:
-        port = server.add_insecure_port(address)
+        # A Unix socket is guarded by its file's permissions, and nobody can listen in.
+        if credentials is None or is_socket(address):
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise ValueError(f"cannot listen at {address}: {error}") from None
     if address.startswith("unix:"):

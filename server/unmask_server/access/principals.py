@@ -55,22 +55,3 @@ class Principal:
     """Unique among all ways to authenticate; limits, quotas and logs go by it."""
     scope: Scope
     budget: Budget = field(default_factory=Budget)
-
-
-class CredentialsError(Exception):
-    """A call without credentials that hold; never says anything that its sender does not know."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        """Say why, for programs (an upper-case word) and for people."""
-        super().__init__(message)
-        self.reason = reason
-
-
-class ScopeError(Exception):
-    """Who calls is known and may not do this."""
-
-    def __init__(self, principal: Principal, needed: Scope) -> None:
-        """Say what would be needed."""
-        super().__init__(
-            f"this needs the scope {needed.label}, and {principal.name} has {principal.scope.label}"
-        )

@@ -19,10 +19,12 @@ from functools import partial
 from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from unmask_server.access.principals import Budget, CredentialsError, Principal, Scope
+from unmask_server.access.errors import CredentialsError
+from unmask_server.access.principals import Budget, Principal, Scope
 from unmask_server.database.connect import query, transact
 from unmask_server.database.rows import AnyRow
 from unmask_server.database.schema import access_token as table
+from unmask_server.reasons import Reason
 
 PREFIX = "unmask_"
 """How a token begins, so that scanners for leaked secrets can know one."""
@@ -153,15 +155,19 @@ class TokenVerifier:
 
         """
         if len(credentials) != _LENGTH or not credentials.isascii():
-            raise CredentialsError("TOKEN_UNKNOWN", "this is no token of this server")
+            raise CredentialsError(Reason.CREDENTIALS_INVALID, "this is no token of this server")
         token = await self._find(hash_of(credentials))
         if token is None:
-            raise CredentialsError("TOKEN_UNKNOWN", "this is no token of this server")
+            raise CredentialsError(Reason.CREDENTIALS_INVALID, "this is no token of this server")
         match token.state(time.time()):
             case "revoked":
-                raise CredentialsError("TOKEN_REVOKED", f"the token {token.id} was revoked")
+                raise CredentialsError(
+                    Reason.CREDENTIALS_REVOKED, f"the token {token.id} was revoked"
+                )
             case "expired":
-                raise CredentialsError("TOKEN_EXPIRED", f"the token {token.id} has expired")
+                raise CredentialsError(
+                    Reason.CREDENTIALS_EXPIRED, f"the token {token.id} has expired"
+                )
         return token.principal
 
     async def _find(self, digest: bytes) -> Token | None:

@@ -16,9 +16,16 @@ from grpc_status import rpc_status
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from unmask_server.access.errors import (
+    CredentialsError,
+    IssuerError,
+    ScopeError,
+    SourceNotAllowed,
+)
 from unmask_server.api.answers import encode
 from unmask_server.catalog.errors import (
     AlreadyExists,
+    BudgetSpent,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -79,6 +86,23 @@ def status_of(error: BaseException) -> status_pb2.Status | None:
             return _precondition(error.reason, error.message, error.field, error.metadata)
         case QuotaExceeded():
             return status(Reason.QUOTA_EXCEEDED, str(error), retry_in(error.retry_seconds))
+        case BudgetSpent():
+            return status(Reason.BUDGET_SPENT, str(error))
+        case CredentialsError() | IssuerError():
+            later = [retry_in(RETRY_SECONDS)] if isinstance(error, IssuerError) else []
+            return status(error.reason, str(error), *later)
+        case ScopeError():
+            return status(Reason.SCOPE_MISSING, str(error), metadata={"scope": error.needed.label})
+        case SourceNotAllowed():
+            field = error_details_pb2.BadRequest.FieldViolation(
+                field=error.field, description=error.description
+            )
+            return status(
+                Reason.SOURCE_NOT_ALLOWED,
+                str(error),
+                error_details_pb2.BadRequest(field_violations=[field]),
+                metadata={"setting": error.setting},
+            )
         case BadRequestError():
             return _precondition(Reason.MODEL_CANNOT, str(error))
         case ModelChangedError():

@@ -11,7 +11,9 @@ import grpc
 from unmask.v1 import growth_pb2 as pb
 from unmask.v1 import growth_pb2_grpc
 
+from unmask_server.api.access import budget_of_caller
 from unmask_server.api.algorithms import check_teachers, check_top_k, parse_algorithms
+from unmask_server.api.callers import client_of
 from unmask_server.api.growth_messages import (
     budget,
     check_goal,
@@ -35,9 +37,6 @@ from unmask_server.reasons import Reason
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-CLIENT_METADATA = "unmask-client"
-"""Metadata by which a client names itself, for quotas."""
-MAX_CLIENT = 200
 
 _ALLOCATIONS = {
     pb.ALLOCATION_UNSPECIFIED: Allocation.ADAPTIVE,
@@ -80,10 +79,11 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         spec, subjects = await asyncio.to_thread(self._spec, request)
         await asyncio.to_thread(
             self._quotas.admit,
-            _client(context),
+            client_of(context).account,
             request.request_id,
             rollouts=spec.max_rollouts,
             tokens=spec.max_tokens,
+            budget=budget_of_caller(),
         )
         growth = await self._runner.start(request.request_id, spec, subjects)
         return pb.StartGrowthResponse(growth=self._message(growth))
@@ -141,6 +141,15 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         self, request: pb.ExtendGrowthRequest, context: Context
     ) -> pb.ExtendGrowthResponse:
         """More to spend, or more to reach."""
+        now = (await self._runner.get(request.growth)).spec
+        then = extended(request, now, self._settings)
+        await asyncio.to_thread(
+            self._quotas.charge,
+            client_of(context).account,
+            rollouts=max(0, (then.max_rollouts or 0) - (now.max_rollouts or 0)),
+            tokens=max(0, (then.max_tokens or 0) - (now.max_tokens or 0)),
+            budget=budget_of_caller(),
+        )
         growth = await self._runner.extend(
             request.growth, lambda spec: extended(request, spec, self._settings)
         )
@@ -278,12 +287,3 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
 
     def _message(self, growth: Growth) -> pb.Growth:
         return growth_message(growth, self._runner.seconds_left(growth))
-
-
-def _client(context: Context) -> str:
-    """What the client calls itself; empty if it does not."""
-    given = [value for key, value in context.invocation_metadata() or () if key == CLIENT_METADATA]
-    name = str(given[-1]) if given else ""
-    if len(name) > MAX_CLIENT:
-        raise InvalidArgument(f"metadata {CLIENT_METADATA}", f"longer than {MAX_CLIENT} characters")
-    return name

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import grpc
 from unmask.v1 import trajectory_pb2 as pb
 from unmask.v1 import trajectory_pb2_grpc
 
+from unmask_server.api.access import budget_of_caller
+from unmask_server.api.callers import client_of
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.api.times import timestamp
 from unmask_server.catalog import Catalog
@@ -16,6 +19,7 @@ from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.tokenizer import without_stop
 from unmask_server.catalog.types import Trajectory
 from unmask_server.growth.outcomes import LENGTH, STOP
+from unmask_server.growth.quota import Quotas
 from unmask_server.growth.trajectories import UNKNOWN, TrajectoryMaker
 from unmask_server.nodes.resolve import Resolver
 
@@ -40,12 +44,19 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
     """See proto/unmask/v1/trajectory.proto."""
 
     def __init__(
-        self, catalog: Catalog, resolver: Resolver, maker: TrajectoryMaker, *, max_message: int
+        self,
+        catalog: Catalog,
+        resolver: Resolver,
+        maker: TrajectoryMaker,
+        quotas: Quotas,
+        *,
+        max_message: int,
     ) -> None:
         self._catalog = catalog
         self._max_message = max_message
         self._resolver = resolver
         self._maker = maker
+        self._quotas = quotas
 
     async def SampleTrajectories(
         self, request: pb.SampleTrajectoriesRequest, context: Context
@@ -66,7 +77,8 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
         ids = [question.id for question in questions]
         if len(set(ids)) < len(ids):
             raise InvalidArgument("questions", "a question is named twice")
-        made = await self._maker.sample(policy, questions, request.count, request.seed)
+        counting = partial(self._quotas.sampling, client_of(context).account, budget_of_caller())
+        made = await self._maker.sample(policy, questions, request.count, request.seed, counting)
         messages = await asyncio.to_thread(
             lambda: [self._message(trajectory) for trajectory in made.trajectories]
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from unmask_server.access.sources import ANYWHERE, Sources
 from unmask_server.catalog.errors import InvalidArgument
 
 UNBOUNDED_CONTEXT = 2**20
@@ -57,26 +59,26 @@ class ModelFiles:
     """End tokens of its generation config, or else of its configuration."""
 
 
-def read_model_files(path: str, field: str, *, is_served: bool = False) -> ModelFiles:
+def read_model_files(
+    path: str, field: str, *, is_served: bool = False, sources: Sources = ANYWHERE
+) -> ModelFiles:
     """Read the configuration of a checkpoint, and check that its weights are there.
 
     Args:
         path: the directory.
         field: of the request, for errors.
         is_served: whether something else runs the model, so that weights may be missing.
+        sources: which directories may be read.
 
     Raises:
         InvalidArgument: it is no checkpoint; says what is missing or wrong.
+        SourceNotAllowed: it may not be read.
 
     """
-    try:
-        folder = Path(path).expanduser().resolve()
-        is_folder = folder.is_dir()
-    except (OSError, ValueError, RuntimeError):
-        # Too long, a NUL in it, or nobody's home.
-        is_folder = False
-    if not is_folder:
+    folder = sources.folder(path, field)
+    if not folder.is_dir():
         raise InvalidArgument(field, f"{path[:200]} is no directory on the server")
+    sources.check_files(folder, field)
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise InvalidArgument(field, f"{path} holds an adapter; merge it into its base model first")
     config = _json(folder / "config.json", field)
@@ -147,8 +149,11 @@ def _weight_files(folder: Path, field: str, *, may_lack: bool) -> tuple[Path, ..
         shards = _json(index, field).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise InvalidArgument(field, f"{index} names no shards")
-        files = tuple(folder / name for name in sorted(set(shards.values())))
-        for file in files:
+        names = sorted(map(str, set(shards.values())))
+        files = tuple(folder / name for name in names)
+        for name, file in zip(names, files, strict=True):
+            if Path(name).name != name:
+                raise InvalidArgument(field, f"{index} names {name[:200]!r}, which is elsewhere")
             if not file.exists():
                 raise InvalidArgument(field, f"{folder} lacks {file.name}, which its index names")
         return files
@@ -168,8 +173,10 @@ def _check_weights(files: tuple[Path, ...], vocab_size: int, field: str) -> None
                 names = [name for name in tensors.keys() if _is_head(name)]  # noqa: SIM118
                 shapes = {name: tensors.get_slice(name).get_shape() for name in names}
         except (SafetensorError, OSError) as error:
-            hint = ""
-            if file.read_bytes()[:30].startswith(b"version https://git-lfs"):
+            hint, is_pointer = "", False
+            with suppress(OSError), file.open("rb") as stream:
+                is_pointer = stream.read(30).startswith(b"version https://git-lfs")
+            if is_pointer:
                 hint = "; it is a Git LFS pointer: run `git lfs pull`"
             raise InvalidArgument(field, f"{file} cannot be read: {error}{hint}") from None
         for name, shape in shapes.items():

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from unmask_server.access.sources import Sources
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.model_files import Fingerprints, read_model_files
 from unmask_server.catalog.rows import model_of
@@ -30,8 +30,9 @@ from unmask_server.reasons import Reason
 class Models:
     """The models that things were registered with, and their tokenizers. Callable from threads."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, sources: Sources) -> None:
         self._engine = engine
+        self._sources = sources
         self._fingerprints = Fingerprints()
         self._tokenizers: dict[str, ModelTokenizer] = {}
         self._loading = threading.Lock()
@@ -52,13 +53,14 @@ class Models:
 
         Raises:
             InvalidArgument: it is no checkpoint.
+            SourceNotAllowed: it, or one of its servers, is none that requests may name.
             FailedPrecondition: its servers run another model.
             EngineError: one of them does not answer.
 
         """
-        endpoints = check_endpoints(endpoints)
+        endpoints = check_endpoints(endpoints, self._sources)
         if endpoints and not path:
-            path = served_folder(endpoints)
+            path = served_folder(endpoints, self._sources)
         model, tokenizer = self._read(path, field, endpoints)
         try:
             moved = transact(self._engine, lambda c: _keep(c, model))
@@ -109,7 +111,9 @@ class Models:
             found = self._tokenizers.get(model.fingerprint)
             if found is None:
                 try:
-                    found = ModelTokenizer.load(Path(model.source), "model")
+                    # What is in the store may be another server's word: an imported cache.
+                    folder = self._sources.folder(model.source, "model")
+                    found = ModelTokenizer.load(folder, "model")
                 except InvalidArgument as error:
                     raise _gone(model, error) from None
                 if found.fingerprint != model.tokenizer_fingerprint:
@@ -139,7 +143,7 @@ class Models:
     def _read(
         self, path: str, field: str, endpoints: tuple[str, ...] = ()
     ) -> tuple[Model, ModelTokenizer]:
-        files = read_model_files(path, field, is_served=bool(endpoints))
+        files = read_model_files(path, field, is_served=bool(endpoints), sources=self._sources)
         tokenizer = ModelTokenizer.load(files.folder, field)
         if tokenizer.limit > files.vocab_size:
             raise InvalidArgument(
@@ -150,7 +154,7 @@ class Models:
         fingerprint = self._fingerprints.of(files, tokenizer.identity)
         serving = None
         if endpoints:
-            found = look_at(endpoints, files, tokenizer)
+            found = look_at(endpoints, files, tokenizer, self._sources)
             fingerprint = served_fingerprint(fingerprint, files, found)
             serving = found.to_json()
         model = Model(

@@ -6,11 +6,11 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from unmask_server.access.sources import Sources
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.model_files import ModelFiles, first_rows
 from unmask_server.catalog.tokenizer import ModelTokenizer
@@ -28,11 +28,12 @@ _COMPARED = 64
 """Numbers of a parameter that are compared with a server's."""
 
 
-def check_endpoints(endpoints: Sequence[str]) -> tuple[str, ...]:
+def check_endpoints(endpoints: Sequence[str], sources: Sources) -> tuple[str, ...]:
     """Addresses of servers, without trailing slashes.
 
     Raises:
-        InvalidArgument: one is no http or https address, or named twice.
+        InvalidArgument: one is no http or https address, has a user in it, or is named twice.
+        SourceNotAllowed: this server may not call one.
 
     """
     if len(endpoints) > MAX_ENDPOINTS:
@@ -41,7 +42,8 @@ def check_endpoints(endpoints: Sequence[str]) -> tuple[str, ...]:
     for i, endpoint in enumerate(endpoints):
         try:
             parts = urlsplit(endpoint)
-            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+            valid = valid and not (parts.query or parts.fragment or "@" in parts.netloc)
             _ = parts.port
         except ValueError:
             valid = False
@@ -52,25 +54,27 @@ def check_endpoints(endpoints: Sequence[str]) -> tuple[str, ...]:
         url = endpoint.rstrip("/")
         if url in found:
             raise InvalidArgument(f"endpoints[{i}]", f"{url} is named twice")
+        sources.endpoint(url, f"endpoints[{i}]")
         found.append(url)
     return tuple(found)
 
 
-def served_folder(endpoints: Sequence[str]) -> str:
+def served_folder(endpoints: Sequence[str], sources: Sources) -> str:
     """The directory that holds the tokenizer of a server's model, where it can be read here.
 
     Raises:
         InvalidArgument: it cannot.
+        SourceNotAllowed: the server names a directory outside of the model roots.
         EngineError: the server does not answer.
 
     """
     sglang = _engine()
     try:
-        info = asyncio.run(sglang.server_info(endpoints[0]))
+        info = asyncio.run(sglang.server_info(endpoints[0], may_call=sources.may_call(endpoints)))
     except sglang.MismatchError as error:
         raise FailedPrecondition(Reason.SERVED_MODEL_DIFFERS, str(error)) from None
     folder: str = info.tokenizer_path or info.model_path
-    if not (Path(folder) / "config.json").is_file():
+    if not (sources.folder(folder, "model") / "config.json").is_file():
         raise InvalidArgument(
             "model",
             f"{endpoints[0]} serves {folder}, which is no directory here; give one with its "
@@ -79,13 +83,16 @@ def served_folder(endpoints: Sequence[str]) -> str:
     return folder
 
 
-def look_at(endpoints: Sequence[str], files: ModelFiles, tokenizer: ModelTokenizer) -> Serving:
+def look_at(
+    endpoints: Sequence[str], files: ModelFiles, tokenizer: ModelTokenizer, sources: Sources
+) -> Serving:
     """Inspect the servers of a model, and compare them with its files.
 
     Args:
         endpoints: their addresses.
         files: the model, as far as it is here.
         tokenizer: the model's, from its files.
+        sources: says to which addresses connections may be opened.
 
     Raises:
         FailedPrecondition: they run another model.
@@ -94,13 +101,19 @@ def look_at(endpoints: Sequence[str], files: ModelFiles, tokenizer: ModelTokeniz
     """
     sglang = _engine()
     columns = files.vocab_size
+    may_call = sources.may_call(endpoints)
     try:
         serving: Serving = asyncio.run(
-            sglang.inspect(endpoints, columns=columns, usable=min(tokenizer.limit, columns))
+            sglang.inspect(
+                endpoints,
+                columns=columns,
+                usable=min(tokenizer.limit, columns),
+                may_call=may_call,
+            )
         )
     except sglang.MismatchError as error:
         raise FailedPrecondition(Reason.SERVED_MODEL_DIFFERS, str(error)) from None
-    told = asyncio.run(sglang.served_tokens(endpoints[0], _TEXTS))
+    told = asyncio.run(sglang.served_tokens(endpoints[0], _TEXTS, may_call=may_call))
     for text, ids in zip(_TEXTS, told, strict=True):
         mine = list(tokenizer.encode(text))
         if ids is not None and ids != mine:
@@ -114,7 +127,9 @@ def look_at(endpoints: Sequence[str], files: ModelFiles, tokenizer: ModelTokeniz
     ours = first_rows(files, _COMPARED)
     if ours is not None:
         name, values = ours
-        theirs = asyncio.run(sglang.served_weights(endpoints[0], name, len(values)))
+        theirs = asyncio.run(
+            sglang.served_weights(endpoints[0], name, len(values), may_call=may_call)
+        )
         if theirs is not None and not sglang.same_parameters(values, theirs):
             raise FailedPrecondition(
                 Reason.SERVED_MODEL_DIFFERS,

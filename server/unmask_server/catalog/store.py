@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Engine, select
 
+from unmask_server.access.sources import ANYWHERE, Sources
 from unmask_server.catalog.adopt import Adopter
 from unmask_server.catalog.errors import (
     AlreadyExists,
@@ -79,11 +80,11 @@ class Catalog:
     learns of that when it starts anew.
     """
 
-    def __init__(self, engine: Engine, grader: Grader) -> None:
+    def __init__(self, engine: Engine, grader: Grader, sources: Sources = ANYWHERE) -> None:
         self._engine = engine
         self._grader = grader
         self._records = Records(engine)
-        self._models = Models(engine)
+        self._models = Models(engine, sources)
         self._prompts = Prompts(self._models, self.get_question)
         self._verifiers: dict[int, Verifier] = {}
         self._built_in: dict[str, str] = {}

@@ -126,7 +126,9 @@ class SglangClient:
     async def is_healthy(self) -> bool:
         """Whether it takes requests."""
         try:
-            async with self._session.get(f"{self.url}/health", timeout=self._probe) as response:
+            async with self._session.get(
+                f"{self.url}/health", timeout=self._probe, allow_redirects=False
+            ) as response:
                 return response.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
@@ -187,7 +189,9 @@ class SglangClient:
         """The first of the paths that is known there; None if none is."""
         for path in paths:
             try:
-                async with self._session.get(self.url + path, timeout=self._probe) as response:
+                async with self._session.get(
+                    self.url + path, timeout=self._probe, allow_redirects=False
+                ) as response:
                     if response.status == 404:
                         continue
                     body = await _read(response, self.url)
@@ -204,7 +208,11 @@ class SglangClient:
     async def _post(self, path: str, payload: Json, timeout: aiohttp.ClientTimeout) -> bytes:
         try:
             async with self._session.post(
-                self.url + path, data=orjson.dumps(payload), headers=_JSON, timeout=timeout
+                self.url + path,
+                data=orjson.dumps(payload),
+                headers=_JSON,
+                timeout=timeout,
+                allow_redirects=False,
             ) as response:
                 return await _read(response, self.url)
         except TimeoutError:
@@ -217,6 +225,9 @@ async def _read(response: aiohttp.ClientResponse, url: str) -> bytes:
     body = await response.read()
     if response.status == 200:
         return body
+    if 300 <= response.status < 400:
+        # Whoever answers must not choose which host is called next.
+        raise RefusedError(f"{url} sends callers elsewhere ({response.status}); give that address")
     said = body[:500].decode(errors="replace")
     # 408, 425 and 429 mean "not now", like every 5xx.
     if 400 <= response.status < 500 and response.status not in (408, 425, 429):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-import aiohttp
-
 from unmask_server.engines import validation
 from unmask_server.engines.base import (
     BadRequestError,
@@ -23,6 +21,7 @@ from unmask_server.engines.sglang.inspection import Serving
 from unmask_server.engines.sglang.replicas import Replica, Replicas
 from unmask_server.engines.sglang.rollouts import Rollouts
 from unmask_server.engines.sglang.scoring import Scoring
+from unmask_server.engines.sglang.sessions import MayCall, open_session
 
 PADDING_MATTERS = 1e-6
 """Padding columns with more mass than this are forbidden in sampling, and taken out of every
@@ -48,6 +47,7 @@ class SglangEngine:
         max_in_flight: int = 1024,
         timeout: float = 1800.0,
         patience: float = 120.0,
+        may_call: MayCall | None = None,
     ) -> None:
         """Serve a model from SGLang; to be made within a running event loop.
 
@@ -61,13 +61,12 @@ class SglangEngine:
             max_in_flight: rollouts sent and not answered, at most.
             timeout: seconds that one request may take, its wait in the server's queue included.
             patience: seconds to wait for a server when none answers.
+            may_call: asked before a connection is opened; see `open_session`.
 
         """
         # Idle connections go before the server closes them (uvicorn does after 5 s): a request sent
         # on one that is just being closed looks like a server that died.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
-        )
+        self._session = open_session(may_call, limit=0, keepalive_timeout=2.0)
         self._replicas = Replicas(
             [
                 Replica(SglangClient(url, self._session, timeout=timeout), serving.weight_version)

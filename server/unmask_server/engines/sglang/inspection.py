@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import aiohttp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ from unmask_server.engines.sglang.payloads import (
     read_output_top,
     scoring_fields,
 )
+from unmask_server.engines.sglang.sessions import MayCall, open_session
 
 OLDEST = (0, 5, 20)
 """The oldest SGLang that is known to refuse what would kill it."""
@@ -77,7 +77,12 @@ class Serving:
 
 
 async def inspect(
-    urls: Sequence[str], *, columns: int, usable: int, timeout: float = 120.0
+    urls: Sequence[str],
+    *,
+    columns: int,
+    usable: int,
+    timeout: float = 120.0,
+    may_call: MayCall | None = None,
 ) -> Serving:
     """Look at all servers of a model.
 
@@ -86,13 +91,14 @@ async def inspect(
         columns: of the logits, by the model's configuration.
         usable: ids that have a token.
         timeout: seconds that a scoring may take.
+        may_call: asked before a connection is opened; see `open_session`.
 
     Raises:
         MismatchError: they are not one model, or not the one expected.
         EngineError: one does not answer.
 
     """
-    async with aiohttp.ClientSession() as session:
+    async with open_session(may_call) as session:
         clients = [SglangClient(url, session, timeout=timeout) for url in urls]
         try:
             return await _inspect(clients, columns, usable)
@@ -230,20 +236,24 @@ async def _columns(
     return padding, tempers
 
 
-async def served_weights(url: str, name: str, rows: int) -> list[Any] | None:
+async def served_weights(
+    url: str, name: str, rows: int, *, may_call: MayCall | None = None
+) -> list[Any] | None:
     """The first rows of a parameter on a server; None where it does not tell."""
-    async with aiohttp.ClientSession() as session:
+    async with open_session(may_call) as session:
         return await SglangClient(url, session, timeout=60.0).weights(name, rows)
 
 
-async def served_tokens(url: str, texts: Sequence[str]) -> list[list[int] | None]:
+async def served_tokens(
+    url: str, texts: Sequence[str], *, may_call: MayCall | None = None
+) -> list[list[int] | None]:
     """The ids of texts by a server's tokenizer; None where it does not tell."""
-    async with aiohttp.ClientSession() as session:
+    async with open_session(may_call) as session:
         client = SglangClient(url, session, timeout=60.0)
         return [await client.tokenize(text) for text in texts]
 
 
-async def server_info(url: str) -> ServerInfo:
+async def server_info(url: str, *, may_call: MayCall | None = None) -> ServerInfo:
     """What a server says of itself.
 
     Raises:
@@ -251,7 +261,7 @@ async def server_info(url: str) -> ServerInfo:
         EngineError: it does not answer.
 
     """
-    async with aiohttp.ClientSession() as session:
+    async with open_session(may_call) as session:
         try:
             return await SglangClient(url, session, timeout=60.0).info()
         except GoneError as error:
