@@ -27,14 +27,17 @@ class AsyncBaseClient:
         self,
         address: str = channels.DEFAULT_ADDRESS,
         *,
-        token: str | None = None,
+        token: channels.Token = None,
         tls: channels.Tls = None,
+        ca: channels.File = None,
+        cert: channels.File = None,
+        key: channels.File = None,
         timeout: float | None = 600.0,
     ) -> None:
         """Connect, lazily; to be called where an event loop runs. Arguments: see `Client`."""
         self.address = address
         self.timeout = timeout
-        connection = channels.connection(address, token, tls)
+        connection = channels.connection(address, token=token, tls=tls, ca=ca, cert=cert, key=key)
         self._metadata = connection.metadata
         self._channel: grpc.aio.Channel = (
             grpc.aio.secure_channel(connection.target, connection.credentials, connection.options)
@@ -62,7 +65,9 @@ class AsyncBaseClient:
         """
         check: Any = self._channel.unary_unary(channels.HEALTH_PATH)
         try:
-            answer = await check(b"", timeout=timeout, metadata=self._metadata, wait_for_ready=True)
+            answer = await check(
+                b"", timeout=timeout, metadata=self._metadata(), wait_for_ready=True
+            )
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         channels.require_serving(answer, self.address)
@@ -90,7 +95,7 @@ class AsyncBaseClient:
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.response.FromString,
         )
-        responses = method(call.request, metadata=self._metadata)
+        responses = method(call.request, metadata=self._metadata())
         try:
             async for response in responses:
                 yield call.pick(response)
@@ -106,7 +111,7 @@ class AsyncBaseClient:
             response_deserializer=response.FromString,
         )
         try:
-            return await method(request, timeout=self.timeout, metadata=self._metadata)
+            return await method(request, timeout=self.timeout, metadata=self._metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 

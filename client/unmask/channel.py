@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +24,10 @@ HEALTH_PATH = "/grpc.health.v1.Health/Check"
 SERVING = b"\x08\x01"
 """HealthCheckResponse(status=SERVING), serialised."""
 
-Tls = bool | str | os.PathLike[str] | grpc.ChannelCredentials | None
-"""See `unmask.Client`."""
+Tls = bool | grpc.ChannelCredentials | None
+Token = str | Callable[[], str] | None
+File = str | os.PathLike[str] | None
+"""For these three see `unmask.Client`."""
 
 # Every call of the contract may be repeated without harm: registering returns what is there,
 # sampling and growing are keyed by seed and request_id, all others only read. UNAVAILABLE is the
@@ -55,8 +59,12 @@ class Connection:
     """As gRPC wants it."""
     credentials: grpc.ChannelCredentials | None
     """None: in the clear."""
-    metadata: tuple[tuple[str, str], ...]
-    """Goes with every call."""
+    token: Callable[[], str] | None
+    """Asked for each call."""
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with a call."""
+        return (("authorization", f"Bearer {self.token()}"),) if self.token else ()
 
     @property
     def options(self) -> list[tuple[str, Any]]:
@@ -73,42 +81,86 @@ class Connection:
         ]
 
 
-def connection(address: str, token: str | None, tls: Tls) -> Connection:
+def connection(
+    address: str,
+    *,
+    token: Token = None,
+    tls: Tls = None,
+    ca: File = None,
+    cert: File = None,
+    key: File = None,
+) -> Connection:
     """How to reach `address`; see `unmask.Client` for the arguments.
 
     Raises:
-        ValueError: an empty address, or a token that would cross a network in the clear.
-        OSError: the file of certificates cannot be read.
+        ValueError: an empty address, arguments that do not go together, or a token that would cross
+            a network in the clear.
+        OSError: a file cannot be read.
 
     """
     target = address.strip()
     if not target:
         raise ValueError("address: empty; e.g. localhost:50051 or unix:/run/unmask.sock")
-    if token and tls is None and not _stays_here(target):
+    if tls is None and not target.startswith(_SOCKETS):
+        ca = ca or os.environ.get("UNMASK_TLS_CA")
+        cert = cert or os.environ.get("UNMASK_TLS_CERT")
+        key = key or os.environ.get("UNMASK_TLS_KEY")
+    found = _credentials(tls, ca, cert, key)
+    source = _token(token)
+    if source and found is None and tls is None and not _stays_here(target):
         raise ValueError(
             f"token: would be sent to {target} in the clear; give tls=True (or tls=False if the "
             "network is trusted)"
         )
-    metadata = (("authorization", f"Bearer {token}"),) if token else ()
-    return Connection(target, _credentials(tls), metadata)
+    return Connection(target, found, source)
 
 
-def _credentials(
-    tls: Tls,
-) -> grpc.ChannelCredentials | None:
-    if tls is None or tls is False:
+def _token(token: Token) -> Callable[[], str] | None:
+    """What gives the token of a call."""
+    if token is None:
+        path = os.environ.get("UNMASK_TOKEN_FILE")
+        token = os.environ.get("UNMASK_TOKEN") or (
+            functools.partial(read_token, path) if path else None
+        )
+    if not token:
         return None
-    if tls is True:
-        return grpc.ssl_channel_credentials()
-    if isinstance(tls, str | os.PathLike):
-        with open(tls, "rb") as file:
-            return grpc.ssl_channel_credentials(root_certificates=file.read())
-    return tls
+    if callable(token):
+        return token
+    text = token
+    return lambda: text
+
+
+def read_token(path: str | os.PathLike[str]) -> str:
+    """The token in a file. Read for each call: whoever renews it writes it there."""
+    with open(path, encoding="utf-8") as file:
+        return file.read().strip()
+
+
+def _credentials(tls: Tls, ca: File, cert: File, key: File) -> grpc.ChannelCredentials | None:
+    if isinstance(tls, grpc.ChannelCredentials) or tls is False:
+        if ca or cert or key:
+            raise ValueError("tls: goes with neither ca nor cert nor key; give one or the others")
+        return tls or None
+    if bool(cert) is not bool(key):
+        raise ValueError("cert: goes with key; give both")
+    if not (tls or ca or cert):
+        return None
+    return grpc.ssl_channel_credentials(*(_content(file) for file in (ca, key, cert)))
+
+
+def _content(file: File) -> bytes | None:
+    if not file:
+        return None
+    with open(file, "rb") as opened:
+        return opened.read()
+
+
+_SOCKETS = ("unix:", "unix-abstract:")
 
 
 def _stays_here(target: str) -> bool:
     host = target.rpartition(":")[0].strip("[]")
-    return target.startswith(("unix:", "unix-abstract:")) or host in (
+    return target.startswith(_SOCKETS) or host in (
         "localhost",
         "127.0.0.1",
         "::1",

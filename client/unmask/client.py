@@ -27,28 +27,37 @@ class BaseClient:
         self,
         address: str = channels.DEFAULT_ADDRESS,
         *,
-        token: str | None = None,
+        token: channels.Token = None,
         tls: channels.Tls = None,
+        ca: channels.File = None,
+        cert: channels.File = None,
+        key: channels.File = None,
         timeout: float | None = 600.0,
     ) -> None:
         """Connect, lazily: no server need be there yet.
 
         Args:
             address: `host:port`, or `unix:PATH` for a Unix socket.
-            token: bearer token; goes with every call.
-            tls: True for the usual certificate authorities, a path to a PEM file of others, or
-                credentials of gRPC's; None or False: in the clear.
+            token: bearer token, or what gives it; goes with every call. None: $UNMASK_TOKEN, or
+                what the file $UNMASK_TOKEN_FILE holds when the call is made.
+            tls: True for TLS, by the usual certificate authorities if `ca` names no others, or
+                credentials of gRPC's; False: in the clear, whatever the environment says; None:
+                TLS if any of the following is given.
+            ca: a PEM file of certificate authorities; None: $UNMASK_TLS_CA.
+            cert: a PEM file with the client's own certificate; None: $UNMASK_TLS_CERT.
+            key: a PEM file with its private key; None: $UNMASK_TLS_KEY.
             timeout: seconds that an answer may take, retries included; None: for ever. Streams have
                 no limit.
 
         Raises:
-            ValueError: an empty address, or a token that would cross a network in the clear.
-            OSError: the PEM file cannot be read.
+            ValueError: an empty address, arguments that do not go together, or a token that would
+                cross a network in the clear.
+            OSError: a file cannot be read.
 
         """
         self.address = address
         self.timeout = timeout
-        connection = channels.connection(address, token, tls)
+        connection = channels.connection(address, token=token, tls=tls, ca=ca, cert=cert, key=key)
         self._metadata = connection.metadata
         self._exit = contextlib.ExitStack()
         self._channel: grpc.Channel = (
@@ -79,7 +88,7 @@ class BaseClient:
         """
         check: Any = self._channel.unary_unary(channels.HEALTH_PATH)
         try:
-            answer = check(b"", timeout=timeout, metadata=self._metadata, wait_for_ready=True)
+            answer = check(b"", timeout=timeout, metadata=self._metadata(), wait_for_ready=True)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         channels.require_serving(answer, self.address)
@@ -106,7 +115,7 @@ class BaseClient:
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.response.FromString,
         )
-        responses = method(call.request, metadata=self._metadata)
+        responses = method(call.request, metadata=self._metadata())
         try:
             for response in responses:
                 yield call.pick(response)
@@ -122,7 +131,7 @@ class BaseClient:
             response_deserializer=response.FromString,
         )
         try:
-            return method(request, timeout=self.timeout, metadata=self._metadata)
+            return method(request, timeout=self.timeout, metadata=self._metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 

@@ -103,6 +103,11 @@ class UnauthenticatedError(UnmaskError):
     """The server wants a token, and this one is none of its tokens."""
 
 
+class PermissionDeniedError(UnmaskError):
+    """Who calls is known and may not do this; or nobody may: the server does not name that model
+    directory or host among those that requests may use."""
+
+
 class GrowthFailedError(UnmaskError):
     """A growth was given up; what it sampled is kept."""
 
@@ -114,6 +119,7 @@ _CLASSES: dict[grpc.StatusCode, type[UnmaskError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
 }
 

@@ -12,7 +12,7 @@ import grpc
 import typer
 from rich.console import Console
 
-from unmask.channel import DEFAULT_ADDRESS
+from unmask.channel import DEFAULT_ADDRESS, read_token
 from unmask.client import Client
 from unmask.embedded import DEFAULT_DATABASE, local
 from unmask.errors import UnavailableError, UnmaskError
@@ -45,29 +45,38 @@ Database = Annotated[
         rich_help_panel="Connection",
     ),
 ]
-Token = Annotated[
-    str | None,
-    typer.Option(
-        envvar="UNMASK_TOKEN", help="Bearer token of the server.", rich_help_panel="Connection"
-    ),
-]
-Tls = Annotated[bool, typer.Option("--tls", help="Connect with TLS.", rich_help_panel="Connection")]
-Certificates = Annotated[
+TokenFile = Annotated[
     Path | None,
     typer.Option(
-        "--tls-ca",
-        envvar="UNMASK_TLS_CA",
-        metavar="PEM",
-        help="Connect with TLS, trusting these certificate authorities.",
+        "--token-file",
+        metavar="PATH",
+        help="A file with the bearer token; default: $UNMASK_TOKEN, or $UNMASK_TOKEN_FILE's file. "
+        "No flag takes the token itself: others on the machine can see flags.",
         rich_help_panel="Connection",
     ),
 ]
+Tls = Annotated[bool, typer.Option("--tls", help="Connect with TLS.", rich_help_panel="Connection")]
+
+
+def _pem(name: str, text: str) -> Any:
+    option = typer.Option(
+        f"--tls-{name}",
+        envvar=f"UNMASK_TLS_{name.upper()}",
+        metavar="PEM",
+        help=text,
+        rich_help_panel="Connection",
+    )
+    return Annotated[Path | None, option]
+
+
 _CONNECTION: dict[str, tuple[Any, Any]] = {
     "server": (Server, None),
     "database": (Database, None),
-    "token": (Token, None),
+    "token_file": (TokenFile, None),
     "tls": (Tls, False),
-    "tls_ca": (Certificates, None),
+    "tls_ca": (_pem("ca", "Connect with TLS, trusting these certificate authorities."), None),
+    "tls_cert": (_pem("cert", "The client's own certificate, where the server asks for it."), None),
+    "tls_key": (_pem("key", "Its private key."), None),
 }
 
 
@@ -120,9 +129,11 @@ def connected(
 def connect(
     server: str | None,
     database: str | None,
-    token: str | None,
+    token_file: Path | None,
     tls: bool,
     tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     *,
     embedded: bool,
 ) -> Client:
@@ -132,11 +143,21 @@ def connect(
     """
     if server and database:
         raise ValueError("--database: not together with --server (or $UNMASK_ADDRESS)")
-    if server:
-        return Client(server, token=token, tls=tls_ca or tls or None, timeout=None)
-    if database or embedded or DEFAULT_DATABASE.exists():
+    if not server and (database or embedded or DEFAULT_DATABASE.exists()):
         return local(database, timeout=None)
-    return Client(DEFAULT_ADDRESS, token=token, tls=tls_ca or tls or None, timeout=None)
+    token = None
+    if token_file:
+        token = functools.partial(read_token, token_file)
+        token()  # a file that cannot be read is told at once
+    return Client(
+        server or DEFAULT_ADDRESS,
+        token=token,
+        tls=tls or None,
+        ca=tls_ca,
+        cert=tls_cert,
+        key=tls_key,
+        timeout=None,
+    )
 
 
 def stdout() -> Console:

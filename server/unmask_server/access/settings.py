@@ -7,7 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
-SCOPE_NAMES = {"unmask:read": "read", "unmask:grow": "grow", "unmask:admin": "admin"}
+ScopeName = Literal["read", "grow", "admin"]
+SCOPE_NAMES: dict[str, ScopeName] = {
+    "unmask:read": "read",
+    "unmask:grow": "grow",
+    "unmask:admin": "admin",
+}
 
 
 class AccessSettings(BaseSettings):
@@ -49,7 +54,7 @@ class AccessSettings(BaseSettings):
         default="scope",
         description="The claim with scopes, as a text or a list; with dots: a claim within one.",
     )
-    oidc_scopes: Annotated[dict[str, Literal["read", "grow", "admin"]], NoDecode] = Field(
+    oidc_scopes: Annotated[dict[str, ScopeName], NoDecode] = Field(
         default=SCOPE_NAMES, description="What its values allow: VALUE=SCOPE, with commas between."
     )
     oidc_leeway_seconds: float = Field(

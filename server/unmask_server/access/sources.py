@@ -62,11 +62,13 @@ class Sources:
                 is anything is not told.
 
         """
+        found: Path | None = None
         try:
             found = Path(path).expanduser().resolve()
         except (OSError, ValueError, RuntimeError):
             # Too long, a NUL in it, a loop of links, or nobody's home: nothing that is there.
-            found = Path("/") / "nowhere" if self._roots is None else None
+            if self._roots is None:
+                return Path("/nowhere")
         if found is None or not self._is_inside(found):
             raise SourceNotAllowed(
                 field,

@@ -7,6 +7,7 @@ import ssl
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -54,8 +55,9 @@ class Certificates:
 
     def credentials(self) -> grpc.ServerCredentials:
         """For listeners. TLS 1.2 is the least: gRPC offers no older version."""
+        fetch: Any = self._fetch  # may return None: nothing is new
         return grpc.dynamic_ssl_server_credentials(
-            self._current, self._fetch, require_client_authentication=bool(self._files.client_ca)
+            self._current, fetch, require_client_authentication=bool(self._files.client_ca)
         )
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:

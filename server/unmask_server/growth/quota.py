@@ -27,6 +27,9 @@ _MAKING_SECONDS = 60.0
 _ENDED = tuple(state.value for state in State if state.ended)
 _KINDS = ("rollouts", "tokens")
 
+Values = dict[str, str | int]
+"""A row of `growth_client`, but for the client and the time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Quota:
@@ -105,7 +108,7 @@ class Quotas:
                 raise InvalidArgument(
                     f"budget.{limit.kind}", f"{wanted} are more than the {least} a client may have"
                 )
-        values = {"request_id": request_id, **{kind: asked[kind] or 0 for kind in _KINDS}}
+        values: Values = {"request_id": request_id, **{k: asked[k] or 0 for k in _KINDS}}
         transact(self._engine, partial(_admit, client, values, limits))
 
     def charge(self, client: str, *, rollouts: int, tokens: int, budget: Budget) -> None:
@@ -162,7 +165,7 @@ class Quotas:
         return found
 
 
-def _row(kind: str, rollouts: int, tokens: int) -> dict[str, str | int]:
+def _row(kind: str, rollouts: int, tokens: int) -> Values:
     """What stands for no growth; no client can guess its id."""
     return {
         "request_id": f"{kind}-{uuid.uuid4().hex}",
@@ -173,9 +176,7 @@ def _row(kind: str, rollouts: int, tokens: int) -> dict[str, str | int]:
     }
 
 
-def _admit(
-    client: str, values: dict[str, str | int], limits: Sequence[_Limit], connection: Connection
-) -> None:
+def _admit(client: str, values: Values, limits: Sequence[_Limit], connection: Connection) -> None:
     now = time.time()
     if connection.dialect.name == "postgresql":
         # Two that start at once are counted one after the other.
