@@ -120,7 +120,7 @@ async def test_plain_text_and_old_versions_are_refused(
             context.set_ciphers("ALL:@SECLEVEL=0")
             context.minimum_version = ssl.TLSVersion.TLSv1
             context.maximum_version = most
-            reader, writer = await asyncio.open_connection(
+            _, writer = await asyncio.open_connection(
                 "localhost", port, ssl=context, server_hostname="localhost"
             )
             writer.close()

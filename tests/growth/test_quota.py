@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine, insert, select, update
-from unmask_server.catalog.errors import InvalidArgument, QuotaExceeded
+from unmask_server.access.principals import Budget
+from unmask_server.catalog.errors import BudgetSpent, InvalidArgument, QuotaExceeded
 from unmask_server.database.connect import read, write
-from unmask_server.database.schema import growth, growth_client
+from unmask_server.database.schema import client_total, growth, growth_client
 from unmask_server.growth.quota import DAY_SECONDS, Quota, Quotas
 from unmask_server.growth.spec import State
 
@@ -70,7 +72,16 @@ def test_a_day_later_it_is_free_again(database: Engine, start: Start) -> None:
         connection.execute(past.values(started_at=growth_client.c.started_at - 501))
     start("a", "3", 60)
     with read(database) as connection:
-        assert set(connection.scalars(select(growth_client.c.request_id))) == {"2", "3"}
+        # One that runs for longer than a day is known until it has ended.
+        assert set(connection.scalars(select(growth_client.c.request_id))) == {"1", "2", "3"}
+        assert connection.execute(select(client_total)).all() == []
+    with write(database) as connection:
+        ended = {"state": State.SUCCEEDED.value, "rollouts_sampled": 59, "tokens_sampled": 7}
+        connection.execute(update(growth).where(growth.c.id == "1").values(ended))
+    start("b", "4", 1)
+    with read(database) as connection:
+        assert set(connection.scalars(select(growth_client.c.request_id))) == {"2", "3", "4"}
+        assert connection.execute(select(client_total)).all() == [("a", 59, 7)]
 
 
 def test_what_was_admitted_and_never_made_is_forgotten(database: Engine, start: Start) -> None:
@@ -100,7 +111,73 @@ def test_a_budget_must_say_what_is_counted(database: Engine) -> None:
     quotas = Quotas(database, Quota(tokens=1000))
     with pytest.raises(InvalidArgument, match=r"budget.tokens: say how many at most"):
         quotas.admit("a", "1", rollouts=5, tokens=None)
-    with pytest.raises(InvalidArgument, match=r"1001 are more than a client's 1000 of a day"):
+    with pytest.raises(InvalidArgument, match=r"1001 are more than the 1000 a client may have"):
         quotas.admit("a", "1", rollouts=5, tokens=1001)
     quotas.admit("a", "1", rollouts=None, tokens=1000)
     Quotas(database, Quota()).admit("a", "2", rollouts=None, tokens=None)
+
+
+def test_what_a_client_may_have_in_all_is_used_up_for_good(
+    database: Engine, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quotas, budget = Quotas(database, Quota()), Budget(rollouts=100)
+    start("a", "1", 60, sampled=50)
+    day = time.time() + DAY_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: day)
+    with pytest.raises(BudgetSpent, match="51 rollouts are more than the 50 that are left of"):
+        quotas.admit("a", "2", rollouts=51, tokens=None, budget=budget)
+    quotas.admit("a", "2", rollouts=50, tokens=None, budget=budget)
+    monkeypatch.setattr(time, "time", lambda: 2 * day)
+    # Never made; the one that was is remembered, whoever let its row go.
+    quotas.admit("b", "3", rollouts=1, tokens=None, budget=budget)
+    with pytest.raises(BudgetSpent):
+        quotas.admit("a", "4", rollouts=51, tokens=None, budget=budget)
+    with pytest.raises(InvalidArgument, match=r"budget.rollouts: 101 are more than the 100"):
+        quotas.admit("a", "5", rollouts=101, tokens=None, budget=budget)
+
+
+def test_the_smaller_of_all_limits_holds(database: Engine) -> None:
+    quotas = Quotas(database, Quota(rollouts=100))
+    with pytest.raises(InvalidArgument, match=r"more than the 50"):
+        quotas.admit("a", "1", rollouts=60, tokens=None, budget=Budget(rollouts_per_day=50))
+    with pytest.raises(InvalidArgument, match=r"budget.tokens: say how many"):
+        quotas.admit("a", "1", rollouts=60, tokens=None, budget=Budget(tokens=50))
+    quotas.admit("a", "1", rollouts=60, tokens=None, budget=Budget(rollouts_per_day=500))
+
+
+def test_who_adds_to_a_growth_pays_for_it(database: Engine, start: Start) -> None:
+    quotas = Quotas(database, Quota(rollouts=100))
+    start("a", "1", 30)
+    quotas.charge("b", rollouts=90, tokens=0, budget=Budget())
+    with pytest.raises(QuotaExceeded):
+        quotas.charge("b", rollouts=11, tokens=0, budget=Budget())
+    with write(database) as connection:
+        ended = {"state": State.SUCCEEDED.value, "rollouts_sampled": 120}
+        connection.execute(update(growth).values(ended))
+    quotas.charge("a", rollouts=70, tokens=0, budget=Budget())
+
+
+async def test_sampling_counts_in_full_until_it_is_known_what_it_was(database: Engine) -> None:
+    quotas = Quotas(database, Quota(rollouts=10, tokens=1000))
+    async with quotas.sampling("a", Budget(), 8, 800) as sampled:
+        with pytest.raises(QuotaExceeded):
+            quotas.charge("a", rollouts=3, tokens=0, budget=Budget())
+        sampled.rollouts, sampled.tokens = 4, 100
+    quotas.charge("a", rollouts=6, tokens=900, budget=Budget())
+    with pytest.raises(QuotaExceeded):
+        quotas.charge("a", rollouts=0, tokens=1, budget=Budget())
+
+
+async def test_sampling_that_fails_counts_as_far_as_it_came(database: Engine) -> None:
+    quotas = Quotas(database, Quota(rollouts=10))
+
+    async def fail() -> None:
+        async with quotas.sampling("b", Budget(), 8, 800) as sampled:
+            sampled.rollouts += 1
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        await fail()
+    with pytest.raises(QuotaExceeded):
+        quotas.charge("b", rollouts=10, tokens=0, budget=Budget())
+    quotas.charge("b", rollouts=9, tokens=1000, budget=Budget())
