@@ -99,7 +99,7 @@ def prepare(database: Path, skip: int, count: int) -> list[list[str]]:
             models / "student", name="student", temperature=0.7, max_new_tokens=80
         )
         client.register_teacher(models / "teacher-strong", name="strong", policies=["student"])
-        client.register_teacher("student", name="told", context="answer")
+        client.register_teacher(base="student", name="told", context="answer")
         registered = client.register_questions(
             ROOT / "examples" / "word_problems" / "questions.jsonl", verifier="hash_answer"
         )

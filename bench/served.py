@@ -45,7 +45,7 @@ def prepare(address: str, folder: Path) -> diagnosis_pb2.GetAlignmentRequest:
         client.register_policy(model, name="student", max_new_tokens=8)
         client.register_questions([{"name": "one", **fields}])
         for context in CONTEXTS:
-            client.register_teacher("student", name=context, context=context)
+            client.register_teacher(base="student", name=context, context=context)
         trajectory = client.sample_trajectories("student", ["one"], count=1).trajectories[0]
         client.grow(trajectory, rollouts_per_node=32, rollouts=2000).wait()
         # The models score now, so that a server started on this later needs none.

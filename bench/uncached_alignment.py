@@ -30,7 +30,7 @@ def prepare(client: unmask.Client) -> tuple[str, int]:
     client.register_policy(STUDENT, name="student", temperature=0.7, max_new_tokens=MAX_NEW_TOKENS)
     client.register_questions([{"name": "one", **json.loads(lines[0])}])
     for context in CONTEXTS:
-        client.register_teacher("student", name=context, context=context)
+        client.register_teacher(base="student", name=context, context=context)
     trajectory = client.sample_trajectories("student", ["one"], count=1).trajectories[0]
     client.grow(trajectory, rollouts_per_node=ROLLOUTS_PER_NODE, rollouts=MAX_ROLLOUTS).wait()
     return trajectory.id, trajectory.length

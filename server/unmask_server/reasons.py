@@ -167,7 +167,7 @@ class Reason(enum.Enum):
     )
     OUTCOMES_MISSING = _precondition(
         "Rollouts have no number of a verifier of kind EXTERNAL yet.",
-        "ListRollouts with `missing` gives their texts; PutOutcomes takes the numbers.",
+        "ListRollouts with `missing_outcome_of` gives their texts; PutOutcomes takes the numbers.",
         "verifier",
     )
     VERIFIER_IS_EXTERNAL = _precondition(

@@ -95,7 +95,7 @@ async def fill(world: World, models: Path) -> None:
     )
     await catalog.RegisterTeacher(
         catalog_pb2.RegisterTeacherRequest(
-            name="self-answer", model="student", context=catalog_pb2.Context(name="answer")
+            name="self-answer", base_policy="student", context=catalog_pb2.Context(name="answer")
         )
     )
     rows = [

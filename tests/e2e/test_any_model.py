@@ -46,7 +46,7 @@ async def test_another_architecture_with_another_tokenizer(
         )
         await catalog.RegisterTeacher(
             catalog_pb2.RegisterTeacherRequest(
-                name="told", model="student", context=catalog_pb2.Context(name="answer")
+                name="told", base_policy="student", context=catalog_pb2.Context(name="answer")
             )
         )
         registered = await catalog.RegisterQuestions(

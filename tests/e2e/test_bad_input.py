@@ -400,7 +400,7 @@ async def test_questions_are_refused_one_by_one(world: World) -> None:
 async def test_a_context_whose_field_a_question_lacks_is_named(world: World) -> None:
     await world.stubs.catalog.RegisterTeacher(
         catalog_pb2.RegisterTeacherRequest(
-            name="hinted", model="student", context=catalog_pb2.Context(name="hint")
+            name="hinted", base_policy="student", context=catalog_pb2.Context(name="hint")
         )
     )
     named = {"teachers": ["teacher", "hinted"]}

@@ -99,7 +99,8 @@ def test_step_by_step(address: str, client: unmask.Client, models: Path, questio
         "0.8", *SAMPLING)  # fmt: skip
     run(address, "teacher", "register", models / "teacher", "--name", "strong", "--policy",
         "student", "--context", "answer")  # fmt: skip
-    run(address, "teacher", "register", "student", "--name", "shown", "--context", "solution")
+    run(address, "teacher", "register", "--base", "student", "--name", "shown", "--context",
+        "solution")  # fmt: skip
     registered = run(address, "question", "register", questions, code=2)
     assert "q.jsonl:3:" in registered
     assert "student" in run(address, "policy", "list")
@@ -132,18 +133,19 @@ def test_controls_and_a_teacher_from_a_file_step_by_step(
 ) -> None:
     run(address, "policy", "register", models / "student", "--name", "pupil", "--temperature",
         "0.9", *SAMPLING)  # fmt: skip
-    run(address, "teacher", "register", "pupil", "--name", "told", "--context", "hint")
-    run(address, "teacher", "register", "pupil", "--name", "flatter", "--control", "flattened")
+    run(address, "teacher", "register", "--base", "pupil", "--name", "told", "--context", "hint")
+    run(address, "teacher", "register", "--base", "pupil", "--name", "flatter", "--control",
+        "flattened")  # fmt: skip
     filed = run(address, "teacher", "register", "--stored", "some API", "--policy", "pupil",
                 "--name", "filed")  # fmt: skip
     assert "some API" in filed
     for base in ("told", "filed"):
-        run(address, "teacher", "register", base, "--name", f"{base}-permuted", "--control",
-            "permuted")  # fmt: skip
+        run(address, "teacher", "register", "--base", base, "--control", "permuted",
+            "--name", f"{base}-permuted")  # fmt: skip
     listed = run(address, "teacher", "list")
     assert "some API" in listed
     assert "permuted" in listed
-    assert "give a MODEL, or --stored" in run(address, "teacher", "register", code=2)
+    assert "give a MODEL, --base or --stored" in run(address, "teacher", "register", code=2)
 
     (result,) = client.register_questions([{"question": "q 3 1", "answer": 4, "hint": "3 1"}])
     found = client.sample_trajectories("pupil", result.question, count=8).trajectories
@@ -209,10 +211,10 @@ def test_objectives_by_commands(address: str, client: unmask.Client, models: Pat
     refused = run(address, "node", generation, "-p", "0", "--objective", "own", code=2)
     assert refused.startswith("error: objective: ")
     number = client.register_verifier("external", name="score", options={"source": "x"})
-    rollouts = list(client.list_rollouts("aimed", result.question, missing=number))
+    rollouts = list(client.list_rollouts("aimed", result.question, missing_outcome_of=number))
     assert len(rollouts) > 100
     assert client.put_outcomes(number, {r.id: r.length / 6 for r in rollouts}) == len(rollouts)
-    assert not list(client.list_rollouts("aimed", result.question, missing=number))
+    assert not list(client.list_rollouts("aimed", result.question, missing_outcome_of=number))
 
 
 def test_mistakes_name_the_field(address: str, client: unmask.Client, models: Path) -> None:

@@ -22,6 +22,10 @@ KINDS = {
 }
 
 
+def base_of(name: str) -> dict[str, str]:
+    return {"base_policy" if name == "student" else "base_teacher": name}
+
+
 async def register(world: World, **fields: object) -> catalog_pb2.Teacher:
     request = catalog_pb2.RegisterTeacherRequest(**fields)
     return (await world.stubs.catalog.RegisterTeacher(request)).teacher
@@ -30,7 +34,7 @@ async def register(world: World, **fields: object) -> catalog_pb2.Teacher:
 @pytest.fixture
 async def controlled(world: World) -> World:
     for name, (control, model) in KINDS.items():
-        await register(world, name=name, control=control, model=model)
+        await register(world, name=name, control=control, **base_of(model))
     return world
 
 
@@ -56,7 +60,7 @@ async def test_controls_are_registered_once_and_say_what_they_are(controlled: Wo
         assert by_name[name].control == control
         base = by_name[model].id if model == "teacher" else ""
         assert by_name[name].base_teacher_id == base
-        again = await register(controlled, control=control, model=model)
+        again = await register(controlled, control=control, **base_of(model))
         assert again.id == by_name[name].id
     assert by_name["teacher"].control == catalog_pb2.CONTROL_UNSPECIFIED
 
@@ -144,9 +148,9 @@ async def test_controls_are_compared_like_any_other_teacher(controlled: World) -
 
 
 async def test_a_control_of_a_teacher_without_a_context_has_no_signal(controlled: World) -> None:
-    await register(controlled, name="self", model="student")
+    await register(controlled, name="self", base_policy="student")
     for name, kind in (("m", "matched"), ("q", "permuted")):
-        await register(controlled, name=name, control=KINDS[kind][0], model="self")
+        await register(controlled, name=name, control=KINDS[kind][0], base_teacher="self")
     trajectory = await sampled(controlled)
     for found in await answers(controlled, at(trajectory.id, 1), "m", "q"):
         assert found.status == diagnosis_pb2.ALIGNMENT_STATUS_NO_SIGNAL
@@ -155,13 +159,23 @@ async def test_a_control_of_a_teacher_without_a_context_has_no_signal(controlled
 @pytest.mark.parametrize(
     ("fields", "code", "about"),
     [
-        ({"control": 99, "model": "student"}, INVALID, "control"),
-        ({"control": 4}, INVALID, "model"),
-        ({"control": 1}, INVALID, "model"),
-        ({"control": 1, "model": "nobody"}, grpc.StatusCode.NOT_FOUND, "nobody"),
-        ({"control": 3, "model": "matched"}, INVALID, "model"),
-        ({"control": 1, "model": "student", "context": {"name": "answer"}}, INVALID, "context"),
-        ({"control": 1, "model": "student", "endpoints": ["http://x:1"]}, INVALID, "endpoints"),
+        ({"control": 99, "base_policy": "student"}, INVALID, "control"),
+        ({"control": 4}, INVALID, "base_teacher"),
+        ({"control": 4, "base_policy": "student"}, INVALID, "base_teacher"),
+        ({"control": 1}, INVALID, "base_policy"),
+        ({"control": 1, "model": "/models/student"}, INVALID, "model"),
+        ({"control": 1, "base_policy": "nobody"}, grpc.StatusCode.NOT_FOUND, "nobody"),
+        ({"control": 3, "base_teacher": "matched"}, INVALID, "base_teacher"),
+        (
+            {"control": 1, "base_policy": "student", "context": {"name": "answer"}},
+            INVALID,
+            "context",
+        ),
+        (
+            {"control": 1, "base_policy": "student", "endpoints": ["http://x:1"]},
+            INVALID,
+            "endpoints",
+        ),
     ],
 )
 async def test_what_is_no_control_is_refused(
@@ -201,7 +215,7 @@ async def two_correct(world: World) -> list[trajectory_pb2.Trajectory]:
 
 async def test_a_teacher_is_shown_the_students_own_correct_rollout(world: World) -> None:
     teacher = await register(
-        world, name="own", model="student", context=catalog_pb2.Context(name="own_correct")
+        world, name="own", base_policy="student", context=catalog_pb2.Context(name="own_correct")
     )
     asked = catalog_pb2.PreviewPromptRequest(question="two", policy="student", teacher="own")
     preview = world.stubs.catalog.PreviewPrompt
@@ -222,7 +236,7 @@ async def test_what_is_too_long_to_show_is_refused_and_not_cut(controlled: World
     # The student's own rollout again and again, beyond the 256 tokens of the model.
     long = "{{ question }}" + " {{ own_correct }}" * 300
     context = catalog_pb2.Context(name="drill", template=long)
-    await register(controlled, name="drilled", model="student", context=context)
+    await register(controlled, name="drilled", base_policy="student", context=context)
     _, second, *_ = await two_correct(controlled)
     for teachers in (["drilled"], ["flat", "matched", "permuted", "drilled"]):
         request = diagnosis_pb2.GetAlignmentRequest(node=at(second.id, 0), teachers=teachers)
@@ -237,7 +251,7 @@ async def test_what_is_too_long_to_show_is_refused_and_not_cut(controlled: World
 
 async def test_what_is_shown_is_left_out_of_the_estimates_at_its_own_nodes(world: World) -> None:
     await register(
-        world, name="own", model="student", context=catalog_pb2.Context(name="own_correct")
+        world, name="own", base_policy="student", context=catalog_pb2.Context(name="own_correct")
     )
     first, second, *_ = await two_correct(world)
     await grow(world, growth_of(growth_pb2.GrowthTarget(trajectory=second.id)))

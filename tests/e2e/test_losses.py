@@ -216,7 +216,7 @@ async def test_a_reward_is_added_to_a_sampled_step(world: World, grown: Grown) -
 
 async def test_without_a_context_minillm_has_no_signal(world: World, grown: Grown) -> None:
     await world.stubs.catalog.RegisterTeacher(
-        catalog_pb2.RegisterTeacherRequest(name="self", model="student")
+        catalog_pb2.RegisterTeacherRequest(name="self", base_policy="student")
     )
     for text in ("minillm", "minillm:sampled", "minillm:length_normalized"):
         found = await alignment(world, grown, 1, text, teacher="self")

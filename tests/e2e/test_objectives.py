@@ -12,6 +12,7 @@ import pytest
 from unmask import parse_algorithm
 from unmask.objectives import parse_objective, parse_terms
 from unmask.v1 import cache_pb2, catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
+from unmask_server.api.trajectory import FINISHES
 from unmask_server.tree import StoredRollout, TreeStore
 
 from tests.e2e.conftest import World
@@ -302,14 +303,14 @@ async def test_a_clients_numbers_are_an_outcome_like_any_other(grown: Grown) -> 
     ask = world.stubs.diagnosis.GetNode
     stored = grown.rollouts()
     await refused(ask(request), PRECONDITION, f"{len(stored)} rollouts")
-    found = await missing(grown, missing="score")
+    found = await missing(grown, missing_outcome_of="score")
     assert [r.text for r in found] == [text_of(r) for r in stored]
     assert [r.length for r in found] == [len(r.tokens) for r in stored]
     assert [r.forced for r in found] == [r.forced_depth for r in stored]
-    assert [r.truncated for r in found] == [r.finish == 1 for r in stored]
+    assert [r.finish_reason for r in found] == [FINISHES[r.finish] for r in stored]
     assert await put(grown, found[5:]) == len(found) - 5
     await refused(ask(request), PRECONDITION, "5 rollouts")
-    assert await missing(grown, missing="score") == found[:5]
+    assert await missing(grown, missing_outcome_of="score") == found[:5]
     assert await put(grown, found) == 5
     assert await put(grown, found) == 0
     before = await statistics(world)
@@ -323,7 +324,7 @@ async def test_a_clients_numbers_are_an_outcome_like_any_other(grown: Grown) -> 
     assert sampled_now > 0
     await check(grown, OBJECTIVES[0])
     await refused(ask(request), PRECONDITION, f"{sampled_now} rollouts")
-    late = await missing(grown, missing="score")
+    late = await missing(grown, missing_outcome_of="score")
     assert len(late) == sampled_now
     await put(grown, late)
     await check(grown, objective)
@@ -345,7 +346,7 @@ async def test_numbers_are_checked(grown: Grown) -> None:
     both = (second.id, 0.25), (first.id, 0.75)
     await refused(given(*both), EXISTS, "source")
     # All or none.
-    assert second.id in {r.id for r in await missing(grown, missing="score")}
+    assert second.id in {r.id for r in await missing(grown, missing_outcome_of="score")}
     await refused(given((first.id, 1.5)), INVALID, "outcomes[0].reward")
     await refused(given((first.id, float("nan"))), INVALID, "outcomes[0].reward")
     await refused(given((first.id, 0.5), (first.id, 0.5)), INVALID, "outcomes[1].rollout")
@@ -355,10 +356,12 @@ async def test_numbers_are_checked(grown: Grown) -> None:
     await refused(given((first.id, 0.5), verifier="long"), INVALID, "verifier")
     await refused(
         cache.ListRollouts(
-            cache_pb2.ListRolloutsRequest(policy="student", question="one", missing="long")
+            cache_pb2.ListRolloutsRequest(
+                policy="student", question="one", missing_outcome_of="long"
+            )
         ),
         INVALID,
-        "missing",
+        "missing_outcome_of",
     )
 
 
@@ -508,7 +511,7 @@ async def test_a_demonstration_is_a_correct_one_whatever_the_objective(world: Wo
     await verifier(world, "long", catalog_pb2.VERIFIER_KIND_LENGTH, limit="4")
     await world.stubs.catalog.RegisterTeacher(
         catalog_pb2.RegisterTeacherRequest(
-            name="own", model="student", context=catalog_pb2.Context(name="own_correct")
+            name="own", base_policy="student", context=catalog_pb2.Context(name="own_correct")
         )
     )
     _, second, *_ = await two_correct(world)

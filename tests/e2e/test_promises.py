@@ -129,7 +129,7 @@ async def test_a_checkpoint_that_was_overwritten_does_not_answer_under_the_old_n
             world.stubs.trajectory.SampleTrajectories(sampling_of(world)),
             world.stubs.catalog.RegisterTeacher(
                 catalog_pb2.RegisterTeacherRequest(
-                    model="student", context=catalog_pb2.Context(name="answer")
+                    base_policy="student", context=catalog_pb2.Context(name="answer")
                 )
             ),
         ):

@@ -152,7 +152,7 @@ async def test_two_teachers_and_a_file_on_one_set_of_nodes(world: World, models:
     # The file lacks the last node.
     await put(world, "filed", *rows[:-1])
     for name, control in (("matched", 3), ("permuted", 4)):
-        await register(world, name=name, control=control, model="filed")
+        await register(world, name=name, control=control, base_teacher="filed")
     teachers = ["teacher", "self-answer", "filed", "matched", "permuted"]
     found = await answers(world, trajectory.id, teachers, (REVERSE_KL,))
     alone = await answers(world, trajectory.id, teachers[:2], (REVERSE_KL,))
@@ -373,7 +373,7 @@ async def test_lines_are_named_as_they_are_in_the_file(world: World) -> None:
     ("fields", "code", "about"),
     [
         ({}, INVALID, "policies"),
-        ({"policies": ["student"], "model": "student"}, INVALID, "model"),
+        ({"policies": ["student"], "model": "/models/student"}, INVALID, "model"),
         ({"policies": ["student"], "context": {"name": "answer"}}, INVALID, "context"),
         ({"policies": ["student"], "control": 1}, INVALID, "control"),
         ({"policies": ["student", "stranger"]}, PRECONDITION, "policies[1]"),
@@ -400,7 +400,7 @@ async def test_what_a_file_cannot_tell_is_refused(world: World) -> None:
     )  # fmt: skip
     again = await register(world, stored="file of filed", policies=["student"])
     assert again == teacher
-    await register(world, name="permuted", control=4, model="filed")
+    await register(world, name="permuted", control=4, base_teacher="filed")
     warm = diagnosis_pb2.Algorithm(loss=diagnosis_pb2.LOSS_REVERSE_KL, temperature=2.0)
     for name in ("filed", "permuted"):
         for algorithm, code, about in (

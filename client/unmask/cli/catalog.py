@@ -11,7 +11,7 @@ from rich.text import Text
 
 from unmask.cli.connect import connected, fail, model_argument, say, stdout
 from unmask.cli.numbers import clip, count
-from unmask.cli.sources import QUESTIONS, registered
+from unmask.cli.sources import QUESTIONS, question_error, registered
 from unmask.cli.tables import key_values, table
 from unmask.client import Client
 from unmask.requests.catalog import ControlName
@@ -110,15 +110,21 @@ def register_teacher(
     model: Annotated[
         str,
         typer.Argument(
-            help="A policy (self-distillation then), or a directory in Hugging Face format"
-            f"{SERVED}.",
+            help=f"A directory in Hugging Face format{SERVED}.",
             show_default=False,
         ),
     ] = "",
     name: Annotated[str, typer.Option(help="How to call it from now on.")] = "",
     policy: Annotated[
-        list[str] | None, typer.Option(help="A student it will teach, unless MODEL is a policy.")
+        list[str] | None, typer.Option(help="A student it will teach, unless there is a --base.")
     ] = None,
+    base: Annotated[
+        str,
+        typer.Option(
+            help="Instead of MODEL: a policy, the student itself then (self-distillation). With "
+            "--control: what it is of."
+        ),
+    ] = "",
     context: Annotated[
         str,
         typer.Option(
@@ -156,12 +162,13 @@ def register_teacher(
     ] = "",
 ) -> None:
     """Register a teacher, a control of one, or one that only a file knows."""
-    if not (model or stored):
-        fail("give a MODEL, or --stored")
+    if not (model or base or stored):
+        fail("give a MODEL, --base or --stored")
     if control is not None and control not in get_args(ControlName):
         fail(f"--control {control}: give one of {', '.join(get_args(ControlName))}")
     answer = client.register_teacher(
-        model if control or not model else model_argument(model),
+        model_argument(model) if model else "",
+        base=base,
         name=name,
         context=context,
         context_template=read(context_template),
@@ -259,7 +266,7 @@ def register_questions(
         total += 1
         if result.HasField("error"):
             refused += 1
-            say(f"{origin}: {result.error}")
+            say(f"{origin}: {question_error(result)}")
         else:
             typer.echo(result.question.id)
     if refused:

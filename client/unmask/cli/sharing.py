@@ -120,8 +120,8 @@ def import_(
         float | None,
         typer.Option(help="With --from: nats by which log-probabilities may differ; 0.05."),
     ] = None,
-    check_only: Annotated[
-        bool, typer.Option("--check-only", help="With --from: keep nothing.")
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", help="With --from: keep nothing.")
     ] = False,
 ) -> None:
     """Merge another cache's export, or take in a trainer's rollouts. Nothing counts twice."""
@@ -150,10 +150,10 @@ def import_(
             reward_range=reward_range,
             allow_text=allow_text,
             tolerance=tolerance,
-            check_only=check_only,
+            validate_only=validate_only,
             on_progress=lambda done: status.update(f"{done.added + done.known:,} rollouts"),
         )
-    _tell(done, check_only)
+    _tell(done, validate_only)
 
 
 def _merge(client: Client, folder: Path) -> None:
@@ -170,7 +170,7 @@ def _merge(client: Client, folder: Path) -> None:
         say("warning: the export is not complete; `unmask export` continues it")
 
 
-def _tell(done: TrainerImport, check_only: bool) -> None:
+def _tell(done: TrainerImport, validate_only: bool) -> None:
     rows = [("added", f"{done.added:,}"), ("known", f"{done.known:,}")]
     if (fit := done.fit) is not None:
         rows.append(("scored", f"{fit.scored} generations, {fit.scored_tokens:,} tokens"))
@@ -182,7 +182,7 @@ def _tell(done: TrainerImport, check_only: bool) -> None:
         say(f"{count} left out: {reason}")
     if fit is None:
         say("no generation in it")
-    elif check_only:
+    elif validate_only:
         say("they fit the policy; nothing was kept")
 
 

@@ -48,3 +48,9 @@ def registered(
             place = before + result.index
             result.index = place
             yield lines.origins[place - 1], result
+
+
+def question_error(result: pb.RegisteredQuestion) -> str:
+    """What is wrong with a question that was refused, in a line."""
+    error = result.error
+    return f"{error.field}: {error.message}" if error.field else error.message

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unmask.cli.sources import registered
+from unmask.cli.sources import question_error, registered
 from unmask.cli.trajectories import is_correct
 from unmask.client import Client
 from unmask.errors import AlreadyExistsError
@@ -116,9 +116,9 @@ def register(client: Client, plan: Plan) -> Subjects:
     )
     subjects = Subjects(answer.policy, {}, [], [f"student: {w}" for w in answer.warnings])
     for name, model in plan.teachers:
-        _add_teacher(client, subjects, plan, name, model, "")
+        _add_teacher(client, subjects, plan, name, model=model)
     for context in plan.contexts:
-        _add_teacher(client, subjects, plan, f"self+{context}", answer.policy.id, context)
+        _add_teacher(client, subjects, plan, f"self+{context}", context=context)
     _add_questions(client, subjects, plan)
     return subjects
 
@@ -240,14 +240,20 @@ def _scored(example: Example) -> int:
 
 
 def _add_teacher(
-    client: Client, subjects: Subjects, plan: Plan, name: str, model: str, context: str
+    client: Client, subjects: Subjects, plan: Plan, name: str, *, model: str = "", context: str = ""
 ) -> None:
+    """A model, or the student itself in a context."""
     template = "" if context else plan.prompt_template
     policy = subjects.policy
 
     def ask(as_name: str) -> catalog_pb2.RegisterTeacherResponse:
         return client.register_teacher(
-            model, name=as_name, context=context, prompt_template=template, policies=policy
+            model,
+            base="" if model else policy,
+            name=as_name,
+            context=context,
+            prompt_template=template,
+            policies=policy,
         )
 
     try:
@@ -269,7 +275,7 @@ def _add_questions(client: Client, subjects: Subjects, plan: Plan) -> None:
         client, plan.questions, verifier=plan.verifier, most=plan.max_questions
     ):
         if result.HasField("error"):
-            subjects.remarks.append(f"{origin}: {result.error}")
+            subjects.remarks.append(f"{origin}: {question_error(result)}")
         elif result.question.id not in seen:
             seen.add(result.question.id)
             subjects.questions.append(result.question)

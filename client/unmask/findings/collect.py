@@ -117,14 +117,14 @@ def _tasks(
 def _register_controls(client: Client, subjects: study.Subjects) -> dict[str, dict[str, str]]:
     made: dict[str, dict[str, str]] = {"": {}}
     for kind in CONTROLS_OF_STUDENT:
-        answer = client.register_teacher(subjects.policy, control=kind)
+        answer = client.register_teacher(base=subjects.policy, control=kind)
         made[""][kind] = answer.teacher.id
     for teacher, label in subjects.labels.items():
         if label == NO_CONTEXT:
             continue
         made[teacher] = {}
         for kind in CONTROLS_OF_TEACHER:
-            answer = client.register_teacher(teacher, control=kind)
+            answer = client.register_teacher(base=teacher, control=kind)
             made[teacher][kind] = answer.teacher.id
     return made
 

@@ -51,19 +51,22 @@ def regrade(policy: Ref, question: Ref, verifier: Ref) -> Unary[int]:
 
 
 def list_rollouts(
-    policy: Ref, question: Ref, *, missing: Ref = "", page_size: int = 0
+    policy: Ref, question: Ref, *, missing_outcome_of: Ref = "", page_size: int = 0
 ) -> Paged[pb.Rollout]:
     """The rollouts of a policy on a question, as texts; pages are fetched as they are needed.
 
     Args:
         policy: whose.
         question: on which.
-        missing: a verifier of kind `external`: only those that have no number of it yet.
+        missing_outcome_of: a verifier of kind `external`: only those that have no number of it yet.
         page_size: at most so many at once; 0: 100.
 
     """
     request = pb.ListRolloutsRequest(
-        policy=ref(policy), question=ref(question), missing=ref(missing), page_size=page_size
+        policy=ref(policy),
+        question=ref(question),
+        missing_outcome_of=ref(missing_outcome_of),
+        page_size=page_size,
     )
     return Paged(
         path(_SERVICE, "ListRollouts"), request, pb.ListRolloutsResponse, lambda r: r.rollouts
@@ -157,7 +160,7 @@ def import_generations(
     allow_text: bool = False,
     tolerance: float | None = None,
     scored: int | None = None,
-    check_only: bool = False,
+    validate_only: bool = False,
 ) -> Unary[sharing_pb2.ImportGenerationsResponse]:
     """Take in generations that a trainer sampled from a policy, as free rollouts.
 
@@ -174,7 +177,7 @@ def import_generations(
         allow_text: whether they may come as texts.
         tolerance: in nats, how far log-probabilities may be from the policy's; None: 0.05.
         scored: how many the policy's model scores; None: 16.
-        check_only: keep nothing.
+        validate_only: keep nothing.
 
     """
     request = sharing_pb2.ImportGenerationsRequest(
@@ -188,7 +191,7 @@ def import_generations(
         allow_text=allow_text,
         tolerance=tolerance,
         scored=scored,
-        check_only=check_only,
+        validate_only=validate_only,
     )
     return Unary(
         path(_SERVICE, "ImportGenerations"),

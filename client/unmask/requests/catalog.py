@@ -102,8 +102,9 @@ def list_policies(*, page_size: int = 0) -> Paged[pb.Policy]:
 
 
 def register_teacher(
-    model: str | os.PathLike[str] | pb.Policy | pb.Teacher = "",
+    model: str | os.PathLike[str] = "",
     *,
+    base: Ref = "",
     endpoints: str | Iterable[str] = (),
     allow_noisy: bool = False,
     name: str = "",
@@ -119,10 +120,11 @@ def register_teacher(
     one.
 
     Args:
-        model: a directory on the server (a path object is made absolute here), or a policy:
-            its model and its prompting then, which is self-distillation. Or where SGLang serves
-            it, see `split_model`.
-        endpoints: as for a policy; not together with a policy.
+        model: a directory on the server (a path object is made absolute here). Or where SGLang
+            serves it, see `split_model`.
+        base: instead, a policy: its model and its prompting, which is self-distillation. Of a
+            control: the policy or teacher that it is of.
+        endpoints: as for a policy; not together with `base`.
         allow_noisy: whether to take a teacher whose servers repeat themselves badly.
         name: optional, unique.
         context: a built-in context (`none`, `answer`, `hint`, `solution`, `summary`,
@@ -131,10 +133,10 @@ def register_teacher(
         context_template: Jinja over the question's fields giving the user's message.
         prompt_style: as for a policy; None: the policy's own, if there is one.
         prompt_template: as for a policy.
-        policies: students it will teach; at least one, unless `model` is a policy.
-        control: registers a control teacher: `flattened` or `sharpened`, of the policy that `model`
+        policies: students it will teach; at least one, unless there is a `base`.
+        control: registers a control teacher: `flattened` or `sharpened`, of the policy that `base`
             names, or `entropy_matched` or `permuted`, of the teacher that it names. Nothing but a
-            name is given beside it.
+            name is given beside these.
         stored: registers a stored teacher, of whom only what `put_teacher_distributions` puts is
             known: where that comes from, e.g. a model's name. Without a `model`; its ids are those
             of the tokenizer of `policies`.
@@ -143,17 +145,14 @@ def register_teacher(
         `teacher`, new or found, and `warnings`.
 
     """
-    if isinstance(model, pb.Policy | pb.Teacher):
-        model = model.id
-    if control is not None:
-        request = pb.RegisterTeacherRequest(
-            name=name, model=str(model), control=pb.Control.Value(f"CONTROL_{control.upper()}")
-        )
-        return Unary(path(_SERVICE, "RegisterTeacher"), request, pb.RegisterTeacherResponse, itself)
+    of_teacher = control in ("entropy_matched", "permuted")
     folder, served = _where(model, endpoints)
     request = pb.RegisterTeacherRequest(
         name=name,
         model=folder,
+        base_policy="" if of_teacher else ref(base),
+        base_teacher=ref(base) if of_teacher else "",
+        control=pb.Control.Value(f"CONTROL_{(control or 'unspecified').upper()}"),
         stored=stored,
         endpoints=served,
         allow_noisy=allow_noisy,

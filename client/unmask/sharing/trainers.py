@@ -56,7 +56,7 @@ def import_trainer(
     reward_range: tuple[float, float] = (0.0, 1.0),
     allow_text: bool = False,
     tolerance: float | None = None,
-    check_only: bool = False,
+    validate_only: bool = False,
     on_progress: Callable[[TrainerImport], None] = lambda done: None,
 ) -> TrainerImport:
     """Check a file against a policy, then keep its generations. Again, nothing counts twice.
@@ -77,7 +77,7 @@ def import_trainer(
         reward_range: what is to become 0, and what 1.
         allow_text: whether generations that are only texts are tokenised anew.
         tolerance: in nats, see `Client.import_generations`.
-        check_only: keep nothing.
+        validate_only: keep nothing.
         on_progress: called now and then.
 
     Raises:
@@ -124,9 +124,9 @@ def import_trainer(
         return result
     # Before anything is kept: some of the whole file.
     result.fit = client.import_generations(
-        policy, first, scored=len(first), check_only=True, **options
+        policy, first, scored=len(first), validate_only=True, **options
     )
-    if check_only:
+    if validate_only:
         return result
     for batch in _batches(generations()):
         done = client.import_generations(policy, batch, scored=min(SCORED, len(batch)), **options)

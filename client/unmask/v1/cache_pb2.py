@@ -23,35 +23,36 @@ _sym_db = _symbol_database.Default()
 
 
 from unmask.v1 import sharing_pb2 as unmask_dot_v1_dot_sharing__pb2
+from unmask.v1 import trajectory_pb2 as unmask_dot_v1_dot_trajectory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15unmask/v1/cache.proto\x12\tunmask.v1\x1a\x17unmask/v1/sharing.proto\"\x16\n\x14GetStatisticsRequest\"\xbe\x01\n\x15GetStatisticsResponse\x12\r\n\x05trees\x18\x01 \x01(\x03\x12\r\n\x05nodes\x18\x02 \x01(\x03\x12\x10\n\x08rollouts\x18\x03 \x01(\x03\x12\x0e\n\x06tokens\x18\x04 \x01(\x03\x12\x15\n\rdistributions\x18\x05 \x01(\x03\x12\x18\n\x10rollouts_sampled\x18\x06 \x01(\x03\x12\x16\n\x0etokens_sampled\x18\x07 \x01(\x03\x12\x1c\n\x14\x64istributions_scored\x18\x08 \x01(\x03\"L\n\x16RegradeRolloutsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x10\n\x08verifier\x18\x03 \x01(\t\")\n\x17RegradeRolloutsResponse\x12\x0e\n\x06graded\x18\x01 \x01(\x03\"o\n\x13ListRolloutsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x0f\n\x07missing\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"V\n\x07Rollout\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\x05\x12\x0e\n\x06\x66orced\x18\x04 \x01(\x05\x12\x11\n\ttruncated\x18\x05 \x01(\x08\"U\n\x14ListRolloutsResponse\x12$\n\x08rollouts\x18\x01 \x03(\x0b\x32\x12.unmask.v1.Rollout\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0eRolloutOutcome\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\x0e\n\x06reward\x18\x02 \x01(\x01\"S\n\x12PutOutcomesRequest\x12\x10\n\x08verifier\x18\x01 \x01(\t\x12+\n\x08outcomes\x18\x02 \x03(\x0b\x32\x19.unmask.v1.RolloutOutcome\"$\n\x13PutOutcomesResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x03\x32\xd9\x04\n\x0c\x43\x61\x63heService\x12R\n\rGetStatistics\x12\x1f.unmask.v1.GetStatisticsRequest\x1a .unmask.v1.GetStatisticsResponse\x12X\n\x0fRegradeRollouts\x12!.unmask.v1.RegradeRolloutsRequest\x1a\".unmask.v1.RegradeRolloutsResponse\x12O\n\x0cListRollouts\x12\x1e.unmask.v1.ListRolloutsRequest\x1a\x1f.unmask.v1.ListRolloutsResponse\x12L\n\x0bPutOutcomes\x12\x1d.unmask.v1.PutOutcomesRequest\x1a\x1e.unmask.v1.PutOutcomesResponse\x12N\n\x0b\x45xportCache\x12\x1d.unmask.v1.ExportCacheRequest\x1a\x1e.unmask.v1.ExportCacheResponse0\x01\x12L\n\x0bImportCache\x12\x1d.unmask.v1.ImportCacheRequest\x1a\x1e.unmask.v1.ImportCacheResponse\x12^\n\x11ImportGenerations\x12#.unmask.v1.ImportGenerationsRequest\x1a$.unmask.v1.ImportGenerationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15unmask/v1/cache.proto\x12\tunmask.v1\x1a\x17unmask/v1/sharing.proto\x1a\x1aunmask/v1/trajectory.proto\"\x16\n\x14GetStatisticsRequest\"\xbe\x01\n\x15GetStatisticsResponse\x12\r\n\x05trees\x18\x01 \x01(\x03\x12\r\n\x05nodes\x18\x02 \x01(\x03\x12\x10\n\x08rollouts\x18\x03 \x01(\x03\x12\x0e\n\x06tokens\x18\x04 \x01(\x03\x12\x15\n\rdistributions\x18\x05 \x01(\x03\x12\x18\n\x10rollouts_sampled\x18\x06 \x01(\x03\x12\x16\n\x0etokens_sampled\x18\x07 \x01(\x03\x12\x1c\n\x14\x64istributions_scored\x18\x08 \x01(\x03\"L\n\x16RegradeRolloutsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x10\n\x08verifier\x18\x03 \x01(\t\")\n\x17RegradeRolloutsResponse\x12\x0e\n\x06graded\x18\x01 \x01(\x03\"z\n\x13ListRolloutsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x1a\n\x12missing_outcome_of\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"s\n\x07Rollout\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\x05\x12\x0e\n\x06\x66orced\x18\x04 \x01(\x05\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.unmask.v1.FinishReason\"U\n\x14ListRolloutsResponse\x12$\n\x08rollouts\x18\x01 \x03(\x0b\x32\x12.unmask.v1.Rollout\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0eRolloutOutcome\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\x0e\n\x06reward\x18\x02 \x01(\x01\"S\n\x12PutOutcomesRequest\x12\x10\n\x08verifier\x18\x01 \x01(\t\x12+\n\x08outcomes\x18\x02 \x03(\x0b\x32\x19.unmask.v1.RolloutOutcome\"$\n\x13PutOutcomesResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x03\x32\xd9\x04\n\x0c\x43\x61\x63heService\x12R\n\rGetStatistics\x12\x1f.unmask.v1.GetStatisticsRequest\x1a .unmask.v1.GetStatisticsResponse\x12X\n\x0fRegradeRollouts\x12!.unmask.v1.RegradeRolloutsRequest\x1a\".unmask.v1.RegradeRolloutsResponse\x12O\n\x0cListRollouts\x12\x1e.unmask.v1.ListRolloutsRequest\x1a\x1f.unmask.v1.ListRolloutsResponse\x12L\n\x0bPutOutcomes\x12\x1d.unmask.v1.PutOutcomesRequest\x1a\x1e.unmask.v1.PutOutcomesResponse\x12N\n\x0b\x45xportCache\x12\x1d.unmask.v1.ExportCacheRequest\x1a\x1e.unmask.v1.ExportCacheResponse0\x01\x12L\n\x0bImportCache\x12\x1d.unmask.v1.ImportCacheRequest\x1a\x1e.unmask.v1.ImportCacheResponse\x12^\n\x11ImportGenerations\x12#.unmask.v1.ImportGenerationsRequest\x1a$.unmask.v1.ImportGenerationsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'unmask.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSTATISTICSREQUEST']._serialized_start=61
-  _globals['_GETSTATISTICSREQUEST']._serialized_end=83
-  _globals['_GETSTATISTICSRESPONSE']._serialized_start=86
-  _globals['_GETSTATISTICSRESPONSE']._serialized_end=276
-  _globals['_REGRADEROLLOUTSREQUEST']._serialized_start=278
-  _globals['_REGRADEROLLOUTSREQUEST']._serialized_end=354
-  _globals['_REGRADEROLLOUTSRESPONSE']._serialized_start=356
-  _globals['_REGRADEROLLOUTSRESPONSE']._serialized_end=397
-  _globals['_LISTROLLOUTSREQUEST']._serialized_start=399
-  _globals['_LISTROLLOUTSREQUEST']._serialized_end=510
-  _globals['_ROLLOUT']._serialized_start=512
-  _globals['_ROLLOUT']._serialized_end=598
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=600
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=685
-  _globals['_ROLLOUTOUTCOME']._serialized_start=687
-  _globals['_ROLLOUTOUTCOME']._serialized_end=736
-  _globals['_PUTOUTCOMESREQUEST']._serialized_start=738
-  _globals['_PUTOUTCOMESREQUEST']._serialized_end=821
-  _globals['_PUTOUTCOMESRESPONSE']._serialized_start=823
-  _globals['_PUTOUTCOMESRESPONSE']._serialized_end=859
-  _globals['_CACHESERVICE']._serialized_start=862
-  _globals['_CACHESERVICE']._serialized_end=1463
+  _globals['_GETSTATISTICSREQUEST']._serialized_start=89
+  _globals['_GETSTATISTICSREQUEST']._serialized_end=111
+  _globals['_GETSTATISTICSRESPONSE']._serialized_start=114
+  _globals['_GETSTATISTICSRESPONSE']._serialized_end=304
+  _globals['_REGRADEROLLOUTSREQUEST']._serialized_start=306
+  _globals['_REGRADEROLLOUTSREQUEST']._serialized_end=382
+  _globals['_REGRADEROLLOUTSRESPONSE']._serialized_start=384
+  _globals['_REGRADEROLLOUTSRESPONSE']._serialized_end=425
+  _globals['_LISTROLLOUTSREQUEST']._serialized_start=427
+  _globals['_LISTROLLOUTSREQUEST']._serialized_end=549
+  _globals['_ROLLOUT']._serialized_start=551
+  _globals['_ROLLOUT']._serialized_end=666
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=668
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=753
+  _globals['_ROLLOUTOUTCOME']._serialized_start=755
+  _globals['_ROLLOUTOUTCOME']._serialized_end=804
+  _globals['_PUTOUTCOMESREQUEST']._serialized_start=806
+  _globals['_PUTOUTCOMESREQUEST']._serialized_end=889
+  _globals['_PUTOUTCOMESRESPONSE']._serialized_start=891
+  _globals['_PUTOUTCOMESRESPONSE']._serialized_end=927
+  _globals['_CACHESERVICE']._serialized_start=930
+  _globals['_CACHESERVICE']._serialized_end=1531
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from unmask.v1 import trajectory_pb2 as _trajectory_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -145,15 +146,17 @@ class ListRolloutsRequest(_message.Message):
 
     POLICY_FIELD_NUMBER: _builtins.int
     QUESTION_FIELD_NUMBER: _builtins.int
-    MISSING_FIELD_NUMBER: _builtins.int
+    MISSING_OUTCOME_OF_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Id or name."""
     question: _builtins.str
     """Id or name."""
-    missing: _builtins.str
-    """Id or name. Set: only rollouts that have no number under this verifier of kind EXTERNAL."""
+    missing_outcome_of: _builtins.str
+    """Id or name of a verifier of kind EXTERNAL: only rollouts that have no number of it yet. Empty:
+    all rollouts.
+    """
     page_size: _builtins.int
     """At most so many; 0: 100; more than 1000 is 1000."""
     page_token: _builtins.str
@@ -163,13 +166,13 @@ class ListRolloutsRequest(_message.Message):
         *,
         policy: _builtins.str = ...,
         question: _builtins.str = ...,
-        missing: _builtins.str = ...,
+        missing_outcome_of: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "page_size", b"page_size", "page_token", b"page_token", "policy", b"policy", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_outcome_of", b"missing_outcome_of", "page_size", b"page_size", "page_token", b"page_token", "policy", b"policy", "question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -185,7 +188,7 @@ class Rollout(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
-    TRUNCATED_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """32 hexadecimal digits."""
     text: _builtins.str
@@ -194,8 +197,8 @@ class Rollout(_message.Message):
     """Generated tokens, the end token included."""
     forced: _builtins.int
     """How many of the first tokens were imposed."""
-    truncated: _builtins.bool
-    """Whether it was cut off by its limit."""
+    finish_reason: _trajectory_pb2.FinishReason.ValueType
+    """STOP or LENGTH: why it ended."""
     def __init__(
         self,
         *,
@@ -203,11 +206,11 @@ class Rollout(_message.Message):
         text: _builtins.str = ...,
         length: _builtins.int = ...,
         forced: _builtins.int = ...,
-        truncated: _builtins.bool = ...,
+        finish_reason: _trajectory_pb2.FinishReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forced", b"forced", "id", b"id", "length", b"length", "text", b"text", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "forced", b"forced", "id", b"id", "length", b"length", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -125,21 +125,21 @@ class _VerifierKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verifier
     """The last match of a pattern (its first group if it has one) equals the reference."""
     VERIFIER_KIND_MATH_VERIFY: _VerifierKind.ValueType  # 6
     """The math-verify library finds the text equivalent to the reference."""
-    VERIFIER_KIND_REASONING_GYM: _VerifierKind.ValueType  # 10
+    VERIFIER_KIND_REASONING_GYM: _VerifierKind.ValueType  # 7
     """The reasoning-gym library's own scorer of the question's data set, in [0, 1]."""
-    VERIFIER_KIND_FORMAT: _VerifierKind.ValueType  # 15
+    VERIFIER_KIND_FORMAT: _VerifierKind.ValueType  # 8
     """A pattern (RE2, option `pattern`) occurs in the text: 1, else 0. Needs no reference."""
-    VERIFIER_KIND_LENGTH: _VerifierKind.ValueType  # 16
+    VERIFIER_KIND_LENGTH: _VerifierKind.ValueType  # 9
     """Generated tokens, the end token left out, over the option `limit`; 1 from there on. It grows with
     the length, so a negative weight is a penalty on it. Needs no reference.
     """
-    VERIFIER_KIND_EXTERNAL: _VerifierKind.ValueType  # 17
+    VERIFIER_KIND_EXTERNAL: _VerifierKind.ValueType  # 10
     """A number in [0, 1] that a client gives for each rollout, e.g. a safety score or a reward model's:
     CacheService.PutOutcomes. The option `source` says where it is from: another source, or another
     version of it, is another verifier. Nothing can be grown under it, nor questions be registered
     with it, because what is sampled has no number yet.
     """
-    VERIFIER_KIND_OBJECTIVE: _VerifierKind.ValueType  # 18
+    VERIFIER_KIND_OBJECTIVE: _VerifierKind.ValueType  # 11
     """A weighted sum of verifiers: the options are weights by verifier, id or name. At most 16 terms;
     any finite weights, not all zero. An objective among them enters with its own terms. Answers are
     in the sum's own units: NodeOptions.objective says which numbers that concerns.
@@ -162,21 +162,21 @@ VERIFIER_KIND_REGEX: VerifierKind.ValueType  # 5
 """The last match of a pattern (its first group if it has one) equals the reference."""
 VERIFIER_KIND_MATH_VERIFY: VerifierKind.ValueType  # 6
 """The math-verify library finds the text equivalent to the reference."""
-VERIFIER_KIND_REASONING_GYM: VerifierKind.ValueType  # 10
+VERIFIER_KIND_REASONING_GYM: VerifierKind.ValueType  # 7
 """The reasoning-gym library's own scorer of the question's data set, in [0, 1]."""
-VERIFIER_KIND_FORMAT: VerifierKind.ValueType  # 15
+VERIFIER_KIND_FORMAT: VerifierKind.ValueType  # 8
 """A pattern (RE2, option `pattern`) occurs in the text: 1, else 0. Needs no reference."""
-VERIFIER_KIND_LENGTH: VerifierKind.ValueType  # 16
+VERIFIER_KIND_LENGTH: VerifierKind.ValueType  # 9
 """Generated tokens, the end token left out, over the option `limit`; 1 from there on. It grows with
 the length, so a negative weight is a penalty on it. Needs no reference.
 """
-VERIFIER_KIND_EXTERNAL: VerifierKind.ValueType  # 17
+VERIFIER_KIND_EXTERNAL: VerifierKind.ValueType  # 10
 """A number in [0, 1] that a client gives for each rollout, e.g. a safety score or a reward model's:
 CacheService.PutOutcomes. The option `source` says where it is from: another source, or another
 version of it, is another verifier. Nothing can be grown under it, nor questions be registered
 with it, because what is sampled has no number yet.
 """
-VERIFIER_KIND_OBJECTIVE: VerifierKind.ValueType  # 18
+VERIFIER_KIND_OBJECTIVE: VerifierKind.ValueType  # 11
 """A weighted sum of verifiers: the options are weights by verifier, id or name. At most 16 terms;
 any finite weights, not all zero. An objective among them enters with its own terms. Answers are
 in the sum's own units: NodeOptions.objective says which numbers that concerns.
@@ -845,7 +845,9 @@ Global___ListPoliciesResponse: _TypeAlias = ListPoliciesResponse  # noqa: Y015
 
 @_typing.final
 class RegisterTeacherRequest(_message.Message):
-    """See CatalogService.RegisterTeacher."""
+    """See CatalogService.RegisterTeacher. Of three kinds: a model (`model`, `base_policy` or only
+    `endpoints`), a control (`control`), or a stored teacher (`stored`).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -858,20 +860,19 @@ class RegisterTeacherRequest(_message.Message):
     ALLOW_NOISY_FIELD_NUMBER: _builtins.int
     CONTROL_FIELD_NUMBER: _builtins.int
     STORED_FIELD_NUMBER: _builtins.int
+    BASE_POLICY_FIELD_NUMBER: _builtins.int
+    BASE_TEACHER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Optional, unique, at most 200 characters."""
     model: _builtins.str
-    """A directory on the server in Hugging Face format, or the id or name of a policy (its model and
-    its prompting then: self-distillation).
-    """
+    """A directory on the server in Hugging Face format."""
     allow_noisy: _builtins.bool
     """Whether a teacher is welcome whose servers repeat their own log-probabilities worse than the
     server's threshold (0.1 nats unless configured otherwise). Otherwise it is refused.
     """
     control: Global___Control.ValueType
-    """Registers a control. `model` is then the id or name of the teacher that it is of
-    (ENTROPY_MATCHED, PERMUTED) or of a policy (FLATTENED, SHARPENED), and nothing but `name` is
-    given beside it.
+    """Registers a control of `base_policy` (FLATTENED, SHARPENED) or `base_teacher` (ENTROPY_MATCHED,
+    PERMUTED); nothing but `name` is given beside these.
     """
     stored: _builtins.str
     """Registers a stored teacher: no model runs, its distributions are put by PutTeacherDistributions.
@@ -880,6 +881,12 @@ class RegisterTeacherRequest(_message.Message):
     nothing but `name` is given beside these. It takes part at the nodes that it has, in losses of
     temperature 1 that look at one node at a time.
     """
+    base_policy: _builtins.str
+    """Id or name of a policy, whose model and prompting the teacher has: self-distillation. Of a
+    control: the student that it is made from.
+    """
+    base_teacher: _builtins.str
+    """Of a control: id or name of the teacher that it is of."""
     @_builtins.property
     def context(self) -> Global___Context:
         """Absent: `none`."""
@@ -891,12 +898,12 @@ class RegisterTeacherRequest(_message.Message):
     @_builtins.property
     def policies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Students it will teach, by id or name; their tokenizers are compared with its own, id by id.
-        At least one, unless `model` is a policy.
+        At least one, unless there is a `base_policy` or `control`.
         """
 
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """See RegisterPolicyRequest.endpoints. Not together with a policy as `model`."""
+        """See RegisterPolicyRequest.endpoints. Not together with `base_policy`."""
 
     def __init__(
         self,
@@ -910,10 +917,12 @@ class RegisterTeacherRequest(_message.Message):
         allow_noisy: _builtins.bool = ...,
         control: Global___Control.ValueType = ...,
         stored: _builtins.str = ...,
+        base_policy: _builtins.str = ...,
+        base_teacher: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "prompting", b"prompting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_noisy", b"allow_noisy", "context", b"context", "control", b"control", "endpoints", b"endpoints", "model", b"model", "name", b"name", "policies", b"policies", "prompting", b"prompting", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_noisy", b"allow_noisy", "base_policy", b"base_policy", "base_teacher", b"base_teacher", "context", b"context", "control", b"control", "endpoints", b"endpoints", "model", b"model", "name", b"name", "policies", b"policies", "prompting", b"prompting", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1437,18 +1446,20 @@ class RegisteredQuestion(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Which one: its place in `questions` or in the set (from 0), or its line in `jsonl` (from 1)."""
-    error: _builtins.str
-    """Refused, and why; the others are not affected."""
     @_builtins.property
     def question(self) -> Global___Question:
         """Registered, or found."""
+
+    @_builtins.property
+    def error(self) -> Global___QuestionError:
+        """Refused, and why; the others are not affected."""
 
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         question: Global___Question | None = ...,
-        error: _builtins.str = ...,
+        error: Global___QuestionError | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "question", b"question", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1459,6 +1470,36 @@ class RegisteredQuestion(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___RegisteredQuestion: _TypeAlias = RegisteredQuestion  # noqa: Y015
+
+@_typing.final
+class QuestionError(_message.Message):
+    """Why a question was not registered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """As the `reason` of an error of a call, e.g. INVALID_FIELD or NAME_TAKEN; see docs/errors.md."""
+    field: _builtins.str
+    """The field of the question that is wrong, e.g. `answer`. Empty: the line as a whole."""
+    message: _builtins.str
+    """What is wrong, for people."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        field: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuestionError: _TypeAlias = QuestionError  # noqa: Y015
 
 @_typing.final
 class GetQuestionRequest(_message.Message):

@@ -661,7 +661,7 @@ class ImportGenerationsRequest(_message.Message):
     ALLOW_TEXT_FIELD_NUMBER: _builtins.int
     TOLERANCE_FIELD_NUMBER: _builtins.int
     SCORED_FIELD_NUMBER: _builtins.int
-    CHECK_ONLY_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Id or name: who made them."""
     run: _builtins.str
@@ -684,7 +684,7 @@ class ImportGenerationsRequest(_message.Message):
     """How many of the generations are scored by the policy's model, spread over them; absent: 16, at
     least 1, at most 256.
     """
-    check_only: _builtins.bool
+    validate_only: _builtins.bool
     """Whether to check only, and keep nothing."""
     @_builtins.property
     def sampling(self) -> _catalog_pb2.Sampling:
@@ -711,11 +711,11 @@ class ImportGenerationsRequest(_message.Message):
         allow_text: _builtins.bool = ...,
         tolerance: _builtins.float | None = ...,
         scored: _builtins.int | None = ...,
-        check_only: _builtins.bool = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_scored", b"_scored", "_tolerance", b"_tolerance", "sampling", b"sampling", "scored", b"scored", "tolerance", b"tolerance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scored", b"_scored", "_tolerance", b"_tolerance", "allow_text", b"allow_text", "check_only", b"check_only", "generations", b"generations", "max_new_tokens", b"max_new_tokens", "policy", b"policy", "questions", b"questions", "run", b"run", "sampling", b"sampling", "scored", b"scored", "tolerance", b"tolerance", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scored", b"_scored", "_tolerance", b"_tolerance", "allow_text", b"allow_text", "generations", b"generations", "max_new_tokens", b"max_new_tokens", "policy", b"policy", "questions", b"questions", "run", b"run", "sampling", b"sampling", "scored", b"scored", "tolerance", b"tolerance", "validate_only", b"validate_only", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__scored: _TypeAlias = _typing.Literal["scored"]  # noqa: Y015
     _WhichOneofArgType__scored: _TypeAlias = _typing.Literal["_scored", b"_scored"]  # noqa: Y015

@@ -15,6 +15,7 @@ from unmask_server.api.generations import GenerationService
 from unmask_server.api.imports import ImportService
 from unmask_server.api.paging import decode_page, encode_page, page_size
 from unmask_server.api.sharing import Exporter
+from unmask_server.api.trajectory import FINISHES
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import AlreadyExists, InvalidArgument, NotFound
 from unmask_server.catalog.tokenizer import without_stop
@@ -25,7 +26,6 @@ from unmask_server.nodes.distributions import Scorer
 from unmask_server.nodes.resolve import Resolver
 from unmask_server.reasons import Reason
 from unmask_server.tree import (
-    FINISH_LENGTH,
     OutcomeDiffersError,
     OutcomeStore,
     TreeStore,
@@ -128,7 +128,11 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
     def _list(self, request: pb.ListRolloutsRequest) -> pb.ListRolloutsResponse:
         policy = self._resolver.policy(request.policy, "policy")
         question = self._resolver.question(request.question, "question")
-        missing = self._external(request.missing, "missing").key if request.missing else None
+        missing = (
+            self._external(request.missing_outcome_of, "missing_outcome_of").key
+            if request.missing_outcome_of
+            else None
+        )
         size = page_size(request.page_size)
         after = _after(request.page_token)
         tree = self._recorder.tree(policy, question, question.verifier)
@@ -141,7 +145,7 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
                     text=tokenizer.decode(without_stop(rollout.tokens, policy.stop_ids)),
                     length=len(rollout.tokens),
                     forced=rollout.forced_depth,
-                    truncated=rollout.finish == FINISH_LENGTH,
+                    finish_reason=FINISHES[rollout.finish],
                 )
                 for rollout in found[:size]
             ],

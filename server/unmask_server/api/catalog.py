@@ -128,14 +128,8 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         return await asyncio.to_thread(self._register_teacher, request, endpoints)
 
     def _register_stored(self, request: pb.RegisterTeacherRequest) -> pb.RegisterTeacherResponse:
-        given = {descriptor.name for descriptor, _ in request.ListFields()}
-        for field in sorted(given - {"name", "policies", "stored"}):
-            raise InvalidArgument(field, "a stored teacher has none: no model runs")
-        students = self._students(request)
-        if not students:
-            raise InvalidArgument("policies", "name the students whose tokenizer its ids are of")
         teacher = self._catalog.register_stored(
-            request.stored, students=students, name=request.name or None
+            request.stored, students=self._students(request), name=request.name or None
         )
         return pb.RegisterTeacherResponse(teacher=messages.teacher(teacher))
 
@@ -146,17 +140,11 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
 
     def _register_control(self, request: pb.RegisterTeacherRequest) -> pb.RegisterTeacherResponse:
         control = _CONTROLS[request.control]
-        for field in ("context", "prompting"):
-            if request.HasField(field):
-                raise InvalidArgument(field, "a control has none of its own")
-        if request.endpoints:
-            raise InvalidArgument("endpoints", "a control runs no model of its own")
+        base, student = None, None
         if control.needs_base:
-            if not request.model:
-                raise InvalidArgument("model", "give the teacher that this is a control of")
-            base, student = self._catalog.get_teacher(request.model), None
+            base = self._catalog.get_teacher(request.base_teacher)
         else:
-            base, student = None, self._resolver.policy(request.model, "model")
+            student = self._resolver.policy(request.base_policy, "base_policy")
         teacher = self._catalog.register_control(
             control, base=base, student=student, name=request.name or None
         )
@@ -165,24 +153,12 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
     def _register_teacher(
         self, request: pb.RegisterTeacherRequest, endpoints: Sequence[str]
     ) -> pb.RegisterTeacherResponse:
-        if not request.model and not request.endpoints:
-            raise InvalidArgument(
-                "model",
-                "give the directory of a checkpoint on the server, a policy, or endpoints that "
-                "run it",
-            )
-        own = self._catalog.find_policy(request.model) if request.model else None
-        if own is not None and request.endpoints:
-            raise InvalidArgument(
-                "endpoints", "a policy's model runs where the policy's does; give none, or a model"
-            )
+        own = (
+            self._resolver.policy(request.base_policy, "base_policy")
+            if request.base_policy
+            else None
+        )
         students = self._students(request)
-        if own is not None:
-            students = [own, *students]
-        if not students:
-            raise InvalidArgument(
-                "policies", "name the students it will teach, so that tokenizers can be compared"
-            )
         prompting = _prompting(request)
         if prompting is None and own is not None:
             prompting = own.prompting
@@ -292,10 +268,10 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
             strict=True,
         ):
             item = response.results.add(index=index)
-            if isinstance(result, str):
-                item.error = result
-            else:
+            if isinstance(result, Question):
                 item.question.CopyFrom(messages.question(result))
+            else:
+                item.error.CopyFrom(messages.question_error(result))
         return response
 
     async def GetQuestion(

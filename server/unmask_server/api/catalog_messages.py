@@ -8,6 +8,7 @@ from typing import Any
 from unmask.v1 import catalog_pb2 as pb
 
 from unmask_server.api.times import timestamp
+from unmask_server.catalog.errors import AlreadyExists, InvalidArgument
 from unmask_server.catalog.types import (
     Model,
     Policy,
@@ -20,6 +21,7 @@ from unmask_server.catalog.types import (
     VerifierKind,
 )
 from unmask_server.engines.base import Sampling
+from unmask_server.reasons import Reason
 
 KINDS = {
     pb.VERIFIER_KIND_LAST_NUMBER: VerifierKind.LAST_NUMBER,
@@ -140,3 +142,15 @@ def verifier(found: Verifier) -> pb.Verifier:
         version=found.version,
         options={key: str(value) for key, value in found.options.items()},
     )
+
+
+def question_error(found: InvalidArgument | AlreadyExists | str) -> pb.QuestionError:
+    """Why a question was not registered; a text is what is wrong with a whole line."""
+    match found:
+        case InvalidArgument():
+            field, reason, text = found.field, Reason.INVALID_FIELD, found.description
+        case AlreadyExists():
+            field, reason, text = found.field, found.reason, found.description
+        case _:
+            field, reason, text = "", Reason.INVALID_FIELD, found
+    return pb.QuestionError(reason=reason.name, field=field, message=text)

@@ -111,7 +111,8 @@ def status_of(error: BaseException) -> status_pb2.Status | None:
             return _precondition(
                 Reason.OUTCOMES_MISSING,
                 "rollouts were added meanwhile that have no number of an EXTERNAL verifier yet: "
-                "ListRollouts with `missing` gives their texts, PutOutcomes takes the numbers",
+                "ListRollouts with `missing_outcome_of` gives their texts, PutOutcomes takes the "
+                "numbers",
             )
         case EngineError():
             return status(Reason.ENGINE_UNAVAILABLE, str(error), retry_in(RETRY_SECONDS))

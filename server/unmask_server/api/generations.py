@@ -56,7 +56,7 @@ class GenerationService:
             allow_text=request.allow_text,
             tolerance=tolerance,
             scored=min(scored, len(request.generations)),
-            check_only=request.check_only,
+            validate_only=request.validate_only,
         )
         given = [_told(one, f"generations[{i}]") for i, one in enumerate(request.generations)]
         return policy, given, wished

@@ -71,6 +71,7 @@ class AlreadyExists(DomainError):  # noqa: N818
         """Say which field, and what is there already: its kind and its name or id."""
         super().__init__(f"{field}: {description}")
         self.reason = reason
+        self.field = field
         self.description = description
         self.kind = kind
         self.name = name

@@ -13,7 +13,6 @@ from unmask_server.catalog.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
-    NotFound,
 )
 from unmask_server.catalog.models import Models
 from unmask_server.catalog.objectives import objective_options, parse_weight
@@ -151,13 +150,6 @@ class Catalog:
         """A policy by id or name. Raises NotFound."""
         return self._records.get(schema.policy, name, self._policy)
 
-    def find_policy(self, name: str) -> Policy | None:
-        """A policy by id or name, if there is one."""
-        try:
-            return self.get_policy(name)
-        except NotFound:
-            return None
-
     def list_policies(self, size: int, after: Page | None) -> list[Policy]:
         """A page, oldest first."""
         return self._records.page(schema.policy, size, after, self._policy)
@@ -248,7 +240,7 @@ class Catalog:
         check_name(name)
         if base is not None:
             if base.control is not None:
-                raise InvalidArgument("model", f"teacher {base.id} is a control itself")
+                raise InvalidArgument("base_teacher", f"teacher {base.id} is a control itself")
             values = teacher_values(
                 base.model,
                 base.prompting,
@@ -392,7 +384,7 @@ class Catalog:
 
     def register_questions(
         self, specs: Sequence[QuestionSpec | str], verifier: Verifier | None = None
-    ) -> list[Question | str]:
+    ) -> list[Question | InvalidArgument | AlreadyExists | str]:
         """Register each by itself; what is refused (or was no question) is told in its place.
 
         Without a verifier each has the one that suits it: `QuestionSpec.suited`.
@@ -401,7 +393,7 @@ class Catalog:
             raise InvalidArgument(
                 "verifier", "what is sampled has no number of an EXTERNAL one yet: name it later"
             )
-        results: list[Question | str] = []
+        results: list[Question | InvalidArgument | AlreadyExists | str] = []
         entries: dict[int, Entry] = {}
         for i, spec in enumerate(specs):
             results.append(spec if isinstance(spec, str) else "")
@@ -414,7 +406,7 @@ class Catalog:
                     raise InvalidArgument("answer", problem)
                 entries[i] = entry
             except InvalidArgument as error:
-                results[i] = str(error)
+                results[i] = error
         problems = self._records.put_many(schema.question, list(entries.values()))
         refused: dict[int, AlreadyExists] = {
             i: problem for i, problem in zip(entries, problems, strict=True) if problem is not None
@@ -423,7 +415,7 @@ class Catalog:
             schema.question, [e.id for i, e in entries.items() if i not in refused], self._question
         )
         for i, entry in entries.items():
-            results[i] = str(refused[i]) if i in refused else there[entry.id]
+            results[i] = refused[i] if i in refused else there[entry.id]
         return results
 
     def get_question(self, name: str) -> Question:

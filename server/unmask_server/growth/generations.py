@@ -57,7 +57,7 @@ class Wished:
     """In nats; see `Fit.problem`."""
     scored: int
     """How many are scored."""
-    check_only: bool
+    validate_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,9 @@ class GenerationImporter:
         fit = await self._fit.measure(policy, scorable)
         refuse(fit, policy, wished.tolerance)
         added = 0
-        if not wished.check_only:
+        if not wished.validate_only:
             added = await asyncio.to_thread(self._store, policy, read, wished)
-        return Taken(added, 0 if wished.check_only else len(read) - added, fit)
+        return Taken(added, 0 if wished.validate_only else len(read) - added, fit)
 
     # ------------------------------------------------------------------------------ reading
 

@@ -117,8 +117,8 @@ class Outcomes:
                 raise FailedPrecondition(
                     Reason.OUTCOMES_MISSING,
                     f"{lacking} rollouts of policy {policy.id} for question {question.id} have no "
-                    f"number of verifier {part.name or part.id} yet: ListRollouts with `missing` "
-                    "gives their texts, PutOutcomes takes the numbers",
+                    f"number of verifier {part.name or part.id} yet: ListRollouts with "
+                    "`missing_outcome_of` gives their texts, PutOutcomes takes the numbers",
                     verifier=part.id,
                 )
 

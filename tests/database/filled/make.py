@@ -43,6 +43,13 @@ MODELS = Path("examples/models").resolve()
 LENGTH = 12
 
 
+def based_on(kind: str, name: str) -> dict[str, str]:
+    """What a teacher is made from, as the API has it: once `model` took names of all kinds."""
+    field = f"base_{kind}"
+    known = catalog_pb2.RegisterTeacherRequest.DESCRIPTOR.fields_by_name
+    return {field if field in known else "model": name}
+
+
 def main(out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder, "unmask.db")
@@ -93,19 +100,19 @@ def fill(channel: grpc.Channel) -> list[dict[str, Any]]:
     )
     catalog.RegisterTeacher(
         catalog_pb2.RegisterTeacherRequest(
-            name="told", model="student", context=catalog_pb2.Context(name="answer")
+            name="told", **based_on("policy", "student"), context=catalog_pb2.Context(name="answer")
         )
     )
     if hasattr(catalog_pb2, "Control"):
         for name, control, of in (
-            ("flat", "CONTROL_FLATTENED", "student"),
-            ("permuted", "CONTROL_PERMUTED", "strong"),
+            ("flat", "CONTROL_FLATTENED", based_on("policy", "student")),
+            ("permuted", "CONTROL_PERMUTED", based_on("teacher", "strong")),
         ):
             catalog.RegisterTeacher(
                 catalog_pb2.RegisterTeacherRequest(
                     name=name,
                     control=catalog_pb2.Control.Value(control),
-                    model=of,
+                    **of,
                 )
             )
         teachers += ["flat", "permuted"]
