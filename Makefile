@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym test-oracles check \
-  test-chaos chaos findings findings-llm format proto pages bench sglang-cpu clean
+  test-chaos chaos findings findings-llm format proto pages released bench sglang-cpu clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,10 @@ proto: $(READY) ## Generate client/unmask/v1 and the server's contract.binpb fro
 	  --python_out=$(PROTO_OUT) --grpc_python_out=$(PROTO_OUT) \
 	  --mypy_out=$(PROTO_OUT) --mypy_grpc_out=$(PROTO_OUT) \
 	  $(patsubst proto/%,%,$(wildcard proto/unmask/v1/*.proto))
+
+RELEASED := tools/contract/released.binpb
+released: $(READY) ## Take the contract as it is for the released one, which make check compares with.
+	$(BIN)/buf build proto --exclude-source-info -o $(RELEASED)
 
 pages: $(READY) ## Write the pages that are made from the contract and the code: docs/api, docs/errors.md.
 	PYTHONPATH=client:server:. $(BIN)/python -m tools.contract.pages
@@ -105,6 +109,9 @@ check: $(READY) ## Lint, types, protos, and whether generated code is current.
 	$(BIN)/ruff format --check .
 	$(BIN)/buf lint proto
 	$(BIN)/buf format -d --exit-code proto
+	$(BIN)/buf breaking proto --against $(RELEASED)
+	$(BIN)/python -m tools.contract.loosened
+	PYTHONPATH=client:server:. $(BIN)/python -m tools.contract.pages --check
 	@$(MAKE) --no-print-directory proto PROTO_OUT=build/proto CONTRACT=build/proto/contract.binpb >/dev/null
 	@diff -r -x __pycache__ -x __init__.py build/proto/unmask/v1 client/unmask/v1 && \
 	  cmp build/proto/contract.binpb server/unmask_server/contract.binpb || \

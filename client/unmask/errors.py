@@ -1,16 +1,19 @@
 """What went wrong, readable: the code, the message, and which field of the request was meant.
 
-Servers send google.rpc details (https://google.aip.dev/193) in the trailing metadata. The four
+Servers send google.rpc details (https://google.aip.dev/193) in the trailing metadata. The few
 messages of interest are decoded here by hand, so that the client needs no package for them.
+docs/errors.md lists all reasons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _TYPE_PREFIX = "type.googleapis.com/google.rpc."
@@ -24,6 +27,19 @@ class FieldViolation:
     """Its path, e.g. `sampling.temperature` or `targets[2].trajectory`."""
     description: str
     """Why."""
+    reason: str = ""
+    """The rule of the contract that it breaks, e.g. `STRING_MAX_LEN`; empty: no stated one."""
+
+
+@dataclass(slots=True)
+class Details:
+    """What a server says of an error for programs; see the attributes of `UnmaskError`."""
+
+    reason: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    violations: tuple[FieldViolation, ...] = ()
+    resource: tuple[str, str] | None = None
+    retry_seconds: float | None = None
 
 
 class UnmaskError(grpc.RpcError):
@@ -39,19 +55,25 @@ class UnmaskError(grpc.RpcError):
         code: grpc.StatusCode,
         message: str,
         *,
-        reason: str = "",
-        violations: tuple[FieldViolation, ...] = (),
-        metadata: tuple[tuple[str, str | bytes], ...] = (),
+        details: Details | None = None,
+        trailing_metadata: tuple[tuple[str, str | bytes], ...] = (),
     ) -> None:
         super().__init__(message)
+        found = details or Details()
         self.message = message
         """What the server said."""
-        self.reason = reason
-        """Tells causes of one code apart, e.g. `ENGINE_UNAVAILABLE`; may be empty."""
-        self.violations = violations
+        self.reason = found.reason
+        """Tells causes apart, e.g. `TOKENIZER_MISMATCH`; empty for errors that gRPC made itself."""
+        self.metadata = found.metadata
+        """What the server adds to the reason, e.g. `{"policy": "pol-…", "teacher": "tea-…"}`."""
+        self.violations = found.violations
         """The fields that were refused, for INVALID_ARGUMENT."""
+        self.resource = found.resource
+        """The kind of thing that is not there or there already, and its id or name; or None."""
+        self.retry_seconds = found.retry_seconds
+        """When to try again; None: the server does not say that it helps."""
         self._code = code
-        self._metadata = metadata
+        self._metadata = trailing_metadata
 
     def code(self) -> grpc.StatusCode:
         """The canonical code."""
@@ -91,6 +113,10 @@ class FailedPreconditionError(UnmaskError):
     """The request is sound, but not for these things, e.g. a teacher with another tokenizer."""
 
 
+class ResourceExhaustedError(UnmaskError):
+    """A quota or a limit is used up, or a message is too large; see `reason`, `retry_seconds`."""
+
+
 class UnavailableError(UnmaskError):
     """The server, or a model that it needs, cannot be reached; the same call may work later."""
 
@@ -117,6 +143,7 @@ _CLASSES: dict[grpc.StatusCode, type[UnmaskError]] = {
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExistsError,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
@@ -128,45 +155,53 @@ def from_rpc_error(error: Any) -> UnmaskError:
     """The readable form of an error that gRPC raised; to be raised `from` it."""
     code: grpc.StatusCode = error.code()
     metadata = tuple((key, value) for key, value in error.trailing_metadata() or ())
-    reason = ""
-    violations: list[FieldViolation] = []
+    details = Details()
     for key, value in metadata:
         if key == _DETAILS_KEY and isinstance(value, bytes):
-            reason, violations = _decode_status(value)
+            details = _decode_status(value)
     return _CLASSES.get(code, UnmaskError)(
-        code,
-        error.details() or code.name,
-        reason=reason,
-        violations=tuple(violations),
-        metadata=metadata,
+        code, error.details() or code.name, details=details, trailing_metadata=metadata
     )
 
 
-def _decode_status(data: bytes) -> tuple[str, list[FieldViolation]]:
-    """The ErrorInfo.reason and the BadRequest.field_violations of a serialised google.rpc.Status.
+def _decode_status(data: bytes) -> Details:
+    """What a serialised google.rpc.Status says.
 
     Details that are malformed or of other kinds are passed over: the message says enough.
     """
-    reason = ""
-    violations: list[FieldViolation] = []
+    found = Details()
     try:
         for number, detail in _fields(data):
             if number != 3:  # Status.details, a repeated google.protobuf.Any
                 continue
             packed = dict(_fields(detail))  # type_url = 1, value = 2
-            value = packed.get(2, b"")
-            match packed.get(1, b"").decode().removeprefix(_TYPE_PREFIX):
-                case "ErrorInfo":
-                    reason = dict(_fields(value)).get(1, b"").decode()
-                case "BadRequest":
-                    for _, violation in _fields(value):
-                        parts = dict(_fields(violation))  # field = 1, description = 2
-                        violations.append(
-                            FieldViolation(parts.get(1, b"").decode(), parts.get(2, b"").decode())
-                        )
-    except (IndexError, UnicodeDecodeError, ValueError):
-        return "", []
-    return reason, violations
+            _add(found, _text(packed, 1).removeprefix(_TYPE_PREFIX), packed.get(2, b""))
+    except (DecodeError, IndexError, UnicodeDecodeError, ValueError):
+        return Details()
+    return found
+
+
+def _add(found: Details, kind: str, value: bytes) -> None:
+    fields = list(_fields(value))
+    match kind:
+        case "ErrorInfo":  # reason = 1, metadata = 3
+            found.reason = _text(dict(fields), 1)
+            entries = [dict(_fields(entry)) for number, entry in fields if number == 3]
+            found.metadata = {_text(entry, 1): _text(entry, 2) for entry in entries}
+        case "BadRequest":  # field = 1, description = 2, reason = 3
+            violations = [dict(_fields(violation)) for _, violation in fields]
+            found.violations = tuple(
+                FieldViolation(_text(one, 1), _text(one, 2), _text(one, 3)) for one in violations
+            )
+        case "ResourceInfo":  # resource_type = 1, resource_name = 2
+            found.resource = _text(dict(fields), 1), _text(dict(fields), 2)
+        case "RetryInfo":  # retry_delay = 1, a google.protobuf.Duration
+            delay = Duration.FromString(dict(fields).get(1, b""))
+            found.retry_seconds = delay.seconds + delay.nanos / 1e9
+
+
+def _text(fields: Mapping[int, bytes], number: int) -> str:
+    return fields.get(number, b"").decode()
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -122,7 +122,9 @@ def test_resources_are_named_by_id_by_name_or_by_message(
 def test_questions_come_from_mappings_or_from_a_file(
     server: ScriptedServer, client: unmask.Client, tmp_path: Path
 ) -> None:
-    result = catalog_pb2.RegisteredQuestion(index=0, error="answer: no number")
+    result = catalog_pb2.RegisteredQuestion(
+        index=0, error=catalog_pb2.QuestionError(field="answer", message="no number")
+    )
     server.answer("RegisterQuestions", catalog_pb2.RegisterQuestionsResponse(results=[result]))
     file = tmp_path / "q.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"question": "1+1?", "answer": 2}\r\n')

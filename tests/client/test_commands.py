@@ -152,7 +152,9 @@ def test_questions_that_are_refused_are_named_by_line(
         catalog_pb2.RegisterQuestionsResponse(
             results=[
                 catalog_pb2.RegisteredQuestion(index=1, question=catalog_pb2.Question(id="que-1")),
-                catalog_pb2.RegisteredQuestion(index=3, error="answer: not a number"),
+                catalog_pb2.RegisteredQuestion(
+                    index=3, error=catalog_pb2.QuestionError(field="answer", message="not a number")
+                ),
             ]
         ),
     )

@@ -131,7 +131,9 @@ def test_a_teacher_whose_name_is_taken_is_registered_without_one(
     def questions(request: Any, context: grpc.ServicerContext) -> Any:
         results = [
             catalog_pb2.RegisteredQuestion(index=1, question=catalog_pb2.Question(id="que-1")),
-            catalog_pb2.RegisteredQuestion(index=3, error="no answer"),
+            catalog_pb2.RegisteredQuestion(
+                index=3, error=catalog_pb2.QuestionError(message="no answer")
+            ),
             catalog_pb2.RegisteredQuestion(index=4, question=catalog_pb2.Question(id="que-1")),
         ]
         return catalog_pb2.RegisterQuestionsResponse(results=results)

@@ -57,6 +57,38 @@ def test_a_refused_field_is_named(server: ScriptedServer, client: unmask.Client)
     assert str(error) == f"INVALID_ARGUMENT: sampling.top_p: 0 ≤ p; name: {'ü' * 300}"
 
 
+def test_what_the_server_adds_for_programs_is_told(
+    server: ScriptedServer, client: unmask.Client
+) -> None:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(1500)
+    told = {"policy": "pol-1", "teacher": "tea-ü"}
+    server.answer(
+        "GetPolicy",
+        failing(
+            code_pb2.RESOURCE_EXHAUSTED,
+            "no more",
+            error_details_pb2.ErrorInfo(reason="ENOUGH", domain="unmask.v1", metadata=told),
+            retry,
+            error_details_pb2.ResourceInfo(resource_type="policy", resource_name="x"),
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field="policy", description="too long", reason="STRING_MAX_LEN"
+                    )
+                ]
+            ),
+        ),
+    )
+    with pytest.raises(unmask.ResourceExhaustedError) as caught:
+        client.get_policy("x")
+    error = caught.value
+    assert (error.reason, error.metadata) == ("ENOUGH", told)
+    assert error.retry_seconds == 1.5
+    assert error.resource == ("policy", "x")
+    assert [violation.reason for violation in error.violations] == ["STRING_MAX_LEN"]
+
+
 def test_it_is_still_the_error_that_grpc_users_know(
     server: ScriptedServer, client: unmask.Client
 ) -> None:

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from unmask.v1 import cache_pb2, catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 
+from tests.contract.told import reason_of
 from tests.e2e.conftest import MAX_NEW_TOKENS, World
 from tests.e2e.test_main_job import at, growth_of, prefix, sampled, sampling_of, statistics
 
@@ -335,6 +336,7 @@ async def refused(call: Awaitable[Any], code: grpc.StatusCode, about: str) -> No
     assert error.code() == code, error.details()
     status = rpc_status.from_call(error)
     assert status is not None
+    reason_of(status)
     if code == INVALID:
         bad = error_details_pb2.BadRequest()
         assert any(detail.Unpack(bad) for detail in status.details)

@@ -55,11 +55,14 @@ def read_source() -> Source:
             check=True,
         )  # fmt: skip
         everything = FileDescriptorSet.FromString(made.read_bytes())
+    return source_of(everything)
+
+
+def source_of(everything: FileDescriptorSet) -> Source:
+    """The contract in a set of files, which come after what they import."""
     pool = descriptor_pool.DescriptorPool()
     for file in everything.file:
         pool.Add(file)
-    # Options of every kind come as messages of this pool.
-    pool.FindFileByName("google/protobuf/descriptor.proto")
     ours = [file for file in everything.file if file.name.startswith(FOLDER)]
     return Source(sorted(ours, key=lambda file: file.name), pool)
 
