@@ -125,7 +125,8 @@ def test_a_teacher_whose_name_is_taken_is_registered_without_one(
     def register(request: Any, context: grpc.ServicerContext) -> Any:
         if request.name == "big":
             context.abort(grpc.StatusCode.ALREADY_EXISTS, "the name big belongs to tea-7")
-        teacher = catalog_pb2.Teacher(id=f"tea-{request.base_policy}-{request.context.name}")
+        made_from = request.model or request.base_policy
+        teacher = catalog_pb2.Teacher(id=f"tea-{made_from}-{request.context.name}")
         return catalog_pb2.RegisterTeacherResponse(teacher=teacher)
 
     def questions(request: Any, context: grpc.ServicerContext) -> Any:
