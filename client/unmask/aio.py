@@ -14,6 +14,7 @@ from unmask.calls import Paged, Streamed, Unary, as_method
 from unmask.errors import from_rpc_error
 from unmask.growth import GROW, AsyncGrowthHandle
 from unmask.requests import cache, catalog, diagnosis, growth, trajectory
+from unmask.tracing import calling
 from unmask.v1 import growth_pb2
 
 P = ParamSpec("P")
@@ -95,14 +96,15 @@ class AsyncBaseClient:
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.response.FromString,
         )
-        responses = method(call.request, metadata=self._metadata())
-        try:
-            async for response in responses:
-                yield call.pick(response)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            responses.cancel()
+        with calling(call.path, self._metadata()) as metadata:
+            responses = method(call.request, metadata=metadata)
+            try:
+                async for response in responses:
+                    yield call.pick(response)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+            finally:
+                responses.cancel()
 
     async def _send(self, path: str, request: Any, response: Any) -> Any:
         method: Any = self._channel.unary_unary(
@@ -110,10 +112,11 @@ class AsyncBaseClient:
             request_serializer=type(request).SerializeToString,
             response_deserializer=response.FromString,
         )
-        try:
-            return await method(request, timeout=self.timeout, metadata=self._metadata())
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        with calling(path, self._metadata()) as metadata:
+            try:
+                return await method(request, timeout=self.timeout, metadata=metadata)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
 
     async def close(self) -> None:
         """Close the channel."""

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _TYPE_PREFIX = "type.googleapis.com/google.rpc."
+_SERVERS_FAULT = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,11 @@ class UnmaskError(grpc.RpcError):
         self._code = code
         self._metadata = trailing_metadata
 
+    @property
+    def request_id(self) -> str:
+        """By which the server's logs tell of the call; empty if it did not get there."""
+        return next((str(v) for key, v in self._metadata if key == "x-request-id"), "")
+
     def code(self) -> grpc.StatusCode:
         """The canonical code."""
         return self._code
@@ -88,12 +94,17 @@ class UnmaskError(grpc.RpcError):
         return self._metadata
 
     def __str__(self) -> str:
-        """One line: the code, the message, and fields that the message doesn't name."""
+        """One line: the code, the message, and fields that the message doesn't name.
+
+        Of a fault of the server's also the request id, for whoever reads its logs.
+        """
         more = "".join(
             f"; {violation.field}: {violation.description}"
             for violation in self.violations
             if violation.field not in self.message
         )
+        if self._code in _SERVERS_FAULT and self.request_id:
+            more += f" (request {self.request_id})"
         return f"{self._code.name}: {self.message}{more}"
 
 

@@ -50,6 +50,7 @@ from unmask_server.nodes.rollout_scores import RolloutScorer
 from unmask_server.nodes.sequences import SequenceReader
 from unmask_server.nodes.stored import StoredTeachers
 from unmask_server.nodes.versions import TreeVersions
+from unmask_server.telemetry import tracing
 from unmask_server.tree import (
     DistributionStore,
     OutcomeStore,
@@ -64,6 +65,7 @@ class App:
     """A server's parts, connected, but not yet listening."""
 
     database: Database
+    trees: TreeStore
     engines: EnginePool
     launched: LaunchedModels
     grader: Grader
@@ -100,6 +102,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     """
     database = open_database(settings.database, settings.database_limits)
     require_head(database)
+    tracing.watch(database)
     grader = Grader()
     sources = sources_of(settings)
     catalog = Catalog(database, grader, sources)
@@ -146,6 +149,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
     )
     return App(
         database=database,
+        trees=trees,
         engines=engines,
         launched=launched,
         grader=grader,

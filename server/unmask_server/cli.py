@@ -70,7 +70,7 @@ def serve(
     }
     with _told():
         settings = Settings(**{key: value for key, value in given.items() if value is not None})
-        configure(settings.log_format)
+        configure(settings.log_format, settings.log_level)
         if migrate:
             run_migrations(settings.database)
         asyncio.run(run(settings, parent_pid=parent_pid))

@@ -112,7 +112,21 @@ class Settings(AccessSettings):
     grace_seconds: float = Field(
         default=5.0, ge=0, description="What running calls get to finish when the server stops."
     )
-    log_format: str = Field(default="console", pattern="^(console|json)$", description="Of logs.")
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="Of logs: console or json."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least that is logged: debug, info, warning or error."
+    )
+    access_log: Literal["all", "computed", "failed", "off"] = Field(
+        default="computed",
+        description="Which calls are logged: all, computed (all but answers from memory), failed "
+        "or off.",
+    )
+    metrics_listen: str = Field(
+        default="",
+        description="Where metrics are served for Prometheus, by HTTP: HOST:PORT; empty: nowhere.",
+    )
 
     @property
     def database_limits(self) -> Limits:

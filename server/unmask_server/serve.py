@@ -36,9 +36,12 @@ from unmask_server.api.access import AccessInterceptor
 from unmask_server.api.answers import AnswerInterceptor
 from unmask_server.api.contract import Contract, ContractInterceptor, contract_pool
 from unmask_server.api.errors import ErrorInterceptor
+from unmask_server.api.observing import ObservingInterceptor
 from unmask_server.app import App, build
 from unmask_server.config import Settings
 from unmask_server.database.connect import without_password
+from unmask_server.telemetry import tracing
+from unmask_server.watched import metrics_served
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +73,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     )
     server = grpc.aio.server(
         interceptors=[
+            ObservingInterceptor(settings.access_log),
             *([AccessInterceptor(who)] if who else []),
             AnswerInterceptor(app.answers),
             ErrorInterceptor(),
@@ -89,7 +93,9 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server, pool)
+    told = contextlib.AsyncExitStack()
     try:
+        await told.enter_async_context(metrics_served(app, settings))
         credentials = certificates.credentials() if certificates else None
         bound = [_bind(server, address, credentials) for address in settings.listen]
         await server.start()
@@ -102,6 +108,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     finally:
         await health.enter_graceful_shutdown()
         await server.stop(settings.grace_seconds)
+        await told.aclose()
         await app.close()
 
 
@@ -150,6 +157,7 @@ async def serve(settings: Settings, *, parent_pid: int | None = None) -> None:
     loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="unmask"))
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
+    tracing.start()
     async with running(settings) as bound:
         log.info("serving", listen=bound, database=without_password(settings.database))
         watcher = asyncio.create_task(_watch_parent(parent_pid, stop)) if parent_pid else None
@@ -157,6 +165,7 @@ async def serve(settings: Settings, *, parent_pid: int | None = None) -> None:
         log.info("stopping")
         if watcher:
             watcher.cancel()
+    tracing.stop()
 
 
 async def _watch_parent(pid: int, stop: asyncio.Event) -> None:

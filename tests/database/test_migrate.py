@@ -158,7 +158,7 @@ def test_a_server_serves_only_its_own_revision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Its standard error is closed when it is done; other tests' loggers must not keep it.
-    monkeypatch.setattr("unmask_server.logs.configure", lambda log_format: None)
+    monkeypatch.setattr("unmask_server.logs.configure", lambda *_: None)
     if revision == "from-the-future":
         migrate(empty_url)
         engine = open_database(empty_url)

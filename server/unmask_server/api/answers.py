@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import grpc
 
 from unmask_server.nodes.versions import TreeVersions
+from unmask_server.telemetry import calls, metrics
 
 KEPT = {
     f"/unmask.v1.DiagnosisService/{name}": name
@@ -60,21 +61,25 @@ class AnswerCache:
         ):
             return None
         self._answers.move_to_end(key)
+        _hit()
         return answer.data
 
     async def get(self, key: Key) -> bytes | None:
         """The answer, if it still stands."""
         answer = self._answers.get(key)
         if answer is None:
+            metrics.ANSWERS_MISSED.inc()
             return None
         ask = self._versions.latest if answer.latest else self._versions.recent
         if await ask(answer.tree_id) != answer.version:
             # Another call may have put a newer one in its place meanwhile.
             if self._answers.get(key) is answer:
                 self._drop(key)
+            metrics.ANSWERS_MISSED.inc()
             return None
         if key in self._answers:
             self._answers.move_to_end(key)
+        _hit()
         return answer.data
 
     def put(
@@ -97,6 +102,11 @@ class AnswerCache:
         self._used += _size(key, data)
         while self._used > self._max and self._answers:
             self._drop(next(iter(self._answers)))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many answers are kept, and their bytes."""
+        return len(self._answers), self._used
 
     def _drop(self, key: Key) -> None:
         if (answer := self._answers.pop(key, None)) is not None:
@@ -150,6 +160,12 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):
 def encode(message: Message | bytes) -> bytes:
     """The bytes of an answer: a message, or one that is encoded already."""
     return message if isinstance(message, bytes) else message.SerializeToString(deterministic=True)
+
+
+def _hit() -> None:
+    metrics.ANSWERS_HIT.inc()
+    if (call := calls.current()) is not None:
+        call.cached = True
 
 
 def _size(key: Key, data: bytes) -> int:

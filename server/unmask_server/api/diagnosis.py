@@ -31,6 +31,7 @@ from unmask_server.nodes.evidence import EvidenceReader, evidence
 from unmask_server.nodes.resolve import NodeSet, Resolver
 from unmask_server.nodes.sequences import SequenceReader, with_sequels
 from unmask_server.nodes.summarize import GroupedSummary, Summarizer
+from unmask_server.telemetry import tracing
 from unmask_server.tree import OutcomeStore, TreeStore, TreeView
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -115,7 +116,10 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         count = len(read.evidence)
         for start in range(0, count, STREAM_CHUNK):
             chunk = range(start, min(start + STREAM_CHUNK, count))
-            answers = await asyncio.to_thread(self._alignments_of, read, chunk, algorithms, options)
+            with tracing.span("node.diagnose", positions=len(chunk)):
+                answers = await asyncio.to_thread(
+                    self._alignments_of, read, chunk, algorithms, options
+                )
             for node, scored in answers:
                 yield pb.StreamTrajectoryAlignmentsResponse(node=node, alignments=scored)
 
@@ -217,7 +221,8 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         )
         since = time.monotonic()
         read = await self._read(nodes, request.teachers, algorithms, options)
-        data = encode(await asyncio.to_thread(respond, read, options))
+        with tracing.span("node.diagnose"):
+            data = encode(await asyncio.to_thread(respond, read, options))
         if read.is_final:
             self._answers.put(
                 key, read.tree.id, read.view.version, data, latest=options.latest, since=since
@@ -225,6 +230,16 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         return data
 
     async def _read(
+        self,
+        nodes: NodeSet,
+        teacher_names: Sequence[str],
+        algorithms: Sequence[Algorithm],
+        options: Options,
+    ) -> Read:
+        with tracing.span("node.read", positions=len(nodes.positions)):
+            return await self._read_all(nodes, teacher_names, algorithms, options)
+
+    async def _read_all(
         self,
         nodes: NodeSet,
         teacher_names: Sequence[str],

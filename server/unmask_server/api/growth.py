@@ -30,10 +30,11 @@ from unmask_server.catalog.types import Policy, Question, Teacher
 from unmask_server.config import Settings
 from unmask_server.growth.quota import Quotas
 from unmask_server.growth.runner import GrowthRunner
-from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, Target
+from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, Origin, Target
 from unmask_server.growth.store import Listing, Subjects
 from unmask_server.nodes.resolve import OWN, Resolver, VerifierRef
 from unmask_server.reasons import Reason
+from unmask_server.telemetry import calls, tracing
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -85,7 +86,8 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             tokens=spec.max_tokens,
             budget=budget_of_caller(),
         )
-        growth = await self._runner.start(request.request_id, spec, subjects)
+        origin = Origin(calls.current_id(), tracing.parent())
+        growth = await self._runner.start(request.request_id, spec, subjects, origin)
         return pb.StartGrowthResponse(growth=self._message(growth))
 
     async def GetGrowth(

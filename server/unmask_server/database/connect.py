@@ -27,6 +27,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from unmask_server.database.faults import is_transient
 from unmask_server.database.limits import DEFAULTS, Limits
+from unmask_server.telemetry import metrics
 
 T = TypeVar("T")
 
@@ -100,6 +101,7 @@ def _open_postgresql(url: URL, limits: Limits) -> Engine:
         url,
         pool_pre_ping=True,
         connect_args={key: value for key, value in arguments.items() if key not in url.query},
+        hide_parameters=True,
         **_pool(limits),
     )
     settings = {
@@ -130,7 +132,13 @@ def _open_sqlite(url: URL, limits: Limits) -> Engine:
     if url.database in (None, "", ":memory:") or "mode=memory" in str(url):
         raise ValueError("SQLite needs a file, as in sqlite:////var/lib/unmask/unmask.db")
     Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": limits.lock or _FOR_EVER}, **_pool(limits))
+    engine = create_engine(
+        url,
+        connect_args={"timeout": limits.lock or _FOR_EVER},
+        # What a client sent has no place in errors and logs.
+        hide_parameters=True,
+        **_pool(limits),
+    )
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -158,7 +166,7 @@ def read(engine: Engine) -> Iterator[Connection]:
     On SQLite everything read in it is of one moment; on PostgreSQL every statement is (READ
     COMMITTED): there, what must be consistent is read by one statement, or in a `snapshot`.
     """
-    with engine.connect() as connection, connection.begin():
+    with _connected(engine) as connection, connection.begin():
         yield connection
 
 
@@ -170,7 +178,7 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
             yield connection
         return
     options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-    with engine.connect().execution_options(**options) as connection, connection.begin():
+    with _connected(engine, **options) as connection, connection.begin():
         yield connection
 
 
@@ -182,21 +190,28 @@ def write(engine: Engine) -> Iterator[Connection]:
     process queue for it in order instead of polling. On PostgreSQL rows are locked as usual.
     """
     if engine.dialect.name != "sqlite":
-        with engine.begin() as connection:
+        with _connected(engine) as connection, connection.begin():
             yield connection
         return
     opened = _opened[engine]
     turn, wait = opened.turn, opened.limits.lock or _FOR_EVER
+    begun = time.perf_counter()
     if not turn.acquire(timeout=wait):
         raise TimeoutError(f"another writer held the database for {wait:g} s")
+    metrics.WRITER_WAIT.observe(time.perf_counter() - begun)
     try:
-        with (
-            engine.connect().execution_options(**{_WRITES: True}) as connection,
-            connection.begin(),
-        ):
+        with _connected(engine, **{_WRITES: True}) as connection, connection.begin():
             yield connection
     finally:
         turn.release()
+
+
+def _connected(engine: Engine, **options: Any) -> Connection:
+    """A connection, once there is one."""
+    begun = time.perf_counter()
+    connection = engine.connect()
+    metrics.CONNECTION_WAIT.observe(time.perf_counter() - begun)
+    return connection.execution_options(**options) if options else connection
 
 
 def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
@@ -231,6 +246,7 @@ def _retried(
                 raise
             if time.monotonic() + pause - begun > _opened[engine].limits.patience:
                 raise
+            metrics.TRANSACTIONS_RETRIED.inc()
             _log.warning("a transaction is begun again: %s", error.orig)
         # With jitter, so that two that collided part.
         time.sleep(pause * random.uniform(0.5, 1.5))

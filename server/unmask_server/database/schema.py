@@ -335,6 +335,8 @@ growth = Table(
     ),
     Column("has_turn", Boolean, nullable=False, server_default=false(), comment="samples now"),
     Column("waits_for", String(40), comment="the growth whose turn it is"),
+    Column("call_id", String(128), comment="request id of the call that started it"),
+    Column("call_trace", String(64), comment="W3C traceparent of that call"),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     Index(None, "created_at", "id"),

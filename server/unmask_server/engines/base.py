@@ -121,6 +121,8 @@ class ModelInfo:
     """Prompt plus continuation, at most."""
     eos_ids: frozenset[int] = field(default_factory=frozenset)
     """End tokens by the model's own generation config."""
+    kind: str = "other"
+    """Which engine it is: `sglang`, `transformers`."""
 
 
 class EngineError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any
 
 import structlog
@@ -40,9 +41,10 @@ class EnginePool:
         key = _key(model)
         task = self._engines.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
-            task = asyncio.create_task(self._open(model, vocab_size))
-            self._engines[key] = task
             log.info("engine starting", model=model.source)
+            # Others will use it, too: it is no part of the call that came first.
+            task = asyncio.create_task(self._open(model, vocab_size), context=Context())
+            self._engines[key] = task
         self._engines.move_to_end(key)
         await self._shrink()
         try:
@@ -55,7 +57,7 @@ class EnginePool:
         """Engines that have started."""
         return [
             task.result()
-            for task in self._engines.values()
+            for task in list(self._engines.values())
             if task.done() and not task.cancelled() and task.exception() is None
         ]
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition
 from unmask_server.catalog.types import Policy
+from unmask_server.engines import observed
 from unmask_server.engines.base import RAW, ZERO_LOGPROB, PositionScores, Sampling, ScoreRequest
 from unmask_server.engines.pool import EnginePool
 from unmask_server.reasons import Reason
@@ -121,7 +122,8 @@ class PolicyFit:
             views = tuple(dict.fromkeys((RAW, warm, policy.sampling)))
             scores = await asyncio.gather(
                 *(
-                    engine.score(
+                    observed.score(
+                        engine,
                         ScoreRequest(
                             prompt=one.prompt,
                             continuation=one.tokens,
@@ -129,7 +131,7 @@ class PolicyFit:
                             top_k=min(TOP, vocab_size),
                             views=views,
                             also=tuple((token,) for token in one.tokens),
-                        )
+                        ),
                     )
                     for one in given
                 )

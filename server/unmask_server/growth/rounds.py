@@ -20,6 +20,7 @@ from unmask_server.growth.store import GrowthStore
 from unmask_server.growth.storing import Sampled, Storing
 from unmask_server.growth.turns import Turns
 from unmask_server.growth.work import WorkPath, WorkReader
+from unmask_server.telemetry import metrics, tracing
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +72,8 @@ class Rounds:
         self._turn_began = 0.0
         self._half_width: float | None = None
         self._flushed = time.monotonic()
+        self._counted = 0.0
+        self._cached = 0
         self.idle = 0.0
         """Seconds of planning in which nothing was being sampled."""
         self.rate: float | None = None
@@ -88,14 +91,15 @@ class Rounds:
 
         """
         paths = await self._work.prepare(self._spec)
-        begun = time.monotonic()
+        begun = self._counted = time.monotonic()
         self._planner = planner = await self._new_planner(paths)
         longest = max((path.nodes.policy.max_new_tokens for path in paths), default=1)
         self._pending.clear()
         running: set[asyncio.Task[None]] = set()
         try:
             while await self._has_work(paths, longest):
-                plan, planner = await self._plan(paths, longest)
+                with tracing.span("growth.plan"):
+                    plan, planner = await self._plan(paths, longest)
                 if not plan.total:
                     if not running:
                         break
@@ -120,10 +124,11 @@ class Rounds:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+            self._count_work()
             await self._turns.give_up(self._held, again=False)
         took = time.monotonic() - begun
         log.info(
-            "growth sampled", growth=self._held.id, rollouts=self.stored,
+            "growth sampled", rollouts=self.stored,
             seconds=round(took, 2), planning=round(planner.seconds, 2), idle=round(self.idle, 2),
         )  # fmt: skip
         if isinstance(planner, AdaptivePlanner):
@@ -135,13 +140,17 @@ class Rounds:
         What another growth samples meanwhile is this one's progress, too.
         """
         looked: float | None = None
-        while not await self._turns.take(self._held):
-            if looked is None or time.monotonic() - looked >= LOOK_SECONDS:
-                plan, _ = await self._plan(paths, longest, is_look=True)
-                if not plan.total:
-                    return False
-                looked = time.monotonic()
-            await self._turns.wait(ASK_SECONDS)
+        if not await self._turns.take(self._held):
+            self._count_work()
+            with metrics.GROWTHS_WAITING.track_inprogress():
+                while looked is None or not await self._turns.take(self._held):
+                    if looked is None or time.monotonic() - looked >= LOOK_SECONDS:
+                        plan, _ = await self._plan(paths, longest, is_look=True)
+                        if not plan.total:
+                            return False
+                        looked = time.monotonic()
+                    await self._turns.wait(ASK_SECONDS)
+            self._counted = time.monotonic()
         if looked is not None or not self._turn_began or self._turn_ends:
             self._turn_began = time.monotonic()
         self._turn_ends = False
@@ -198,10 +207,27 @@ class Rounds:
             half_width=found.half_width,
         )
         self._half_width = found.half_width
+        took = time.monotonic() - begun
         if not self._pending:
-            self.idle += time.monotonic() - begun
+            self.idle += took
+        if not is_look:
+            self._count_plan(took, found.cached if untouched else 0)
         self._on_progress()
         return plan, planner
+
+    def _count_plan(self, took: float, cached: int) -> None:
+        metrics.GROWTH_PLANNING_SECONDS.inc(took)
+        if not self._pending:
+            metrics.GROWTH_IDLE_SECONDS.inc(took)
+        # What is there before the first batch, planned for perhaps more than once.
+        metrics.GROWTH_CACHED.inc(max(0, cached - self._cached))
+        self._cached = max(self._cached, cached)
+        self._count_work()
+
+    def _count_work(self) -> None:
+        now = time.monotonic()
+        metrics.GROWTH_WORK_SECONDS.inc(now - self._counted)
+        self._counted = now
 
     async def _until(self, running: set[asyncio.Task[None]], mark: int) -> None:
         """Wait until at most `mark` rollouts are under way, or a batch has ended."""
@@ -230,7 +256,9 @@ class Rounds:
                     if self._turn_ends:
                         # The rest is planned anew when it is this growth's turn again.
                         return
-                    await self._sample_policy(items[start : start + SLICE_ROLLOUTS], waiting)
+                    part = items[start : start + SLICE_ROLLOUTS]
+                    with tracing.span("growth.sample", rollouts=len(part)):
+                        await self._sample_policy(part, waiting)
         finally:
             self._pending.subtract(waiting)
             self._tidy()
@@ -293,13 +321,18 @@ class Rounds:
         return drawn[:8] + node[8:]
 
     async def _flush(self, buffer: Sequence[Sampled], waiting: Counter[Item]) -> None:
-        task = asyncio.create_task(asyncio.to_thread(self._storing.store, buffer))
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await task
-            raise
+        with tracing.span("growth.store", rollouts=len(buffer)):
+            task = asyncio.create_task(asyncio.to_thread(self._storing.store, buffer))
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                await task
+                raise
         self.stored += len(buffer)
+        metrics.GROWTH_BATCHES.inc()
+        metrics.GROWTH_SAMPLED.inc(len(buffer))
+        metrics.GROWTH_TOKENS.inc(sum(tokens for _, _, tokens, _ in buffer))
+        self._count_work()
         pace = len(buffer) / max(time.monotonic() - self._flushed, 1e-3)
         self.rate = pace if self.rate is None else (3 * self.rate + pace) / 4
         self._flushed = time.monotonic()

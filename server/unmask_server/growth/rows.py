@@ -70,7 +70,8 @@ def growth_of(row: Row[tuple[object, ...]]) -> Growth:
     data["spec"] = GrowthSpec.from_json(data["spec"])
     data["asked"] = None if data["asked"] is None else GrowthSpec.from_json(data["asked"])
     data["state"] = State(data["state"])
-    data["error"] = data["error"] or ""
+    for name in ("error", "call_id", "call_trace"):
+        data[name] = data[name] or ""
     if data["next_halving"] is not None:
         data["next_halving"] = forecast_of(data["next_halving"])
     return Growth(**data)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextvars import Context
 from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
+from structlog.contextvars import bind_contextvars
 
 from unmask_server.database.faults import is_transient, message_of
 from unmask_server.diagnosis.allocation import Forecast
@@ -18,10 +20,11 @@ from unmask_server.growth.planners import Next
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.rounds import FLUSH_SECONDS, Rounds
 from unmask_server.growth.sampler import Sampler
-from unmask_server.growth.spec import Growth, GrowthSpec, State
+from unmask_server.growth.spec import NOBODY, Growth, GrowthSpec, Origin, State
 from unmask_server.growth.store import GrowthStore, LeaseLostError, Listing, Subjects
 from unmask_server.growth.turns import Turns
 from unmask_server.growth.work import WorkReader
+from unmask_server.telemetry import metrics, tracing
 
 log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
@@ -77,14 +80,17 @@ class GrowthRunner:
         """Keep leases alive, and take over growths whose server is gone."""
         self._keeper = asyncio.create_task(self._keep())
 
-    async def start(self, request_id: str, spec: GrowthSpec, subjects: Subjects) -> Growth:
+    async def start(
+        self, request_id: str, spec: GrowthSpec, subjects: Subjects, origin: Origin = NOBODY
+    ) -> Growth:
         """Start a growth, or find the one of that request_id; one that failed is taken up again.
 
         Raises:
             AlreadyExists: the request_id belongs to another spec.
 
         """
-        growth = await asyncio.to_thread(self._store.create, request_id, spec, subjects)
+        create = self._store.create
+        growth = await asyncio.to_thread(create, request_id, spec, subjects, origin)
         return await self._go_on(growth)
 
     async def predict(self, spec: GrowthSpec, limit: int) -> Prediction:
@@ -207,7 +213,9 @@ class GrowthRunner:
             if held is None:
                 return
             self._moved[growth_id] = asyncio.Event()
-            task = asyncio.create_task(self._run(held))
+            log.info("growth begins", growth=held.id, attempt=held.attempt)
+            # It outlives the call that it may have begun in, and is no part of it.
+            task = asyncio.create_task(self._run(held), context=Context())
             self._tasks[growth_id] = task
             task.add_done_callback(lambda _: self._forget(growth_id))
         finally:
@@ -225,14 +233,17 @@ class GrowthRunner:
             self._moved[growth_id] = asyncio.Event()
 
     async def _run(self, held: Growth) -> None:
+        bind_contextvars(growth=held.id, request_id=held.call_id)
         try:
-            state = await self._work_on(held)
-            log.info("growth ended", growth=held.id, state=state.value)
+            with tracing.root("growth", link=held.call_trace, growth=held.id, attempt=held.attempt):
+                state = await self._work_on(held)
+            metrics.GROWTHS_ENDED.labels(state.value).inc()
+            log.info("growth ended", state=state.value)
         except LeaseLostError:
-            log.info("growth left: stopped by a client, or taken over", growth=held.id)
+            log.info("growth left: stopped by a client, or taken over")
         except Exception:
             # Its row says that it is ours; the keeper will find it without a task and take it up.
-            log.exception("growth interrupted", growth=held.id)
+            log.exception("growth interrupted")
 
     async def _work_on(self, held: Growth) -> State:
         """Work to the end, and say so in the row."""
@@ -261,11 +272,12 @@ class GrowthRunner:
                 failures = failures + 1 if rounds.stored == stored else 1
                 stored = rounds.stored
                 if not _may_pass(error) or failures >= TRIES:
-                    log.exception("growth failed", growth=held.id)
+                    log.exception("growth failed")
                     await asyncio.to_thread(finish, held, State.FAILED, message_of(error))
                     return State.FAILED
                 pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
-                log.warning("growth interrupted", growth=held.id, error=str(error), pause=pause)
+                metrics.GROWTH_INTERRUPTIONS.inc()
+                log.warning("growth interrupted", error=message_of(error), pause=pause)
                 await asyncio.sleep(pause)
 
 

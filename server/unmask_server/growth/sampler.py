@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.types import Policy
+from unmask_server.engines import observed
 from unmask_server.engines.base import SampleRequest
 from unmask_server.engines.pool import EnginePool
 from unmask_server.growth.outcomes import LENGTH, STOP
@@ -90,7 +91,8 @@ class Sampler:
             return
         with self._engines.hold(policy.model):
             engine = await self._engines.get(policy.model, self._catalog.usable_vocab(policy.model))
-            samples = engine.sample(requests, policy.sampling, frozenset(policy.stop_ids))
+            stop_ids = frozenset(policy.stop_ids)
+            samples = observed.sample(engine, requests, policy.sampling, stop_ids)
             pace = self._paces[policy.id]
             pace.begin()
             try:

@@ -118,6 +118,19 @@ class GrowthSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The call that started a growth, for logs and traces."""
+
+    call_id: str = ""
+    """Its request id; not the growth's `request_id`, which is a client's name for the growth."""
+    call_trace: str = ""
+    """The W3C traceparent of its span."""
+
+
+NOBODY = Origin()
+
+
+@dataclass(frozen=True, slots=True)
 class Growth:
     """A growth and how far it is. Counts are of what is committed."""
 
@@ -155,6 +168,9 @@ class Growth:
     rollouts_pruned: int = 0
     """Of those sampled, gone since."""
     tokens_pruned: int = 0
+    call_id: str = ""
+    """See `Origin`."""
+    call_trace: str = ""
 
     @property
     def first_spec(self) -> GrowthSpec:

@@ -25,8 +25,9 @@ from unmask_server.growth.rows import (
     is_held,
     update_held,
 )
-from unmask_server.growth.spec import Growth, GrowthSpec, State
+from unmask_server.growth.spec import NOBODY, Growth, GrowthSpec, Origin, State
 from unmask_server.reasons import Reason
+from unmask_server.telemetry import metrics
 
 __all__ = ["LEASE_SECONDS", "GrowthStore", "LeaseLostError", "Listing"]
 
@@ -59,8 +60,12 @@ class GrowthStore:
         self._engine = engine
         self.lease_seconds = lease_seconds
 
-    def create(self, request_id: str, spec: GrowthSpec, subjects: Subjects) -> Growth:
+    def create(
+        self, request_id: str, spec: GrowthSpec, subjects: Subjects, origin: Origin = NOBODY
+    ) -> Growth:
         """The growth of that request_id, made if there is none; queued again if it failed.
+
+        `origin` is kept with one that is made.
 
         Raises:
             AlreadyExists: the request_id belongs to a growth that was started with another spec.
@@ -72,6 +77,8 @@ class GrowthStore:
             "request_id": request_id,
             "spec": spec.to_json(),
             "state": State.QUEUED.value,
+            "call_id": origin.call_id,
+            "call_trace": origin.call_trace,
             "created_at": time.time(),
             "updated_at": time.time(),
         }
@@ -155,6 +162,7 @@ class GrowthStore:
 
         A growth that `owner` holds already is taken anew: ask only if nobody there works on it.
         """
+        before = select(growth.c.state, growth.c.owner).where(growth.c.id == growth_id)
         taking = (
             update(growth)
             .where(growth.c.id == growth_id, growth.c.state.in_(OPEN), self._free_for(owner))
@@ -170,13 +178,20 @@ class GrowthStore:
             )
         )
 
-        def take(connection: Connection) -> Growth | None:
+        def take(connection: Connection) -> tuple[Growth | None, bool]:
+            was = connection.execute(before).first()
             if connection.execute(taking).rowcount != 1:
-                return None
+                return None, False
             row = connection.execute(select(growth).where(growth.c.id == growth_id)).one()
-            return growth_of(row)
+            is_taken_over = (
+                was is not None and was.state == State.RUNNING.value and was.owner != owner
+            )
+            return growth_of(row), is_taken_over
 
-        return transact(self._engine, take)
+        taken, is_taken_over = transact(self._engine, take)
+        if is_taken_over:
+            metrics.GROWTHS_TAKEN_OVER.inc()
+        return taken
 
     def renew(self, owner: str, growth_ids: Sequence[str]) -> set[str]:
         """Tell that `owner` is at work on these; returns those of them that still are its own."""

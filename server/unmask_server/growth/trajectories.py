@@ -19,6 +19,7 @@ from unmask_server.growth.recorder import Finished, Recorder, rollout_uid
 from unmask_server.growth.rounds import FLUSH_ROLLOUTS, FLUSH_SECONDS
 from unmask_server.growth.sampler import Sampler, Wanted
 from unmask_server.locks import KeyedLocks
+from unmask_server.telemetry import tracing
 from unmask_server.tree import AddResult
 
 UNKNOWN = 2
@@ -85,8 +86,10 @@ class TrajectoryMaker:
             for question in {by_id[i][0].id: by_id[i][0] for i in missing}.values():
                 self._recorder.check_ready(question.verifier)
             if missing:
-                async with counting(len(missing), len(missing) * policy.max_new_tokens) as sampled:
-                    await self._sample(policy, seed, [(i, *by_id[i]) for i in missing], sampled)
+                budget = (len(missing), len(missing) * policy.max_new_tokens)
+                with tracing.span("trajectories.sample", trajectories=len(missing)):
+                    async with counting(*budget) as sampled:
+                        await self._sample(policy, seed, [(i, *by_id[i]) for i in missing], sampled)
         if missing:
             found = await asyncio.to_thread(self._catalog.trajectories.find, ids)
         return SampledTrajectories([found[i] for i in ids], len(missing))

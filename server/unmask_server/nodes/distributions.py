@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.catalog.types import Model
+from unmask_server.engines import observed
 from unmask_server.engines.base import ZERO_LOGPROB, Sampling, ScoreRequest
 from unmask_server.engines.pool import EnginePool
 from unmask_server.locks import KeyedLocks
+from unmask_server.telemetry import metrics
 from unmask_server.tree import DistributionStore, StoredDistribution
 
 WHOLE_VOCABULARY = 256
@@ -119,6 +121,7 @@ class Scorer:
         whole = job.vocab_size <= WHOLE_VOCABULARY
         top_k = job.vocab_size if whole else min(job.top_k, job.vocab_size)
         found = await self._load(keys)
+        metrics.DISTRIBUTIONS_READ.inc(len(found))
         if (missing := _missing(job, keys, found, top_k)) == []:
             return _arrange(keys, found, top_k)
         async with self._locks.holding(_sequence_key(job)):
@@ -159,7 +162,8 @@ class Scorer:
             tuple(sorted(_wanted(job, i, keys, found, vocab_size)))
             for i in missing
         )
-        scores = await engine.score(
+        scores = await observed.score(
+            engine,
             ScoreRequest(
                 prompt=job.prompt,
                 continuation=job.tokens,
@@ -167,7 +171,7 @@ class Scorer:
                 top_k=min(top_k, vocab_size),
                 views=job.views,
                 also=also,
-            )
+            ),
         )
         fresh: dict[bytes, StoredDistribution] = {}
         for i, score in zip(missing, scores, strict=True):
@@ -183,6 +187,7 @@ class Scorer:
         # Read back what the store kept: another server may have been first, and all must agree.
         found.update(await self._load([list(fresh)]))
         self.computed += len(fresh)
+        metrics.DISTRIBUTIONS_SCORED.inc(len(fresh))
 
 
 def _from_stored(stored: StoredDistribution) -> Distribution:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.catalog.types import Model
+from unmask_server.engines import observed
 from unmask_server.engines.base import ScoreRequest
 from unmask_server.engines.pool import EnginePool
 from unmask_server.locks import KeyedLocks
@@ -77,14 +78,15 @@ class RolloutScorer:
 
         async def one(rollout: StoredRollout) -> NDArray[np.float32]:
             tokens = rollout.tokens[rollout.forced_depth :]
-            scores = await engine.score(
+            scores = await observed.score(
+                engine,
                 ScoreRequest(
                     prompt=prompt,
                     continuation=rollout.tokens,
                     positions=tuple(range(rollout.forced_depth, len(rollout.tokens))),
                     top_k=1,
                     also=tuple((token,) for token in tokens),
-                )
+                ),
             )
             return np.array(
                 [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from sqlalchemy import (
     Connection,
     Engine,
+    ScalarSelect,
     func,
     insert,
     select,
@@ -18,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from unmask_server.database.connect import query, transact
 from unmask_server.database.rows import AnyRow
 from unmask_server.database.schema import distribution, node, outcome, rollout, tree
+from unmask_server.telemetry import metrics, tracing
 from unmask_server.tree import insert as inserting
 from unmask_server.tree import lookup, regrade, rollouts
 from unmask_server.tree.fingerprint import digest, seed_fingerprint
@@ -119,12 +122,19 @@ class TreeStore:
         def work(connection: Connection) -> AddResult:
             return inserting.add_rollouts(connection, tree_id, rollouts, packed, then)
 
-        try:
-            return transact(self._engine, work)
-        except IntegrityError:
-            # Another transaction inserted one of the uids into another tree, meanwhile. It shows
-            # as a duplicate now; anything else raises again.
-            return transact(self._engine, work)
+        begun = time.perf_counter()
+        with tracing.span("tree.insert", rollouts=len(rollouts)):
+            try:
+                result = transact(self._engine, work)
+            except IntegrityError:
+                # Another transaction inserted one of the uids into another tree, meanwhile. It
+                # shows as a duplicate now; anything else raises again.
+                result = transact(self._engine, work)
+        metrics.INSERT_SECONDS.observe(time.perf_counter() - begun)
+        metrics.ROLLOUTS_STORED.inc(len(result.inserted))
+        metrics.ROLLOUTS_REPEATED.inc(len(result.duplicates))
+        metrics.TREE_VERSIONS.inc(bool(result.inserted))
+        return result
 
     def verifiers(self, tree_id: int) -> set[int]:
         """Return the keys of the verifiers that are active: by which every rollout is graded."""
@@ -166,11 +176,15 @@ class TreeStore:
             TreeCorruptError: the nodes that were found contradict the tokens.
 
         """
-        seed = self._seed(tree_id)
-        return query(
-            self._engine,
-            lambda c: lookup.look_up(c, tree_id, seed, tokens, positions, verifier_key),
-        )
+        begun = time.perf_counter()
+        with tracing.span("tree.look_up", positions=len(positions)):
+            seed = self._seed(tree_id)
+            found = query(
+                self._engine,
+                lambda c: lookup.look_up(c, tree_id, seed, tokens, positions, verifier_key),
+            )
+        metrics.LOOK_UP_SECONDS.observe(time.perf_counter() - begun)
+        return found
 
     def lengths(self, tree_id: int) -> SeenLengths:
         """How long some rollouts of a tree are, and where there are hardly any, of others.
@@ -279,16 +293,24 @@ class TreeStore:
         return query(self._engine, lambda c: {row.id: row.version for row in c.execute(wanted)})
 
     def statistics(self) -> TreeStatistics:
-        """Add up all trees, from the counters that each keeps."""
+        """Add up all trees, from the counters that each keeps, and count the distributions."""
+        counted = select(func.count()).select_from(distribution).scalar_subquery()
+        return TreeStatistics(*self._totals(counted))
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Add up all trees: how many there are, their nodes, rollouts and sampled tokens."""
+        trees, nodes, rollouts, tokens = self._totals()
+        return trees, nodes, rollouts, tokens
+
+    def _totals(self, *more: ScalarSelect[int]) -> list[int]:
         totals = select(
             func.count(),
             func.coalesce(func.sum(tree.c.nodes), 0),
             func.coalesce(func.sum(tree.c.rollouts - tree.c.rollouts_pruned), 0),
             func.coalesce(func.sum(tree.c.tokens), 0),
-            select(func.count()).select_from(distribution).scalar_subquery(),
+            *more,
         ).select_from(tree)
-        row = query(self._engine, lambda c: c.execute(totals).one())
-        return TreeStatistics(*map(int, row))
+        return [int(value) for value in query(self._engine, lambda c: c.execute(totals).one())]
 
     def _seed(self, tree_id: int) -> bytes:
         """Return the name of the empty prefix; a tree's never changes."""

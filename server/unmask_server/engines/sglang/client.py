@@ -6,6 +6,7 @@ Nothing is retried here; whoever calls decides where a lost request goes next.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 import aiohttp
 import orjson
 import structlog
+
+from unmask_server.telemetry import metrics, tracing
 
 log = structlog.get_logger(__name__)
 
@@ -150,20 +153,36 @@ class SglangClient:
         """
         rids = [uuid.uuid4().hex for _ in inputs]
         payload = {**fields, "input_ids": [list(ids) for ids in inputs], "rid": rids}
+        begun = time.perf_counter()
         try:
-            answers = orjson.loads(await self._post("/generate", payload, self._timeout))
-        except (asyncio.CancelledError, TimeoutError) as stopped:
+            answers = await self._generate(payload)
+        except asyncio.CancelledError:
             self._abort_soon(rids)
-            if isinstance(stopped, asyncio.CancelledError):
-                raise
+            raise
+        except TimeoutError:
+            self._abort_soon(rids)
+            metrics.SGLANG_GONE.inc()
             raise GoneError(f"{self.url} did not answer in time") from None
-        except orjson.JSONDecodeError as error:
-            raise GoneError(f"{self.url} answered with no JSON: {error}") from None
+        except GoneError:
+            metrics.SGLANG_GONE.inc()
+            raise
+        except RefusedError:
+            metrics.SGLANG_REFUSED.inc()
+            raise
+        metrics.SGLANG_OK.inc()
+        metrics.SGLANG_SECONDS.observe(time.perf_counter() - begun)
         if isinstance(answers, dict):
             answers = [answers]
         if not isinstance(answers, list) or len(answers) != len(inputs):
             raise GoneError(f"{self.url} gave {len(answers)} answers to {len(inputs)} inputs")
         return answers
+
+    async def _generate(self, payload: Json) -> Any:
+        body = await self._post("/generate", payload, self._timeout)
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise GoneError(f"{self.url} answered with no JSON: {error}") from None
 
     async def close(self) -> None:
         """Wait for what is being stopped."""
@@ -207,10 +226,11 @@ class SglangClient:
 
     async def _post(self, path: str, payload: Json, timeout: aiohttp.ClientTimeout) -> bytes:
         try:
+            headers = _JSON | tracing.headers()
             async with self._session.post(
                 self.url + path,
                 data=orjson.dumps(payload),
-                headers=_JSON,
+                headers=headers,
                 timeout=timeout,
                 allow_redirects=False,
             ) as response:

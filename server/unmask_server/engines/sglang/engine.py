@@ -75,7 +75,7 @@ class SglangEngine:
             patience=patience,
         )
         context = min(max_context, serving.max_input or max_context)
-        self._info = ModelInfo(usable, context, frozenset(eos_ids))
+        self._info = ModelInfo(usable, context, frozenset(eos_ids), kind="sglang")
         padded = serving.padding_mass > PADDING_MATTERS
         running = serving.max_running or _RUNNING
         self._rollouts = Rollouts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 
 import structlog
@@ -162,7 +163,8 @@ class Replicas:
         replica.is_up = False
         replica.failures += 1
         log.warning("an SGLang server is left out", url=replica.client.url, reason=why)
-        replica.watch = asyncio.create_task(self._watch(replica))
+        # For all calls, whichever found it gone.
+        replica.watch = asyncio.create_task(self._watch(replica), context=Context())
 
     async def _watch(self, replica: Replica) -> None:
         pause = _FIRST_PROBE

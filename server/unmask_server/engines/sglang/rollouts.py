@@ -23,6 +23,7 @@ from unmask_server.engines.sglang.payloads import (
 )
 from unmask_server.engines.sglang.replicas import Replicas
 from unmask_server.engines.sglang.scoring import affinity
+from unmask_server.telemetry import metrics
 
 ABORTS = 20
 """How often a rollout that somebody else aborts is taken up again."""
@@ -170,6 +171,8 @@ class Rollouts:
         self.stats.requests += 1
         self.stats.input_tokens += len(given)
         self.stats.cached_tokens += got.cached
+        metrics.SGLANG_PROMPT_TOKENS.inc(len(given))
+        metrics.SGLANG_CACHED_TOKENS.inc(got.cached)
         return got
 
 

@@ -85,7 +85,7 @@ def describe(model: Any, vocab_size: int | None) -> ModelInfo:
     generation = getattr(model, "generation_config", None)
     eos = getattr(generation, "eos_token_id", None)
     ids = [eos] if isinstance(eos, int) else list(eos or ())
-    return ModelInfo(vocab_size or columns, int(context), frozenset(ids))
+    return ModelInfo(vocab_size or columns, int(context), frozenset(ids), kind="transformers")
 
 
 def choose_backend(model: Any, info: ModelInfo, *, rows: int, budget: int | None) -> Backend:

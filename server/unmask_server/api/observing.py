@@ -1,0 +1,306 @@
+"""Every call as it is seen from outside: its request id, its access line, its metrics, its span."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+import grpc
+import structlog
+from google.rpc import error_details_pb2, status_pb2
+
+from unmask_server.api.callers import client_of
+from unmask_server.telemetry import calls, metrics, tracing
+
+log = structlog.get_logger("unmask_server.access")
+
+OUR_METHODS = "/unmask.v1."
+
+AccessLog = Literal["all", "computed", "failed", "off"]
+"""Which calls get a line: all; all but those answered from memory; those that failed; none."""
+
+OK = grpc.StatusCode.OK
+_ERROR = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
+_WARNING = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+_DETAILS = "grpc-status-details-bin"
+_MAX_CLIENT = 200
+"""Characters of a client's name that are logged."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ObservingInterceptor(grpc.aio.ServerInterceptor):
+    """Outermost: whatever the interceptors within it make of a call is seen here."""
+
+    def __init__(self, access_log: AccessLog = "computed") -> None:
+        self._access_log = access_log
+        self._observed: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
+        self._methods: dict[str, _Method] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Begin the call, and observe its handler."""
+        name = handler_call_details.method
+        calls.begin(handler_call_details.invocation_metadata)
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            # Under one label, whatever clients think of.
+            _unknown.started.inc()
+            _unknown.count(grpc.StatusCode.UNIMPLEMENTED, 0.0)
+            return None
+        known = self._observed.get(name)
+        if known is None or known[0] is not handler:
+            known = self._observed[name] = (handler, self._observe(name, handler))
+        return known[1]
+
+    def _observe(self, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        streams = (bool(handler.request_streaming), bool(handler.response_streaming))
+        if name not in self._methods:
+            self._methods[name] = _Method(name, _TYPES[streams])
+        inner = next(
+            call
+            for call in (handler.unary_unary, handler.unary_stream, handler.stream_unary,
+                         handler.stream_stream)
+            if call is not None
+        )  # fmt: skip
+        if not (inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)):
+            return handler  # type: ignore[no-any-return]
+        method = self._methods[name]
+        ours = name.startswith(OUR_METHODS)
+        # This API's answers are made bytes here, for their sizes.
+        serialize = handler.response_serializer if ours else None
+        observed = _observed(method, inner, serialize, self._access_log)
+        return _FACTORIES[streams](  # type: ignore[no-any-return]
+            observed,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=None if ours else handler.response_serializer,
+        )
+
+
+_TYPES = {
+    (False, False): "unary",
+    (False, True): "server_stream",
+    (True, False): "client_stream",
+    (True, True): "bidi_stream",
+}
+"""By whether requests and responses are streams."""
+_FACTORIES: dict[tuple[bool, bool], Callable[..., Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+class _Method:
+    """What is counted of a method, its labels bound."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name.removeprefix("/")
+        service, _, method = self.name.rpartition("/")
+        labels = (kind, service, method)
+        self._labels = labels
+        self.is_ours = name.startswith(OUR_METHODS)
+        self.started = metrics.RPCS_STARTED.labels(*labels)
+        self._seconds = metrics.RPC_SECONDS.labels(*labels)
+        self._handled: dict[grpc.StatusCode, Any] = {}
+
+    def count(self, code: grpc.StatusCode, seconds: float) -> None:
+        """Count a call that ended."""
+        handled = self._handled.get(code)
+        if handled is None:
+            handled = metrics.RPCS_HANDLED.labels(*self._labels, _camel(code))
+            self._handled[code] = handled
+        handled.inc()
+        self._seconds.observe(seconds)
+
+
+@dataclass(slots=True)
+class _Sizes:
+    """Bytes of messages of this API."""
+
+    received: int
+    sent: int = 0
+
+
+class _Flight:
+    """Calls under way, on the event loop."""
+
+    count = 0
+
+
+metrics.RPCS_IN_FLIGHT.set_function(lambda: _Flight.count)
+_unknown = _Method("unknown/unknown", "unary")
+
+
+def _observed(
+    method: _Method,
+    inner: Callable[..., Any],
+    serialize: Callable[[Any], bytes] | None,
+    access_log: AccessLog,
+) -> Callable[[Any, Context], Awaitable[Any]]:
+    """A handler that does what `inner` does, and tells of it."""
+    is_generator = inspect.isasyncgenfunction(inner)
+
+    async def answer(request: Any, context: Any, sizes: _Sizes) -> Any:
+        if not is_generator:
+            response = await inner(request, context)
+            if serialize is not None:
+                response = serialize(response)
+                sizes.sent += len(response)
+            return response
+        async with aclosing(inner(request, context)) as responses:
+            async for response in responses:
+                if serialize is not None:
+                    response = serialize(response)
+                    sizes.sent += len(response)
+                await context.write(response)
+        return None
+
+    async def observe(request: Any, context: Context) -> Any:
+        begun = time.perf_counter()
+        call = calls.current()
+        assert call is not None
+        context.set_trailing_metadata(((calls.REQUEST_ID, call.id),))
+        method.started.inc()
+        _Flight.count += 1
+        if isinstance(request, bytes):
+            call.request = request
+        sizes = _Sizes(len(call.request))
+        code = OK
+        try:
+            return await answer(request, _Context(context, call), sizes)
+        except BaseException as error:
+            code = _code(context, error)
+            raise
+        finally:
+            _Flight.count -= 1
+            code = _known(context.code()) or code
+            seconds = time.perf_counter() - begun
+            method.count(code, seconds)
+            if code is not OK:
+                metrics.ERRORS.labels(call.reason or code.name).inc()
+            if method.is_ours:
+                metrics.RPC_BYTES_RECEIVED.inc(sizes.received)
+                metrics.RPC_BYTES_SENT.inc(sizes.sent)
+            tracing.note(failed=code in _ERROR, **{"rpc.grpc.status_code": int(code.value[0])})
+            if _is_logged(access_log, call, code, method):
+                _log(method, call, code, seconds, context, sizes)
+
+    if not tracing.is_on():
+        return observe
+
+    async def traced(request: Any, context: Context) -> Any:
+        with tracing.serving(method.name, context.invocation_metadata() or ()):
+            return await observe(request, context)
+
+    return traced
+
+
+class _Context:
+    """A call's context; whoever ends the call with an error tells the request id, too."""
+
+    __slots__ = ("_call", "_context")
+
+    def __init__(self, context: Context, call: calls.Call) -> None:
+        self._context = context
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def abort(
+        self,
+        code: grpc.StatusCode,
+        details: str = "",
+        trailing_metadata: Iterable[tuple[str, str | bytes]] = (),
+    ) -> NoReturn:
+        """See `grpc.aio.ServicerContext.abort`."""
+        metadata = dict(trailing_metadata)
+        told = metadata.pop(_DETAILS, b"")
+        status = status_pb2.Status(code=code.value[0], message=details)
+        if isinstance(told, bytes):
+            status.MergeFromString(told)
+        info = error_details_pb2.ErrorInfo()
+        self._call.reason = next((info.reason for any_ in status.details if any_.Unpack(info)), "")
+        status.details.add().Pack(error_details_pb2.RequestInfo(request_id=self._call.id))
+        metadata |= {calls.REQUEST_ID: self._call.id, _DETAILS: status.SerializeToString()}
+        await self._context.abort(code, details, tuple(metadata.items()))
+        raise AssertionError("gRPC has raised")
+
+    async def abort_with_status(self, status: Any) -> NoReturn:
+        """See `grpc.aio.ServicerContext.abort_with_status`."""
+        await self.abort(status.code, status.details, status.trailing_metadata)
+
+
+def _is_logged(
+    access_log: AccessLog, call: calls.Call, code: grpc.StatusCode, method: _Method
+) -> bool:
+    if access_log == "off":
+        return False
+    if code is not OK:
+        return True
+    # Health checks come every second.
+    return method.is_ours and access_log != "failed" and (access_log == "all" or not call.cached)
+
+
+def _log(
+    method: _Method,
+    call: calls.Call,
+    code: grpc.StatusCode,
+    seconds: float,
+    context: Context,
+    sizes: _Sizes,
+) -> None:
+    caller = client_of(context)
+    fields: dict[str, Any] = {
+        "request_id": call.id,
+        "method": method.name,
+        "code": code.name,
+        "ms": round(1000.0 * seconds, 2),
+        "client": (caller.principal or caller.name)[:_MAX_CLIENT],
+        "peer": caller.address,
+    }
+    if method.is_ours:
+        fields |= {"received": sizes.received, "sent": sizes.sent, "cached": call.cached}
+    if call.reason:
+        fields["reason"] = call.reason
+    say = log.error if code in _ERROR else log.warning if code in _WARNING else log.info
+    say("call", **fields)
+
+
+def _code(context: Context, error: BaseException) -> grpc.StatusCode:
+    """What the client is told of a call that ends with an error nobody has told it of."""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        left = context.time_remaining()
+        late = left is not None and left <= 0.0
+        return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+    return grpc.StatusCode.UNKNOWN
+
+
+def _known(code: Any) -> grpc.StatusCode | None:
+    """The code that was set, if one was; gRPC takes its numbers, too."""
+    if code is None or isinstance(code, grpc.StatusCode):
+        return code
+    return next((one for one in grpc.StatusCode if one.value[0] == code), grpc.StatusCode.UNKNOWN)
+
+
+def _camel(code: grpc.StatusCode) -> str:
+    """As go-grpc-middleware labels it."""
+    if code is grpc.StatusCode.CANCELLED:
+        return "Canceled"
+    return code.name if code is OK else code.name.title().replace("_", "")

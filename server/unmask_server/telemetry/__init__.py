@@ -1,0 +1,1 @@
+"""What a server tells of itself: request ids, logs, metrics, traces. Imports nothing of ours."""
