@@ -28,6 +28,8 @@ class StandIn:
     def __init__(self, columns: int = VOCABULARY) -> None:
         self.sent: list[Json] = []
         """Payloads of `/generate`, in order."""
+        self.traceparents: list[str] = []
+        """Of the same, where they had one."""
         self.aborted: list[str] = []
         """Request ids of `/abort_request`."""
         self.knows_abort = True
@@ -108,6 +110,8 @@ class StandIn:
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         payload: Json = await request.json()
         self.sent.append(payload)
+        if "traceparent" in request.headers:
+            self.traceparents.append(request.headers["traceparent"])
         if self.is_starting:
             return web.Response(status=503)
         if self.drops:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from unmask_server.engines.base import EngineError, ModelInfo
 from unmask_server.engines.transformers.attention import UnsupportedAttentionError
@@ -36,6 +37,8 @@ _COARSE_TOLERANCE = 0.06
 """Of the largest logit, in 16 bits, where another order of additions is another result."""
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 _PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+# It writes into the logs.
+disable_progress_bar()
 _loading = threading.Lock()
 """transformers changes torch for the whole process while it loads: of two models loaded at once in
 two threads, one may stay without weights ("Cannot copy out of meta tensor")."""
