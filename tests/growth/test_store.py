@@ -13,11 +13,13 @@ from unmask_server.database.connect import read, transact, write
 from unmask_server.database.schema import growth
 from unmask_server.growth.control import GrowthControl
 from unmask_server.growth.rows import LeaseLostError
-from unmask_server.growth.spec import Growth, GrowthSpec, State
+from unmask_server.growth.spec import Growth, GrowthSpec, Origin, State
 from unmask_server.growth.store import GrowthStore, Listing
+from unmask_server.telemetry.metrics import REGISTRY
 
 from tests.growth.making import LEASE, spec
 
+TAKEN_OVER = "unmask_growth_takeovers_total"
 ONE, TWO = ("p1", "q1"), ("p2", "q2")
 
 
@@ -65,6 +67,19 @@ def test_one_server_at_a_time_has_a_growth(store: GrowthStore) -> None:
     store.release("a")
     assert store.claimable("b") == [made.id]
     assert claimed(store, made.id, "b").attempt == held.attempt + 1
+
+
+def test_who_takes_a_growth_over_knows_the_call_that_started_it(store: GrowthStore) -> None:
+    before = REGISTRY.get_sample_value(TAKEN_OVER)
+    origin = Origin("call-1", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    made = store.create("r", spec(), [ONE], origin)
+    claimed(store, made.id, "a")
+    assert store.create("r", spec(), [ONE], Origin("call-2")).call_id == "call-1"
+    assert REGISTRY.get_sample_value(TAKEN_OVER) == before
+    store.release("a")
+    taken = claimed(store, made.id, "b")
+    assert (taken.call_id, taken.call_trace) == (origin.call_id, origin.call_trace)
+    assert REGISTRY.get_sample_value(TAKEN_OVER) == before + 1
 
 
 @pytest.mark.parametrize("jump", [-LEASE - 1, 3 * LEASE])

@@ -110,7 +110,7 @@ async def test_one_trace_from_the_client_to_engine_and_database(traced: Traced) 
     assert read.parent is not None
     assert read.parent.span_id == diagnosed.parent.span_id == served.context.span_id  # type: ignore[union-attr]
     assert len(scored) >= 2
-    assert len(selects) > 5
+    assert len(selects) >= 3
     assert ids([asked]) == ids(traced.spans())
     told = {parent.split("-")[1] for parent in traced.stand_in.traceparents}
     assert told == {f"{asked.context.trace_id:032x}"}
@@ -138,9 +138,9 @@ async def test_a_growth_is_a_trace_of_its_own_with_a_link_to_its_call(traced: Tr
 
 
 async def test_spans_say_what_failed_but_not_what_was_sent(traced: Traced) -> None:
-    row = f'{{"name": "{CANARY}", "question": "{CANARY} 1 2", "answer": "{CANARY}"}}'
-    await traced.client.register_questions(row.encode(), verifier="last_number")
-    await traced.client.preview_prompt("teacher", CANARY)
+    row = {"name": CANARY, "question": f"{CANARY} 1 2", "answer": "3", "hint": CANARY}
+    await traced.client.register_questions([row], verifier="last_number")
+    await traced.client.preview_prompt(teacher="teacher", question=CANARY)
     with pytest.raises(unmask.NotFoundError):
         await traced.client.get_policy("nobody")
     (asked,) = traced.spans("unmask.v1.CatalogService/GetPolicy", SpanKind.CLIENT)
