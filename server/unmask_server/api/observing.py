@@ -12,14 +12,14 @@ from typing import Any, Literal, NoReturn
 
 import grpc
 import structlog
+from google.protobuf import descriptor_pool
 from google.rpc import error_details_pb2, status_pb2
 
 from unmask_server.api.callers import client_of
+from unmask_server.api.contract import OUR_METHODS
 from unmask_server.telemetry import calls, metrics, tracing
 
 log = structlog.get_logger("unmask_server.access")
-
-OUR_METHODS = "/unmask.v1."
 
 AccessLog = Literal["all", "computed", "failed", "off"]
 """Which calls get a line: all; all but those answered from memory; those that failed; none."""
@@ -58,19 +58,21 @@ class ObservingInterceptor(grpc.aio.ServerInterceptor):
         calls.begin(handler_call_details.invocation_metadata)
         handler: Any = await continuation(handler_call_details)
         if handler is None:
-            # Under one label, whatever clients think of.
             _unknown.started.inc()
             _unknown.count(grpc.StatusCode.UNIMPLEMENTED, 0.0)
             return None
         known = self._observed.get(name)
-        if known is None or known[0] is not handler:
-            known = self._observed[name] = (handler, self._observe(name, handler))
-        return known[1]
+        if known is not None and known[0] is handler:
+            return known[1]
+        # Methods that there are not share one label, and nothing is kept for them.
+        method = self._methods.get(name) or _Method.of(name)
+        observed = self._observe(method, handler)
+        if method is not _unknown:
+            self._methods[name], self._observed[name] = method, (handler, observed)
+        return observed
 
-    def _observe(self, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    def _observe(self, method: _Method, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         streams = (bool(handler.request_streaming), bool(handler.response_streaming))
-        if name not in self._methods:
-            self._methods[name] = _Method(name, _TYPES[streams])
         inner = next(
             call
             for call in (handler.unary_unary, handler.unary_stream, handler.stream_unary,
@@ -79,15 +81,13 @@ class ObservingInterceptor(grpc.aio.ServerInterceptor):
         )  # fmt: skip
         if not (inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)):
             return handler  # type: ignore[no-any-return]
-        method = self._methods[name]
-        ours = name.startswith(OUR_METHODS)
         # This API's answers are made bytes here, for their sizes.
-        serialize = handler.response_serializer if ours else None
+        serialize = handler.response_serializer if method.is_ours else None
         observed = _observed(method, inner, serialize, self._access_log)
         return _FACTORIES[streams](  # type: ignore[no-any-return]
             observed,
             request_deserializer=handler.request_deserializer,
-            response_serializer=None if ours else handler.response_serializer,
+            response_serializer=None if method.is_ours else handler.response_serializer,
         )
 
 
@@ -118,6 +118,16 @@ class _Method:
         self.started = metrics.RPCS_STARTED.labels(*labels)
         self._seconds = metrics.RPC_SECONDS.labels(*labels)
         self._handled: dict[grpc.StatusCode, Any] = {}
+
+    @staticmethod
+    def of(name: str) -> _Method:
+        """By its descriptor: who refuses a call may put a handler of another kind in its place."""
+        service, _, method = name.removeprefix("/").rpartition("/")
+        try:
+            found = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
+        except KeyError:
+            return _unknown
+        return _Method(name, _TYPES[found.client_streaming, found.server_streaming])
 
     def count(self, code: grpc.StatusCode, seconds: float) -> None:
         """Count a call that ended."""
