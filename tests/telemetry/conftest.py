@@ -28,6 +28,13 @@ SECONDS = 60.0
 """What is waited for comes in a moment, on a loaded machine too."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A server's first import of torch may take a minute on a busy machine."""
+    for item in items:
+        if "tests/telemetry" in str(item.path):
+            item.add_marker(pytest.mark.timeout(300))
+
+
 @dataclass
 class Told:
     """What a server tells."""

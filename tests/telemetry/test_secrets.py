@@ -25,6 +25,7 @@ TOKEN, PASSWORD, PROMPT = "canary-token-1f", "canary-password-2e", "canaryprompt
 METADATA = [("authorization", f"Bearer {TOKEN}")]
 
 
+@pytest.mark.slow
 async def test_secrets_and_prompts_are_told_to_nobody(
     tmp_path: Path, models: Path, postgresql_shared_url: str
 ) -> None:
@@ -62,14 +63,14 @@ async def test_secrets_and_prompts_are_told_to_nobody(
         for name in ("told", "self-answer", "nobody"):
             await call(
                 stubs.catalog.PreviewPrompt,
-                catalog_pb2.PreviewPromptRequest(teacher=name, question="secret"),
+                catalog_pb2.PreviewPromptRequest(teacher=name, question="secret-too"),
             )
         submitted = trajectory_pb2.SubmitTrajectoryRequest(
-            policy="student", question="secret", text=f"{PROMPT} so #### 1"
+            policy="student", question="secret-too", text=f"{PROMPT} so #### 1"
         )
         await call(stubs.trajectory.SubmitTrajectory, submitted)
         node = diagnosis_pb2.NodeRef(
-            prefix=diagnosis_pb2.PrefixNode(policy="student", question="secret", text=PROMPT)
+            prefix=diagnosis_pb2.PrefixNode(policy="student", question="secret-too", text=PROMPT)
         )
         for teachers in ([], ["teacher"], ["told"]):
             await call(
@@ -88,7 +89,8 @@ async def test_secrets_and_prompts_are_told_to_nobody(
                 async for _ in watch:
                     pass
         logged, scraped = told.log.read_text(), told.scraped()
-    assert logged.count('"event": "call"') > 15
+    codes = [json.loads(line).get("code") for line in logged.splitlines()]
+    assert codes.count("OK") > 10
     assert errors
     for secret in (TOKEN, PASSWORD):
         for where in (logged, scraped, *errors):
