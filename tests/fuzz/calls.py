@@ -17,7 +17,7 @@ from tests.fuzz.rpcs import Rpc
 
 PATIENCE_SECONDS = 30.0
 """Any request is answered within this time, on a machine that is busy with fuzzing."""
-STREAM_SECONDS = 2.0
+STREAM_SECONDS = 0.5
 """What is read of a stream that may not end."""
 NEVER = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 """Codes that no request may cause."""

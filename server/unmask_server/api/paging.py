@@ -33,7 +33,9 @@ def decode_page(token: str) -> tuple[float, str] | None:
         key = float(created_at), str(last)
         if not math.isfinite(key[0]):
             raise ValueError("no time")
-    except (ValueError, TypeError, RecursionError, binascii.Error):
+        if not (key[1].isascii() and key[1].isprintable()):
+            raise ValueError("no id")
+    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
         raise InvalidArgument(
             "page_token", "not a token of this server; use next_page_token of the page before"
         ) from None

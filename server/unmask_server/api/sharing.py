@@ -7,6 +7,8 @@ import base64
 import binascii
 import hashlib
 import json
+import math
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -83,7 +85,7 @@ class Exporter:
         """The parts behind the request's cursor."""
         wanted = await asyncio.to_thread(self._wanted, request)
         phases = [*_PHASES, *(_OF_KIND[kind] for kind in sorted(wanted.kinds))]
-        number, after = _position(request.cursor, wanted, len(phases))
+        number, after = _position(request.cursor, wanted, phases)
         for i in range(number, len(phases)):
             parts = self._readers[phases[i]](wanted, after if i == number else [])
             async for records, place in parts:
@@ -236,16 +238,60 @@ def _cursor(wanted: _Wanted, phase: int, after: After) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode()
 
 
-def _position(cursor: str, wanted: _Wanted, phases: int) -> tuple[int, After]:
+def _position(cursor: str, wanted: _Wanted, phases: Sequence[str]) -> tuple[int, After]:
     if not cursor:
         return 0, []
     try:
         mark, phase, after = json.loads(base64.urlsafe_b64decode(cursor))
-    except (ValueError, TypeError, binascii.Error):
-        mark, phase, after = "", 0, []
-    if mark != _mark(wanted, phase, after) or not 0 <= phase <= phases:
+        good = mark == _mark(wanted, phase, after) and _is_place(phase, after, phases)
+    except (ValueError, TypeError, RecursionError, binascii.Error):
+        good = False
+    if not good:
         raise InvalidArgument("cursor", "is of another request, or none")
     return phase, after
+
+
+def _is_place(phase: Any, after: Any, phases: Sequence[str]) -> bool:
+    """Whether a phase may go on there: a mark can be computed by anybody."""
+    if type(phase) is not int or not 0 <= phase <= len(phases) or not isinstance(after, list):
+        return False
+    if not after:
+        return True
+    shapes = _PLACES[phases[phase]] if phase < len(phases) else ()
+    return any(
+        len(after) == len(shape) and all(fits(one) for fits, one in zip(shape, after, strict=True))
+        for shape in shapes
+    )
+
+
+def _is_index(one: Any) -> bool:
+    return type(one) is int and 0 <= one < 2**62
+
+
+def _is_time(one: Any) -> bool:
+    return type(one) is float and math.isfinite(one)
+
+
+def _is_id(one: Any) -> bool:
+    return isinstance(one, str) and one.isascii() and one.isprintable()
+
+
+def _is_key(one: Any) -> bool:
+    return isinstance(one, str) and re.fullmatch(r"(?:[0-9a-f]{2})*", one) is not None
+
+
+_LISTED = ((_is_time, _is_id),)
+_OF_TRAJECTORIES = ((_is_index, _is_time, _is_id),)
+_PLACES: dict[str, tuple[tuple[Callable[[Any], bool], ...], ...]] = {
+    "verifiers": _LISTED,
+    "policies": _LISTED,
+    "questions": (*_LISTED, (_is_index,)),
+    "teachers": _LISTED,
+    "rollouts": ((_is_index, _is_index),),
+    "trajectories": _OF_TRAJECTORIES,
+    "distributions": ((_is_key,),),
+    "estimates": _OF_TRAJECTORIES,
+}
 
 
 def _mark(wanted: _Wanted, phase: int, after: After) -> str:
