@@ -28,6 +28,8 @@ from tests.stores import new_database, postgresql_server
 
 CHANNELS = 4
 WORKERS = 32
+WARM_PART = 5
+"""After this part of the requests a server has done everything that it does."""
 ROOM_MIB = 64
 """What a server's heap may grow by, beside its caches, once it has done everything once."""
 
@@ -68,9 +70,10 @@ async def fuzz_store(store: str, url: str, folder: Path, plan: Plan) -> Result:
         async with _channels(server) as channels:
             fuzz = Fuzz(channels, folders, plan.seed, Pool(kept.hidden.__contains__))
             refused = await fuzz.plant(models)
-            settled = server.measure()
             begun = time.monotonic()
-            await fuzz.run(plan.requests, workers=WORKERS)
+            await fuzz.run(plan.requests // WARM_PART, workers=WORKERS)
+            warm = max(server.resident)
+            await fuzz.run(plan.requests, workers=WORKERS, first=plan.requests // WARM_PART)
             seconds = time.monotonic() - begun
         ended = await frames.attack(server, plan.seed, plan.connections)
         changed = await kept.differences(server.channel)
@@ -85,9 +88,9 @@ async def fuzz_store(store: str, url: str, folder: Path, plan: Plan) -> Result:
             complaints=server.complaints(),
             changed=changed,
             fsck=_fsck(url),
-            settled=settled,
+            warm=warm,
             peak=max(server.resident),
-            bound=bound_of(settled),
+            bound=bound_of(warm),
             frames=ended,
             resident=server.resident,
             slowest={name: seconds for name, (seconds, _) in fuzz.slowest.items()},

@@ -77,12 +77,12 @@ class Fuzz:
                 refused[f"{name} ({i})"] = f"{answer.code.name}: {answer.message}"
         return refused
 
-    async def run(self, requests: int, *, workers: int = 32) -> None:
-        """Send so many requests, several at a time."""
-        numbers = count()
+    async def run(self, until: int, *, workers: int, first: int = 0) -> None:
+        """Send requests from number `first` until another one, several at a time."""
+        numbers = count(first)
 
         async def work(channel: grpc.aio.Channel) -> None:
-            while (index := next(numbers)) < requests:
+            while (index := next(numbers)) < until:
                 if index and index % _TOLD == 0:
                     bad = sum(n for (_, code), n in self.counts.items() if code in _BAD)
                     print(f"  {index} requests, {bad} INTERNAL or UNKNOWN", flush=True)

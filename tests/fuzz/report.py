@@ -35,8 +35,8 @@ class Result:
     changed: list[str]
     """Normal calls that are answered otherwise than before."""
     fsck: list[str]
-    settled: float
-    """MiB of the server before it was fuzzed."""
+    warm: float
+    """MiB of the server, at most, over the first requests."""
     peak: float
     """MiB at most."""
     bound: float
@@ -65,7 +65,7 @@ def tell(result: Result, rpcs: Mapping[str, Rpc], save: Path) -> None:
     """Print what was found, and save what can be replayed."""
     pace = result.requests / result.seconds
     print(f"{result.store}: {result.requests} requests in {result.seconds:.0f} s ({pace:.0f} a "
-          f"second), memory {result.settled:.0f} MiB before, {result.peak:.0f} at most, bound "
+          f"second), memory {result.warm:.0f} MiB when warm, {result.peak:.0f} at most, bound "
           f"{result.bound:.0f}")  # fmt: skip
     late = sorted(result.slowest.items(), key=lambda item: -item[1])[:5]
     print("slowest: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in late))
@@ -118,14 +118,13 @@ def frames_table(results: Sequence[Result]) -> str:
 def servers_table(results: Sequence[Result]) -> str:
     """One line a server."""
     lines = [
-        "| store | seed | requests | seconds | violations | fsck findings | MiB before | at most | "
-        "bound |",
+        "| store | seed | requests | seconds | violations | fsck findings | warm | at most | bound |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in results:
         lines.append(
             f"| {one.store} | {one.seed} | {sum(one.counts.values()):,} | {one.seconds:.0f} | "
-            f"{len(one.violations)} | {len(one.fsck)} | {one.settled:.0f} | {one.peak:.0f} | "
+            f"{len(one.violations)} | {len(one.fsck)} | {one.warm:.0f} | {one.peak:.0f} | "
             f"{one.bound:.0f} |"
         )
     return "\n".join(lines)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,18 +67,26 @@ class Watched:
         """What its log says of errors that nobody foresaw, from a byte of it on."""
         with self.log.open("rb") as file:
             file.seek(start)
-            lines = file.read().decode(errors="replace").splitlines()
-        return [found for line in lines if (found := _complaint(line))]
+            text = file.read().decode(errors="replace")
+        return list(_complaints(text))
 
 
-def _complaint(line: str) -> str:
-    """The last lines of a traceback; empty for any other line."""
-    try:
-        said = json.loads(line)
-    except ValueError:
-        return line if line.startswith(("Traceback", "Exception", "Fatal")) else ""
-    raised = said.get("exception", "")
-    return f"{said.get('method', said.get('event'))}: {raised}" if raised else ""
+def _complaints(log: str) -> Iterator[str]:
+    """Tracebacks: of the server's own lines of JSON, and those that others print."""
+    others: list[str] = []
+    for line in log.splitlines():
+        try:
+            said = json.loads(line)
+        except ValueError:
+            others.append(line)
+            continue
+        if raised := said.get("exception", ""):
+            yield f"{said.get('method', said.get('event'))}: {raised}"
+    told = "\n".join(others)
+    for before, after in itertools.pairwise(told.split("Traceback (most recent call last):")):
+        yield f"{before[-200:]} Traceback {after[:3000]}"
+    if "Fatal Python error" in told:
+        yield told[-3000:]
 
 
 @asynccontextmanager
