@@ -181,7 +181,7 @@ def _rows(name: str, data: bytes) -> Iterable[Any]:
         found = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: not UTF-8: {error.reason} at byte {error.start}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         # JSONL is often called .json, Hugging Face's exports among them.
         return _json_lines(name, data)
     if isinstance(found, dict) and not found.keys() & _QUESTIONS:
@@ -197,7 +197,7 @@ def _json_lines(name: str, data: bytes) -> list[Any]:
         if line.strip():
             try:
                 rows.append(json.loads(line.decode()))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{name}:{number}: no JSON: {error}") from None
     return rows
 

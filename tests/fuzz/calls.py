@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from tests.fuzz.pool import NotANumberError, Pool
 from tests.fuzz.rpcs import Rpc
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 """Any request is answered within this time, on a machine that is busy with fuzzing."""
 STREAM_SECONDS = 0.5
 """What is read of a stream that may not end."""

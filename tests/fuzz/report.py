@@ -118,7 +118,7 @@ def frames_table(results: Sequence[Result]) -> str:
 def servers_table(results: Sequence[Result]) -> str:
     """One line a server."""
     lines = [
-        "| store | seed | requests | seconds | violations | fsck findings | warm | at most | bound |",
+        "| store | seed | requests | seconds | violations | fsck findings | warm | most | bound |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in results:

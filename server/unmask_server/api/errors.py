@@ -262,9 +262,11 @@ async def _read(data: bytes, parse: Parse) -> Message:
 async def _abort(
     context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str
 ) -> None:
-    # What gRPC raised, or what the health service does not implement: the code is set already.
-    if isinstance(error, grpc.aio.AbortError | NotImplementedError):
+    if isinstance(error, grpc.aio.AbortError):
         raise error
+    if isinstance(error, NotImplementedError):
+        # A method of the health service that its package does not have yet.
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
     found = status_of(error)
     if found is None:
         log.error("unforeseen error", method=method, exc_info=error)
