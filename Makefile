@@ -58,6 +58,13 @@ CHAOS := UNMASK_CHAOS_KILLS=200 UNMASK_CHAOS_ROUNDS=40 UNMASK_CHAOS_COMMITS=0 \
 chaos: $(READY) ## The same for long; writes the table of docs/chaos.md.
 	$(CHAOS) UNMASK_CHAOS_PAGE=docs/chaos.md $(BIN)/python -m pytest -n0 -m chaos tests/chaos
 
+# make fuzz SEED=7 REQUESTS=1000 FUZZ='--store sqlite'; FUZZ='--replay FILE' sends a bad request again.
+.PHONY: fuzz
+SEED ?= 1
+REQUESTS ?= 50000
+fuzz: $(READY) ## Send 100,000 requests that no sane client sends; writes the tables of docs/fuzz.md.
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --requests $(REQUESTS) --page docs/fuzz.md $(FUZZ)
+
 SGLANG_CPU := tools/sglang_cpu
 SGLANG_VENV ?= .venv-sglang
 SGLANG_PACKAGES := $(SGLANG_VENV)/.packages

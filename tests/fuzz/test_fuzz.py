@@ -1,0 +1,61 @@
+"""The short version of `make fuzz`: a few hundred requests and every raw attack, on each store."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import wire
+from tests.fuzz.campaign import Plan, fuzz_store
+from tests.fuzz.frames import ATTACKS
+from tests.fuzz.report import tell
+from tests.fuzz.rpcs import all_rpcs
+from tests.fuzz.seeds import SEEDS
+from tests.stores import new_database
+
+SEED = int(os.environ.get("UNMASK_FUZZ_SEED", "8"))
+REQUESTS = 600
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_a_server_survives_fuzzed_requests_and_frames(
+    request: pytest.FixtureRequest, tmp_path: Path, store: str
+) -> None:
+    if store == "sqlite":
+        url = f"sqlite:///{tmp_path}/unmask.db"
+    else:
+        url = new_database(request.getfixturevalue("postgresql_url"))
+    plan = Plan(SEED, REQUESTS, 2 * len(ATTACKS), (store,), tmp_path)
+    result = await fuzz_store(store, url, tmp_path, plan)
+    tell(result, {rpc.path: rpc for rpc in all_rpcs()}, tmp_path)
+    assert result.violations == []
+    answered = Counter(name for (name, code), n in result.counts.items() if code == "OK" and n)
+    never = [rpc.name for rpc in all_rpcs() if rpc.is_ours and not answered[rpc.name]]
+    assert never == [], "valid requests of these are refused: bring tests/fuzz/seeds.py up to date"
+
+
+def test_there_is_a_seed_for_every_rpc() -> None:
+    methods = {rpc.path.rpartition("/")[2] for rpc in all_rpcs() if rpc.is_ours}
+    assert methods - {name for name, _ in SEEDS} == set()
+
+
+def test_broken_bytes_are_of_every_kind() -> None:
+    rpc = next(rpc for rpc in all_rpcs() if rpc.path.endswith("/RegisterPolicy"))
+    rng = random.Random(0)
+    made = {wire.broken(rng, b"\n\x01a", b"\x12\x01b", rpc.request) for _ in range(300)}
+    assert len(made) > 200
+    read = sum(_reads(rpc.new_request(), data) for data in made)
+    assert 0 < read < len(made)
+
+
+def _reads(message: object, data: bytes) -> bool:
+    try:
+        message.ParseFromString(data)  # type: ignore[attr-defined]
+    except Exception:
+        return False
+    return True
