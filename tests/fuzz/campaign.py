@@ -29,7 +29,9 @@ from tests.stores import new_database, postgresql_server
 CHANNELS = 4
 WORKERS = 32
 WARM_PART = 5
-"""After this part of the requests a server has done everything that it does."""
+"""After this part of the requests a server has done everything that it does, ..."""
+WARM_REQUESTS = 4_000
+"""... if it is as many as these."""
 ROOM_MIB = 64
 """What a server's heap may grow by, beside its caches, once it has done everything once."""
 
@@ -64,17 +66,19 @@ async def fuzz_store(store: str, url: str, folder: Path, plan: Plan) -> Result:
     models = folder / "models"
     folders = make_models(models)
     migrate(url)
-    async with watched(url, folder / "server") as server:
+    async with watched(url, folder / "server", model_roots=models) as server:
         await fill_server(server.channel, models)
         kept = await canary.make(server.channel, models)
         async with _channels(server) as channels:
             fuzz = Fuzz(channels, folders, plan.seed, Pool(kept.hidden.__contains__))
             refused = await fuzz.plant(models)
             begun = time.monotonic()
-            await fuzz.run(plan.requests // WARM_PART, workers=WORKERS)
+            first = max(plan.requests // WARM_PART, min(plan.requests, WARM_REQUESTS))
+            await fuzz.run(first, workers=WORKERS)
             warm = max(server.resident)
-            await fuzz.run(plan.requests, workers=WORKERS, first=plan.requests // WARM_PART)
+            await fuzz.run(plan.requests, workers=WORKERS, first=first)
             seconds = time.monotonic() - begun
+        peak = max(server.resident)
         ended = await frames.attack(server, plan.seed, plan.connections)
         changed = await kept.differences(server.channel)
         result = Result(
@@ -89,8 +93,9 @@ async def fuzz_store(store: str, url: str, folder: Path, plan: Plan) -> Result:
             changed=changed,
             fsck=_fsck(url),
             warm=warm,
-            peak=max(server.resident),
+            peak=peak,
             bound=bound_of(warm),
+            raw_peak=max(server.resident),
             frames=ended,
             resident=server.resident,
             slowest={name: seconds for name, (seconds, _) in fuzz.slowest.items()},
