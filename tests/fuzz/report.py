@@ -124,7 +124,7 @@ def frames_table(results: Sequence[Result]) -> str:
 def servers_table(results: Sequence[Result]) -> str:
     """One line a server."""
     lines = [
-        "| store | seed | requests | seconds | violations | fsck findings | MiB when warm | at most "
+        "| store | seed | requests | seconds | violations | fsck findings | MiB when warm | most "
         "| bound | with raw connections |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 from unmask_server.catalog.errors import FailedPrecondition
 from unmask_server.catalog.models import Models
@@ -19,10 +18,14 @@ from unmask_server.catalog.types import (
     Teacher,
 )
 from unmask_server.reasons import Reason
+from unmask_server.remembered import Remembered, weight_of
 
 _PLAIN = BUILT_IN_CONTEXTS["none"]
-_REMEMBERED = 4096
-"""Prompts kept in memory."""
+_REMEMBERED = 64 * 2**20
+"""Bytes of prompts kept in memory."""
+
+Rendering = tuple[Model, Prompting, str, str, str | None]
+"""Model, prompting, template, id of the question, the student's own rollout: what makes a prompt."""
 
 
 class Prompts:
@@ -31,7 +34,7 @@ class Prompts:
     def __init__(self, models: Models, question: Callable[[str], Question]) -> None:
         self._models = models
         self._question = question
-        self._rendered = lru_cache(maxsize=_REMEMBERED)(self._render)
+        self._known = Remembered[Rendering, RenderedPrompt](_REMEMBERED, _weight)
 
     def of_policy(self, policy: Policy, question: Question) -> RenderedPrompt:
         """What a policy is asked. Raises: as `Catalog.policy_prompt`."""
@@ -48,6 +51,10 @@ class Prompts:
         )
         _check_window(prompt, room, teacher.model, teacher.id, question.id)
         return prompt
+
+    def _rendered(self, *how: *Rendering) -> RenderedPrompt:
+        found = self._known.get(how)
+        return self._known.put(how, self._render(*how)) if found is None else found
 
     def _render(
         self,
@@ -68,6 +75,10 @@ class Prompts:
             fields[OWN_CORRECT] = own
         content = render_context(template, fields, question_id=question_id)
         return render_prompt(prompting, tokenizer, content)
+
+
+def _weight(prompt: RenderedPrompt) -> int:
+    return 500 + len(prompt.text) + weight_of(prompt.tokens)
 
 
 def _check_window(

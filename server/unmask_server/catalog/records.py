@@ -15,6 +15,7 @@ from unmask_server.catalog.errors import AlreadyExists, InvalidArgument, NotFoun
 from unmask_server.database.connect import query, transact
 from unmask_server.database.rows import AnyRow, AnySelect
 from unmask_server.reasons import Reason
+from unmask_server.remembered import Remembered, weight_of
 
 Thing = TypeVar("Thing")
 
@@ -28,8 +29,8 @@ _CHUNK = 500
 """Rows a transaction: it holds SQLite's only writer for some milliseconds."""
 _TRIES = 5
 """Tries of a put that others race for; each loser finds what the winner has put."""
-_REMEMBERED = 20_000
-"""Things kept in memory; after that it starts anew."""
+_REMEMBERED = 64 * 2**20
+"""Bytes of things kept in memory."""
 _PREFIXES = ("pol-", "tea-", "que-", "ver-", "trj-")
 
 
@@ -50,7 +51,9 @@ class Records:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._known: dict[tuple[str, str], Any] = {}
+        self._known = Remembered[tuple[str, str], tuple[Any, int]](
+            _REMEMBERED, lambda known: known[1]
+        )
 
     def put(self, table: Table, entry: Entry) -> str:
         """Insert a thing unless it is there; give it its name if it has none. Returns its id.
@@ -75,7 +78,7 @@ class Records:
             chunk = entries[start : start + _CHUNK]
             problems += self._put_chunk(table, chunk)
             for entry in chunk:
-                self._known.pop((table.name, entry.id), None)
+                self._known.pop((table.name, entry.id))
         return problems
 
     def get(self, table: Table, name: str, make: Callable[[AnyRow], Thing]) -> Thing:
@@ -86,15 +89,14 @@ class Records:
 
         """
         key = (table.name, name)
-        if key not in self._known:
+        known = self._known.get(key)
+        if known is None:
             wanted = select(table).where(or_(table.c.id == name, table.c.name == name))
             row = query(self._engine, lambda c: c.execute(wanted).first())
             if row is None:
                 raise NotFound(table.name, name)
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[key] = make(row)
-        found: Thing = self._known[key]
+            known = self._known.put(key, (make(row), 500 + weight_of(tuple(row))))
+        found: Thing = known[0]
         return found
 
     def get_many(

@@ -64,9 +64,14 @@ from unmask_server.database.connect import query
 from unmask_server.database.rows import AnyRow
 from unmask_server.engines.base import Sampling
 from unmask_server.reasons import Reason
+from unmask_server.remembered import Remembered
 
 DEFAULT_MAX_NEW_TOKENS = 256
 DEFAULT_VERIFIER = VerifierKind.LAST_NUMBER.value
+_REMEMBERED = 20_000
+"""Of each kind of thing that is remembered by number."""
+_TOLD = 1000
+"""Characters that are kept of why something cannot be graded."""
 _BUILT_IN_NAMES = frozenset(kind.value for kind in BUILT_IN)
 
 
@@ -85,10 +90,10 @@ class Catalog:
         self._records = Records(engine)
         self._models = Models(engine, sources)
         self._prompts = Prompts(self._models, self.get_question)
-        self._verifiers: dict[int, Verifier] = {}
+        self._verifiers = Remembered[int, Verifier](_REMEMBERED)
         self._built_in: dict[str, str] = {}
-        self._objectives: dict[tuple[tuple[str, str], ...], str] = {}
-        self._gradeable: dict[tuple[int, str], str | None] = {}
+        self._objectives = Remembered[tuple[tuple[str, str], ...], str](_REMEMBERED)
+        self._gradeable = Remembered[tuple[int, str], tuple[str | None]](_REMEMBERED)
         self.trajectories = TrajectoryStore(engine)
         self.adopter = Adopter(self._records, self._models, self.get_verifier)
         self.gym = grader.gym
@@ -344,9 +349,11 @@ class Catalog:
         if list(options.values()) == ["1.0"]:
             return self.get_verifier(next(iter(options)))
         key = tuple(options.items())
-        if key not in self._objectives:
-            self._objectives[key] = self._put_verifier(VerifierKind.OBJECTIVE, options, None)
-        return self.get_verifier(self._objectives[key])
+        id_ = self._objectives.get(key)
+        if id_ is None:
+            put = self._put_verifier(VerifierKind.OBJECTIVE, options, None)
+            id_ = self._objectives.put(key, put)
+        return self.get_verifier(id_)
 
     def get_verifier(self, name: str) -> Verifier:
         """A verifier by id, name or built-in name. Raises NotFound.
@@ -361,20 +368,25 @@ class Catalog:
 
     def verifier_by_key(self, key: int) -> Verifier:
         """The verifier of a statistics key."""
-        if key not in self._verifiers:
+        found = self._verifiers.get(key)
+        if found is None:
             wanted = select(schema.verifier).where(schema.verifier.c.key == key)
             row = query(self._engine, lambda c: c.execute(wanted).one())
-            self._verifiers[key] = self._verifier(row)
-        return self._verifiers[key]
+            found = self._verifiers.put(key, self._verifier(row))
+        return found
 
     def ungradeable(self, verifier: Verifier, question: Question) -> str | None:
         """Why a verifier could grade nothing by a question's answer; None if it can."""
         if verifier.key == question.verifier.key:
             return None
         key = (verifier.key, question.id)
-        if key not in self._gradeable:
-            self._gradeable[key] = reference_problem(verifier, question.fields, self._grader)
-        return self._gradeable[key]
+        found = self._gradeable.get(key)
+        if found is None:
+            problem = reference_problem(verifier, question.fields, self._grader)
+            # Problems quote the reference.
+            found = (problem[:_TOLD] if problem else None,)
+            self._gradeable.put(key, found)
+        return found[0]
 
     def list_verifiers(self, size: int, after: Page | None) -> list[Verifier]:
         """A page, oldest first."""

@@ -13,6 +13,7 @@ from unmask_server.catalog import Catalog, Grader
 from unmask_server.catalog.types import Policy, Question, Trajectory, Verifier, VerifierKind
 from unmask_server.engines.base import FinishReason
 from unmask_server.growth.outcomes import LENGTH, STOP, Outcomes, unnumbered
+from unmask_server.remembered import Remembered
 from unmask_server.tree import (
     AddResult,
     NewRollout,
@@ -22,6 +23,9 @@ from unmask_server.tree import (
     TreeStore,
     VerifiersDifferError,
 )
+
+_REMEMBERED = 100_000
+"""Trees, and verifiers of trees, kept in memory."""
 
 FINISH_CODES = {FinishReason.STOP: STOP, FinishReason.LENGTH: LENGTH}
 
@@ -73,8 +77,8 @@ class Recorder:
         self._store = outcomes
         self._outcomes = Outcomes(catalog, outcomes, grader)
         self._on_change = on_change
-        self._refs: dict[tuple[str, str], TreeRef] = {}
-        self._active: set[tuple[int, int]] = set()
+        self._refs = Remembered[tuple[str, str], TreeRef](_REMEMBERED)
+        self._active = Remembered[tuple[int, int], bool](_REMEMBERED)
 
     def tree(self, policy: Policy, question: Question, verifier: Verifier) -> TreeRef:
         """The tree of a policy and a question, with everything in it graded by `verifier`.
@@ -87,8 +91,8 @@ class Recorder:
         key = (policy.id, question.id)
         ref = self._refs.get(key)
         if ref is None:
-            ref = self._refs[key] = self._trees.open_tree(*key)
-        if verifier.externals or (ref.id, verifier.key) not in self._active:
+            ref = self._refs.put(key, self._trees.open_tree(*key))
+        if verifier.externals or not self._active.get((ref.id, verifier.key)):
             self.regrade(policy, question, ref, verifier)
         return ref
 
@@ -109,7 +113,7 @@ class Recorder:
 
             self._trees.activate_verifier(ref.id, verifier.key, grade)
             self._note(ref.id)
-        self._active.add((ref.id, verifier.key))
+        self._active.put((ref.id, verifier.key), True)
         return graded
 
     def grade(

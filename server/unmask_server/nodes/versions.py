@@ -6,10 +6,14 @@ import asyncio
 import time
 
 from unmask_server.database.notices import Notices
+from unmask_server.remembered import Remembered
 from unmask_server.tree import TreeStore
 
 MAX_AGE_SECONDS = 1.0
 """How late another server's change may be seen, unless the newest is asked for."""
+
+_REMEMBERED = 100_000
+"""Trees whose versions are kept in memory."""
 
 
 class TreeVersions:
@@ -23,7 +27,7 @@ class TreeVersions:
     def __init__(self, trees: TreeStore) -> None:
         self._trees = trees
         self._notices: Notices | None = None
-        self._known: dict[int, tuple[int, float]] = {}
+        self._known = Remembered[int, tuple[int, float]](_REMEMBERED)
         self._queries: dict[int, asyncio.Future[int]] = {}
 
     def rely_on(self, notices: Notices) -> None:
@@ -42,13 +46,13 @@ class TreeVersions:
         at = time.monotonic() if since is None else since
         known = self._known.get(tree_id)
         if known is None or version > known[0]:
-            self._known[tree_id] = (version, at)
+            self._known.put(tree_id, (version, at))
         elif version == known[0]:
-            self._known[tree_id] = (version, max(at, known[1]))
+            self._known.put(tree_id, (version, max(at, known[1])))
 
     def note_if_known(self, tree_id: int, version: int) -> None:
         """A version that another server told of: trees that nobody asks for here are left out."""
-        if tree_id in self._known:
+        if self._known.get(tree_id) is not None:
             self.note(tree_id, version)
 
     def current(self, tree_id: int) -> int | None:
