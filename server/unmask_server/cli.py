@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
 from unmask_server.access.command import app as tokens
-from unmask_server.config import Settings
+from unmask_server.configuration.flags import Config, Load, configured
+from unmask_server.configuration.loading import load as load_settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -27,49 +28,51 @@ app.add_typer(tokens, name="token")
 
 Database = Annotated[
     Optional[str],  # noqa: UP045 - typer reads the annotation at run time
-    typer.Option("--database", help="sqlite:///PATH or postgresql://… (UNMASK_DATABASE)."),
+    typer.Option(
+        "--database", help="sqlite:///PATH or postgresql://… (UNMASK_DATABASE, or the file's)."
+    ),
 ]
 
 
-def _help(name: str) -> str:
-    return Settings.model_fields[name].description or ""
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda wanted: _version() if wanted else None,
+            is_eager=True,
+            help="Print the version.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def _version() -> NoReturn:
+    import unmask
+
+    typer.echo(f"unmask-server {unmask.__version__}")
+    raise typer.Exit
 
 
 @app.command()
+@configured
 def serve(
-    database: Database = None,
-    listen: Annotated[Optional[list[str]], typer.Option(help=_help("listen"))] = None,  # noqa: UP045
-    device: Annotated[Optional[str], typer.Option(help=_help("device"))] = None,  # noqa: UP045
-    dtype: Annotated[Optional[str], typer.Option(help=_help("dtype"))] = None,  # noqa: UP045
-    threads: Annotated[Optional[int], typer.Option(help=_help("threads"))] = None,  # noqa: UP045
-    max_batch: Annotated[Optional[int], typer.Option(help=_help("max_batch"))] = None,  # noqa: UP045
-    sglang_launch: Annotated[Optional[list[str]], typer.Option(help=_help("sglang_launch"))] = None,  # noqa: UP045
-    sglang_command: Annotated[Optional[str], typer.Option(help=_help("sglang_command"))] = None,  # noqa: UP045
-    log_format: Annotated[Optional[str], typer.Option(help=_help("log_format"))] = None,  # noqa: UP045
+    load: Load,
     migrate: Annotated[bool, typer.Option(help="Bring the database to this version first.")] = True,
     parent_pid: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Stop when this process is gone.", hidden=True),
     ] = None,
 ) -> None:
-    """Serve, until told to stop (SIGTERM or Ctrl-C)."""
+    """Serve, until told to stop (SIGTERM or Ctrl-C; once more: at once)."""
     from unmask_server.database.migrate import migrate as run_migrations
     from unmask_server.logs import configure
     from unmask_server.serve import serve as run
 
-    given: dict[str, Any] = {
-        "database": database,
-        "listen": listen,
-        "device": device,
-        "dtype": dtype,
-        "threads": threads,
-        "max_batch": max_batch,
-        "sglang_launch": sglang_launch,
-        "sglang_command": sglang_command,
-        "log_format": log_format,
-    }
     with _told():
-        settings = Settings(**{key: value for key, value in given.items() if value is not None})
+        settings = load().settings
         configure(settings.log_format, settings.log_level)
         if migrate:
             run_migrations(settings.database)
@@ -77,8 +80,36 @@ def serve(
 
 
 @app.command()
+@configured
+def config(
+    load: Load,
+    as_json: Annotated[bool, typer.Option("--json", help="As one object.")] = False,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a file to begin with instead.")
+    ] = False,
+) -> None:
+    """Show the settings in effect, and where each is from. Secrets are masked."""
+    import json
+
+    from rich.console import Console
+
+    from unmask_server.configuration import show
+
+    if example:
+        typer.echo(show.example(), nl=False)
+        return
+    with _told():
+        loaded = load()
+        if as_json:
+            typer.echo(json.dumps(show.to_json(loaded), indent=2))
+        else:
+            show.print_table(loaded, Console(highlight=False))
+
+
+@app.command()
 def migrate(
     database: Database = None,
+    config: Config = None,
     revision: Annotated[str, typer.Option(help="Where to; `head` is the newest.")] = "head",
 ) -> None:
     """Bring a database to a revision of the schema."""
@@ -86,7 +117,7 @@ def migrate(
     from unmask_server.database.migrate import migrate as run_migrations
 
     with _told():
-        url = database or Settings().database
+        url = _database(database, config)
         run_migrations(url, revision)
         typer.echo(f"{without_password(url)} is at {revision}")
 
@@ -94,6 +125,7 @@ def migrate(
 @app.command()
 def fsck(
     database: Database = None,
+    config: Config = None,
     repair: Annotated[bool, typer.Option("--repair", help="Restore what is derived.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One object instead of lines.")] = False,
 ) -> None:
@@ -105,7 +137,7 @@ def fsck(
 
     from unmask_server.tree import fsck as check
 
-    with _told(), _opened(database) as engine:
+    with _told(), _opened(database, config) as engine:
         report = check(engine, repair)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
@@ -118,6 +150,7 @@ def fsck(
 @app.command()
 def prune(
     database: Database = None,
+    config: Config = None,
     policy: Annotated[Optional[str], typer.Option(help="Trees of this policy.")] = None,  # noqa: UP045
     question: Annotated[Optional[str], typer.Option(help="Trees of this question.")] = None,  # noqa: UP045
     older_days: Annotated[
@@ -140,7 +173,7 @@ def prune(
     from unmask_server.keeping.prune import Chosen
     from unmask_server.keeping.report import run
 
-    with _told(), _opened(database) as engine:
+    with _told(), _opened(database, config) as engine:
         if not (policy or question or by_rules or older_days is not None):
             raise ValueError("say which: --policy, --question, --older-days or --by-rules")
         chosen = Chosen(policy, question, older_days, by_rules)
@@ -157,11 +190,12 @@ def retention(
     ] = None,
     forever: Annotated[bool, typer.Option("--forever", help="Keep its trees.")] = False,
     database: Database = None,
+    config: Config = None,
 ) -> None:
     """Set how long a policy's trees are kept; without a policy, list it for all."""
     from unmask_server.keeping.retention import rules, set_rule
 
-    with _told(), _opened(database) as engine:
+    with _told(), _opened(database, config) as engine:
         if policy is not None:
             if (days is None) is not forever:
                 raise ValueError("say either --days or --forever")
@@ -173,6 +207,7 @@ def retention(
 @app.command()
 def vacuum(
     database: Database = None,
+    config: Config = None,
     full: Annotated[
         bool, typer.Option("--full", help="PostgreSQL: write all tables anew; everybody waits.")
     ] = False,
@@ -180,20 +215,20 @@ def vacuum(
     """Give room back to the disk. Not a row changes."""
     from unmask_server.database.vacuum import vacuum as compact
 
-    with _told(), _opened(database) as engine:
+    with _told(), _opened(database, config) as engine:
         before, after = compact(engine, full=full)
         typer.echo(f"{before} bytes before, {after} now")
 
 
 @contextmanager
-def _opened(database: str | None) -> Iterator[Engine]:
+def _opened(database: str | None, config: str | None = None) -> Iterator[Engine]:
     """The database, at this program's revision."""
     from unmask_server.database.connect import open_database
     from unmask_server.database.limits import UNLIMITED
     from unmask_server.database.migrate import require_head
 
     # What looks at everything takes as long as it takes.
-    engine = open_database(database or Settings().database, UNLIMITED)
+    engine = open_database(_database(database, config), UNLIMITED)
     try:
         require_head(engine)
         yield engine
@@ -201,17 +236,17 @@ def _opened(database: str | None) -> Iterator[Engine]:
         engine.dispose()
 
 
+def _database(given: str | None, config: str | None) -> str:
+    return load_settings({"database": given}, config).settings.database
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Tell a mistake in the set-up in one line, and exit with status 2."""
-    from pydantic import ValidationError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        _fail("; ".join(lines))
     except SQLAlchemyError as error:
         _fail(f"the database: {getattr(error, 'orig', None) or error}")
     except (ValueError, OSError, RuntimeError) as error:

@@ -1,18 +1,24 @@
-"""Settings of a server: flags over environment (`UNMASK_…`) over defaults."""
+"""Settings of a server; `configuration.loading` reads them from where they stand."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from unmask_server.access.settings import AccessSettings
 from unmask_server.database.limits import Limits
 
 
 class Settings(AccessSettings):
-    """What `unmask-server serve` can be told."""
+    """What a server can be told. Each field is a flag, a variable and a key of the file."""
 
     model_config = SettingsConfigDict(env_prefix="UNMASK_", extra="ignore")
 
@@ -46,6 +52,11 @@ class Settings(AccessSettings):
         default=["localhost:50051"],
         description="Addresses to serve at: HOST:PORT or unix:PATH; may be given several times "
         "(in the environment: with commas between).",
+    )
+    admin_listen: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="Addresses for operators alone, in the clear: health, reflection and channelz, "
+        "which tells who is connected. Written like those of `listen`.",
     )
     device: str = Field(default="cpu", description="Where embedded models run: cpu, cuda, cuda:1.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -140,10 +151,24 @@ class Settings(AccessSettings):
             patience=self.database_patience_seconds,
         )
 
-    @field_validator("listen", mode="before")
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What was given, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @field_validator("listen", "admin_listen", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()]
 
     @field_validator("sglang_launch", mode="before")
     @classmethod

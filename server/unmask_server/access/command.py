@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from unmask_server.access.principals import Budget, Scope
+from unmask_server.configuration.flags import Config
 
 if TYPE_CHECKING:
     from unmask_server.access.tokens import Token
@@ -20,7 +21,7 @@ app = typer.Typer(
 )
 Database = Annotated[
     Optional[str],  # noqa: UP045 - typer reads the annotation at run time
-    typer.Option("--database", help="sqlite:///PATH or postgresql://… (UNMASK_DATABASE)."),
+    typer.Option("--database", help="sqlite:///PATH or postgresql://… (UNMASK_DATABASE, or the file's)."),
 ]
 Count = Optional[int]  # noqa: UP045
 
@@ -41,12 +42,13 @@ def create(
     rollouts: Annotated[Count, typer.Option(min=1, help="At most, in all.")] = None,
     tokens: Annotated[Count, typer.Option(min=1, help="At most, in all.")] = None,
     database: Database = None,
+    config: Config = None,
 ) -> None:
     """Make a token, and print it: this once, it is kept nowhere."""
     from unmask_server.access.tokens import TokenStore
     from unmask_server.cli import _opened, _told
 
-    with _told(), _opened(database) as engine:
+    with _told(), _opened(database, config) as engine:
         expires_at = None if expires_days is None else time.time() + expires_days * DAY_SECONDS
         budget = Budget(rollouts_per_day, tokens_per_day, rollouts, tokens)
         made, secret = TokenStore(engine).create(
@@ -57,24 +59,25 @@ def create(
 
 
 @app.command("list")
-def list_(database: Database = None) -> None:
+def list_(database: Database = None, config: Config = None) -> None:
     """List all tokens, without their secrets."""
     from unmask_server.access.tokens import TokenStore
     from unmask_server.cli import _opened, _told
 
-    with _told(), _opened(database) as engine:
+    with _told(), _opened(database, config) as engine:
         print_tokens(TokenStore(engine).all())
 
 
 @app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="Its name or id.")], database: Database = None
+    name: Annotated[str, typer.Argument(help="Its name or id.")], database: Database = None,
+    config: Config = None,
 ) -> None:
     """End a token, on all servers of the database within seconds."""
     from unmask_server.access.tokens import TokenStore
     from unmask_server.cli import _opened, _told
 
-    with _told(), _opened(database) as engine:
+    with _told(), _opened(database, config) as engine:
         token = TokenStore(engine).revoke(name)
     typer.echo(f"{token.name} ({token.id}) is revoked")
 

@@ -1,0 +1,1 @@
+"""Where a server's settings come from, and how they are shown."""
