@@ -123,6 +123,70 @@ class Settings(AccessSettings):
     grace_seconds: float = Field(
         default=5.0, ge=0, description="What running calls get to finish when the server stops."
     )
+    grace_notice_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="When it is told to stop, a server says NOT_SERVING and goes on for so long: "
+        "for balancers that only look now and then.",
+    )
+    keepalive_seconds: float = Field(
+        default=60.0,
+        ge=1,
+        description="A silent connection is pinged after so long, ...",
+    )
+    keepalive_timeout_seconds: float = Field(
+        default=20.0, ge=1, description="... and closed when no answer comes within this."
+    )
+    keepalive_min_ping_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        description="Clients that ping more often, several times, are disconnected.",
+    )
+    max_connection_idle_seconds: float = Field(
+        default=0.0, ge=0, description="Connections without calls are closed after this; 0: never."
+    )
+    max_connection_age_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="Connections are asked to go after this, so that clients spread over new "
+        "servers; 0: never.",
+    )
+    max_connection_age_grace_seconds: float = Field(
+        default=600.0, ge=0, description="What calls on such a connection get to finish."
+    )
+    max_concurrent_streams: int = Field(
+        default=1000,
+        ge=1,
+        description="Calls running on one connection; more wait at the client.",
+    )
+    client_calls: int = Field(
+        default=512, ge=0, description="Calls that one client may have running; 0: any number."
+    )
+    client_streams: int = Field(
+        default=256, ge=0, description="Streams that one client may have open; 0: any number."
+    )
+    client_rate: float = Field(
+        default=0.0,
+        ge=0,
+        description="Calls a second that one client may make in the long run; 0: any number. A "
+        "client is who was authenticated, else an address.",
+    )
+    client_burst: int = Field(
+        default=0, ge=0, description="Calls at once after a rest; 0: those of two seconds."
+    )
+    deadline_seconds: float = Field(
+        default=120.0,
+        ge=0,
+        description="What a call may take that needs the database only; 0: any time.",
+    )
+    deadline_work_seconds: float = Field(
+        default=21_600.0,
+        ge=0,
+        description="What a call may take that may have models at work; 0: any time.",
+    )
+    deadline_stream_seconds: float = Field(
+        default=86_400.0, ge=0, description="How long a stream may go on; 0: for ever."
+    )
     log_format: Literal["console", "json"] = Field(
         default="console", description="Of logs: console or json."
     )

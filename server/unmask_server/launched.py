@@ -64,6 +64,11 @@ class LaunchedModels:
             except EngineError as error:
                 raise ValueError(str(error)) from None
 
+    @property
+    def states(self) -> dict[str, bool]:
+        """Directories of the models, and whether their servers answer."""
+        return {str(folder): server.is_healthy for folder, server in self._servers.items()}
+
     async def endpoints(self, path: str) -> tuple[str, ...]:
         """Where a model directory is served, once it is; empty if it is not launched here.
 

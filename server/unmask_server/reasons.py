@@ -297,6 +297,14 @@ class Reason(enum.Enum):
         "The client has had the rollouts or tokens of its day.",
         "Wait as long as RetryInfo says, or ask the operator for more.",
     )
+    TOO_MANY_CALLS = _exhausted(
+        "The client has as many calls running, or streams open, as one may have at once.",
+        "Wait for one to end; make fewer at once; close streams that nobody reads.",
+    )
+    RATE_LIMITED = _exhausted(
+        "The client makes calls more often than one may.",
+        "Wait as long as RetryInfo says; ask for more at once, e.g. for whole trajectories.",
+    )
     DATABASE_FULL = _exhausted(
         "The database has no room left. What was acknowledged is kept.",
         "Tell the operator: free space, or prune (`unmask-server prune`).",
@@ -314,6 +322,15 @@ class Reason(enum.Enum):
     DATABASE_UNAVAILABLE = _unavailable(
         "The database cannot be reached, is busy, or cannot be written now.",
         "Try again. The call may have been carried out; repeating it is harmless.",
+    )
+    SERVER_STOPPING = _unavailable(
+        "The server stops or restarts. What was begun goes on at another server, or after it.",
+        "Make the call again: to watch a growth, watch it anew.",
+    )
+    CALL_TOO_LONG = Meaning(
+        "DEADLINE_EXCEEDED",
+        "The call took longer than the server lets one of its kind take.",
+        "Make it again: what it sampled and scored is kept. Or ask for less at once.",
     )
     DATABASE_SLOW = Meaning(
         "DEADLINE_EXCEEDED",

@@ -8,14 +8,15 @@ import os
 import signal
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import grpc
 import structlog
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 from unmask.v1 import (
     cache_pb2,
     cache_pb2_grpc,
@@ -36,15 +37,29 @@ from unmask_server.api.access import AccessInterceptor
 from unmask_server.api.answers import AnswerInterceptor
 from unmask_server.api.contract import Contract, ContractInterceptor, contract_pool
 from unmask_server.api.errors import ErrorInterceptor
+from unmask_server.api.guard import CallGuard
+from unmask_server.api.health import Health
 from unmask_server.api.observing import ObservingInterceptor
+from unmask_server.api.reflection import add_reflection, reflection_files
 from unmask_server.app import App, build
 from unmask_server.config import Settings
+from unmask_server.connections import options
 from unmask_server.database.connect import without_password
+from unmask_server.readiness.models import ModelsCheck
+from unmask_server.readiness.store import StoreCheck
 from unmask_server.telemetry import tracing
 from unmask_server.watched import metrics_served
 
 log = structlog.get_logger(__name__)
 
+HEALTH = "grpc.health.v1.Health"
+_LONG = 3600.0
+"""Seconds; `CallGuard.drain` ends calls before."""
+_LAST = 0.2
+"""What is left then: streams of health and reflection."""
+HARD_SECONDS = 15.0
+"""What putting everything away may take beyond the grace: then the process ends as it is."""
+HARD_STATUS = 128 + signal.SIGTERM
 THREADS = 64
 """For calls that block."""
 
@@ -67,49 +82,76 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     certificates = Certificates(tls) if tls else None
     app = app or build(settings)
     who = verifiers(settings, app.database)
-    limit = settings.max_message_mib * 2**20
-    pool = contract_pool(
-        health_pb2.DESCRIPTOR.serialized_pb, reflection_pb2.DESCRIPTOR.serialized_pb
-    )
+    guard = CallGuard(settings)
+    store = StoreCheck(settings.database)
+    models = ModelsCheck(app.database, app.engines, app.launched)
+    health = Health(SERVICES, store, models)
+    pool = contract_pool(health_pb2.DESCRIPTOR.serialized_pb, *reflection_files())
     server = grpc.aio.server(
         interceptors=[
             ObservingInterceptor(settings.access_log),
             *([AccessInterceptor(who)] if who else []),
+            guard,
             AnswerInterceptor(app.answers),
             ErrorInterceptor(),
             ContractInterceptor(Contract(pool)),
         ],
-        options=[
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", limit),
-            ("grpc.so_reuseport", 0),
-        ],
+        options=options(settings),
     )
     catalog_pb2_grpc.add_CatalogServiceServicer_to_server(app.catalog_service, server)
     trajectory_pb2_grpc.add_TrajectoryServiceServicer_to_server(app.trajectory_service, server)
     diagnosis_pb2_grpc.add_DiagnosisServiceServicer_to_server(app.diagnosis_service, server)
     growth_pb2_grpc.add_GrowthServiceServicer_to_server(app.growth_service, server)
     cache_pb2_grpc.add_CacheServiceServicer_to_server(app.cache_service, server)
-    health = health_aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server, pool)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    add_reflection((*SERVICES, HEALTH), server, pool)
+    admin = _admin_server(settings, health) if settings.admin_listen else None
+    servers = [server] if admin is None else [server, admin]
     told = contextlib.AsyncExitStack()
     try:
         await told.enter_async_context(metrics_served(app, settings))
         credentials = certificates.credentials() if certificates else None
         bound = [_bind(server, address, credentials) for address in settings.listen]
-        await server.start()
+        if admin is not None:
+            for address in settings.admin_listen:
+                log.info("for operators", listen=_bind(admin, address, None))
+        # Whoever asks as soon as there is somebody to ask gets a true answer.
+        await health.start()
+        for each in servers:
+            await each.start()
         app.launched.start()
         app.runner.start_keeper()
         app.notices.start()
-        for name in ("", *SERVICES):
-            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        guard.start()
         yield bound
     finally:
-        await health.enter_graceful_shutdown()
-        await server.stop(settings.grace_seconds)
+        await health.stop()
+        await asyncio.sleep(settings.grace_notice_seconds)
+        # From now on new calls are refused, while those that run come to their end; growths are
+        # left at once, for another server to go on with.
+        stopping = asyncio.gather(*(each.stop(_LONG) for each in servers))
+        await asyncio.gather(guard.drain(settings.grace_seconds), app.runner.close())
+        health.servicer.end_watches()
+        await asyncio.gather(*(each.stop(_LAST) for each in servers))
+        await stopping
+        await models.close()
+        store.close()
         await told.aclose()
         await app.close()
+
+
+def _admin_server(settings: Settings, health: Health) -> grpc.aio.Server:
+    """For operators: channelz tells who is connected, which is nothing for clients."""
+    from grpc_channelz.v1 import channelz
+
+    server = grpc.aio.server(options=options(settings))
+    channelz.add_channelz_servicer(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    pool = descriptor_pool.Default()
+    for file in reflection_files():
+        pool.AddSerializedFile(file)
+    add_reflection((HEALTH, "grpc.channelz.v1.Channelz"), server, pool)
+    return server
 
 
 def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
@@ -150,22 +192,43 @@ def _clear_socket(path: str) -> None:
 
 
 async def serve(settings: Settings, *, parent_pid: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, or until the parent process is gone."""
+    """Serve until SIGTERM or SIGINT, or until the parent process is gone.
+
+    A second signal ends the process at once, and so does a stop that takes too long: what was
+    acknowledged is committed.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Calls wait in threads for the database and for graders; one kind must not hold up the other.
     loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="unmask"))
+
+    def on_signal() -> None:
+        if stop.is_set():
+            _end_hard("a second signal")
+        stop.set()
+
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
+        loop.add_signal_handler(signum, on_signal)
     tracing.start()
     async with running(settings) as bound:
         log.info("serving", listen=bound, database=without_password(settings.database))
         watcher = asyncio.create_task(_watch_parent(parent_pid, stop)) if parent_pid else None
         await stop.wait()
-        log.info("stopping")
+        log.info("stopping", grace_seconds=settings.grace_seconds)
+        # A thread that waits for a database must not keep the process.
+        most = settings.grace_notice_seconds + 2.0 * settings.grace_seconds + HARD_SECONDS
+        timer = threading.Timer(most, _end_hard, ("stopping took too long",))
+        timer.daemon = True
+        timer.start()
         if watcher:
             watcher.cancel()
     tracing.stop()
+    log.info("stopped")
+
+
+def _end_hard(why: str) -> NoReturn:
+    log.warning("ended as it is", reason=why)
+    os._exit(HARD_STATUS)
 
 
 async def _watch_parent(pid: int, stop: asyncio.Event) -> None:

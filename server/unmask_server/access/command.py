@@ -21,7 +21,9 @@ app = typer.Typer(
 )
 Database = Annotated[
     Optional[str],  # noqa: UP045 - typer reads the annotation at run time
-    typer.Option("--database", help="sqlite:///PATH or postgresql://… (UNMASK_DATABASE, or the file's)."),
+    typer.Option(
+        "--database", help="sqlite:///PATH or postgresql://… (UNMASK_DATABASE, or the file's)."
+    ),
 ]
 Count = Optional[int]  # noqa: UP045
 
@@ -70,7 +72,8 @@ def list_(database: Database = None, config: Config = None) -> None:
 
 @app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="Its name or id.")], database: Database = None,
+    name: Annotated[str, typer.Argument(help="Its name or id.")],
+    database: Database = None,
     config: Config = None,
 ) -> None:
     """End a token, on all servers of the database within seconds."""

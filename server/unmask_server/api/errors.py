@@ -23,6 +23,7 @@ from unmask_server.access.errors import (
     SourceNotAllowed,
 )
 from unmask_server.api.answers import encode
+from unmask_server.api.limits import CallRefusedError, CallTooLongError
 from unmask_server.catalog.errors import (
     AlreadyExists,
     BudgetSpent,
@@ -86,6 +87,10 @@ def status_of(error: BaseException) -> status_pb2.Status | None:
             return _precondition(error.reason, error.message, error.field, error.metadata)
         case QuotaExceeded():
             return status(Reason.QUOTA_EXCEEDED, str(error), retry_in(error.retry_seconds))
+        case CallRefusedError():
+            return status(error.reason, str(error), retry_in(error.retry_seconds))
+        case CallTooLongError():
+            return status(Reason.CALL_TOO_LONG, str(error))
         case BudgetSpent():
             return status(Reason.BUDGET_SPENT, str(error))
         case CredentialsError() | IssuerError():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -14,6 +15,9 @@ from unmask_server.catalog.types import Model
 from unmask_server.engines.base import Engine, EngineError
 
 log = structlog.get_logger(__name__)
+
+FAILURE_SECONDS = 60.0
+"""A model that could not be started counts as one that cannot for so long; then nobody knows."""
 
 OpenEngine = Callable[[Model, int], Coroutine[Any, Any, Engine]]
 """Starts a model. The number is how many ids have a token: higher columns are cut off."""
@@ -30,6 +34,7 @@ class EnginePool:
         self._max = max_engines
         self._engines: OrderedDict[str, asyncio.Task[Engine]] = OrderedDict()
         self._users: dict[str, int] = {}
+        self._failures: dict[str, tuple[float, str]] = {}
 
     async def get(self, model: Model, vocab_size: int) -> Engine:
         """The engine of a model, started if need be.
@@ -49,9 +54,21 @@ class EnginePool:
         await self._shrink()
         try:
             # A caller that gives up must not stop the start that others wait for.
-            return await asyncio.shield(task)
+            engine = await asyncio.shield(task)
         except (OSError, ValueError, RuntimeError) as error:
-            raise EngineError(f"the model at {model.source} cannot be started: {error}") from error
+            message = f"the model at {model.source} cannot be started: {error}"
+            self._failures[model.source] = (time.monotonic(), message)
+            raise EngineError(message) from error
+        except EngineError as error:
+            self._failures[model.source] = (time.monotonic(), str(error))
+            raise
+        self._failures.pop(model.source, None)
+        return engine
+
+    def failure(self, source: str) -> str:
+        """Why the model of a directory could not be started a moment ago; empty: it could."""
+        at, message = self._failures.get(source, (0.0, ""))
+        return message if message and time.monotonic() - at < FAILURE_SECONDS else ""
 
     def running(self) -> list[Engine]:
         """Engines that have started."""

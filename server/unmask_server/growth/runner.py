@@ -33,6 +33,8 @@ TRIES = 6
 """A growth is given up when it failed so often in a row, storing nothing in between."""
 FIRST_PAUSE_SECONDS = 1.0
 """Before the second try; doubled before each further one."""
+LOOKS = 5
+"""How often growths are looked for that nobody works on, for each time leases are renewed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class GrowthRunner:
         self._moved: dict[str, asyncio.Event] = {}
         self._taking: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
+        self._closed = False
 
     @property
     def at_work(self) -> frozenset[str]:
@@ -173,11 +176,18 @@ class GrowthRunner:
         return await self.get(growth_id)
 
     async def close(self) -> None:
-        """Stop working; another server, or the next start of this one, goes on."""
+        """Stop working; another server, or the next start of this one, goes on at once.
+
+        What was sampled is stored, and the leases are given up. May be called twice.
+        """
+        self._closed = True
         tasks = [*([self._keeper] if self._keeper else []), *self._tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._release()
+
+    async def _release(self) -> None:
         try:
             await asyncio.to_thread(self._store.release, self._owner)
         except Exception as error:
@@ -187,9 +197,11 @@ class GrowthRunner:
         period = self._store.lease_seconds / 6.0
         while True:
             try:
-                for growth_id in await asyncio.to_thread(self._store.claimable, self._owner):
-                    await self._take(growth_id)
-                await asyncio.sleep(period)
+                # Looked at more often than renewed: what a server leaves that stops is taken soon.
+                for _ in range(LOOKS):
+                    for growth_id in await asyncio.to_thread(self._store.claimable, self._owner):
+                        await self._take(growth_id)
+                    await asyncio.sleep(period / LOOKS)
                 await self._renew()
             except Exception:
                 log.exception("looking after growths failed; trying again")
@@ -205,12 +217,15 @@ class GrowthRunner:
 
     async def _take(self, growth_id: str) -> None:
         """Work on a growth, if nobody does."""
-        if growth_id in self._tasks or growth_id in self._taking:
+        if self._closed or growth_id in self._tasks or growth_id in self._taking:
             return
         self._taking.add(growth_id)
         try:
             held = await asyncio.to_thread(self._store.claim, growth_id, self._owner)
             if held is None:
+                return
+            if self._closed:
+                await self._release()
                 return
             self._moved[growth_id] = asyncio.Event()
             log.info("growth begins", growth=held.id, attempt=held.attempt)

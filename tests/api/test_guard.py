@@ -1,0 +1,225 @@
+"""Calls over a real socket: limits of a client, deadlines of the server, and its stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_status import rpc_status
+from unmask.v1 import growth_pb2, growth_pb2_grpc, trajectory_pb2, trajectory_pb2_grpc
+from unmask_server.api import guard as guard_module
+from unmask_server.api.callers import authenticated
+from unmask_server.api.errors import ErrorInterceptor
+from unmask_server.api.guard import CallGuard, Kind
+from unmask_server.config import Settings
+
+
+class Growths(growth_pb2_grpc.GrowthServiceServicer):
+    """Calls that wait until they are told to go on."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.begun = asyncio.Semaphore(0)
+        self.ended = asyncio.Semaphore(0)
+
+    async def GetGrowth(self, request: Any, context: Any) -> growth_pb2.GetGrowthResponse:
+        await self._wait()
+        return growth_pb2.GetGrowthResponse()
+
+    async def WatchGrowth(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[growth_pb2.WatchGrowthResponse]:
+        yield growth_pb2.WatchGrowthResponse()
+        await self._wait()
+
+    async def _wait(self) -> None:
+        self.begun.release()
+        try:
+            await self.go_on.wait()
+        finally:
+            self.ended.release()
+
+
+class Trajectories(trajectory_pb2_grpc.TrajectoryServiceServicer):
+    async def GetTrajectory(self, request: Any, context: Any) -> Any:
+        return trajectory_pb2.GetTrajectoryResponse()
+
+
+class Service:
+    """A server and a client of it."""
+
+    def __init__(self, guard: CallGuard, growths: Growths, channel: grpc.aio.Channel) -> None:
+        self.guard = guard
+        self.growths = growths
+        self.channel = channel
+        self.stub = growth_pb2_grpc.GrowthServiceStub(channel)
+        self.trajectories = trajectory_pb2_grpc.TrajectoryServiceStub(channel)
+
+    def get(self, **options: Any) -> Any:
+        return self.stub.GetGrowth(growth_pb2.GetGrowthRequest(), **options)
+
+    def watch(self) -> Any:
+        return self.stub.WatchGrowth(growth_pb2.WatchGrowthRequest())
+
+
+class Authenticates(grpc.aio.ServerInterceptor):
+    """Believes what a call says."""
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        authenticated.set(dict(details.invocation_metadata).get("principal", ""))
+        return await continuation(details)
+
+
+@asynccontextmanager
+async def serving(folder: Path, **settings: Any) -> AsyncIterator[Service]:
+    guard = CallGuard(Settings(**settings))
+    server = grpc.aio.server(interceptors=[Authenticates(), guard, ErrorInterceptor()])
+    growths = Growths()
+    growth_pb2_grpc.add_GrowthServiceServicer_to_server(growths, server)
+    trajectory_pb2_grpc.add_TrajectoryServiceServicer_to_server(Trajectories(), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_aio.HealthServicer(), server)
+    server.add_insecure_port(f"unix:{folder}/socket")
+    await server.start()
+    guard.start()
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{folder}/socket") as channel:
+            yield Service(guard, growths, channel)
+    finally:
+        growths.go_on.set()
+        await server.stop(None)
+        await guard.drain(0.0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "SWEEP_SECONDS", 0.01)
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str, float | None]:
+    """Code, reason and seconds to wait of a call that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await _end_of(call)
+    status = rpc_status.from_call(caught.value)
+    assert status is not None, caught.value
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(info) for detail in status.details)
+    waits = any(detail.Unpack(retry) for detail in status.details)
+    seconds = retry.retry_delay.ToNanoseconds() / 1e9 if waits else None
+    return caught.value.code(), info.reason, seconds
+
+
+async def _end_of(call: Any) -> None:
+    if not hasattr(call, "read"):
+        await call
+        return
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_client_has_so_many_calls_and_streams_at_once(tmp_path: Path) -> None:
+    async with serving(tmp_path, client_calls=2, client_streams=1) as service:
+        running = [service.get(), service.get()]
+        watch = service.watch()
+        await watch.read()
+        for _ in range(3):
+            await service.growths.begun.acquire()
+        for call in (service.get(), service.watch()):
+            code, reason, seconds = await refused(call)
+            assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+            assert seconds
+        # Another one, that was authenticated, is not held to it; nor is who looks after the server.
+        other = service.get(metadata=(("principal", "ann"),))
+        await service.growths.begun.acquire()
+        health = health_pb2_grpc.HealthStub(service.channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status
+        service.growths.go_on.set()
+        await asyncio.gather(*running, other)
+        await service.get()
+        watch.cancel()
+
+
+async def test_a_client_asks_so_often(tmp_path: Path) -> None:
+    async with serving(tmp_path, client_rate=0.001, client_burst=2) as service:
+        service.growths.go_on.set()
+        await service.get()
+        await service.trajectories.GetTrajectory(trajectory_pb2.GetTrajectoryRequest())
+        code, reason, seconds = await refused(service.get())
+        assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+        assert seconds is not None
+        assert 900 < seconds <= 1000
+
+
+async def test_a_call_without_a_deadline_has_one(tmp_path: Path) -> None:
+    async with serving(tmp_path, deadline_seconds=0.05, deadline_stream_seconds=0.05) as service:
+        for call in (service.get(), service.get(timeout=1000.0), service.watch()):
+            code, reason, _ = await refused(call)
+            assert (code, reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "CALL_TOO_LONG")
+            await service.growths.ended.acquire()
+
+
+async def test_work_of_a_client_that_has_gone_stops(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        given_up, left = service.get(), service.watch()
+        await left.read()
+        for _ in range(2):
+            await service.growths.begun.acquire()
+        given_up.cancel()
+        left.cancel()
+        for _ in range(2):
+            await service.growths.ended.acquire()
+        seconds = 0.05
+        while service.growths.begun.locked():  # on a slow machine it may expire on its way
+            with pytest.raises(grpc.aio.AioRpcError):
+                await service.get(timeout=seconds)
+            seconds *= 2.0
+        await service.growths.ended.acquire()
+
+
+async def test_a_stop_ends_what_has_no_end_and_waits_for_the_rest(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        call, watch = service.get(), service.watch()
+        await service.growths.begun.acquire()
+        await watch.read()
+        await service.growths.begun.acquire()
+        draining = asyncio.create_task(service.guard.drain(1000.0))
+        code, reason, seconds = await refused(watch)
+        assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+        assert seconds
+        assert (await refused(service.get()))[1] == "SERVER_STOPPING"
+        assert not draining.done()
+        service.growths.go_on.set()
+        await call
+        await draining
+
+
+async def test_after_the_grace_calls_are_told(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        call = service.get()
+        await service.growths.begun.acquire()
+        await service.guard.drain(0.05)
+        code, reason, seconds = await refused(call)
+        assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+        assert seconds
+        await service.growths.ended.acquire()
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("/unmask.v1.CatalogService/GetPolicy", Kind.QUICK),
+        ("/unmask.v1.GrowthService/PauseGrowth", Kind.QUICK),
+        ("/unmask.v1.DiagnosisService/GetAlignment", Kind.WORK),
+        ("/unmask.v1.TrajectoryService/SampleTrajectories", Kind.WORK),
+    ],
+)
+def test_calls_that_may_wait_for_a_model_get_more_time(method: str, kind: Kind) -> None:
+    assert Kind.of(method, is_stream=False) is kind
+    assert Kind.of(method, is_stream=True) is Kind.STREAM
