@@ -57,6 +57,11 @@ async def begun(stubs: Stubs, request: growth_pb2.StartGrowthRequest) -> tuple[s
     return started.growth.id, watch
 
 
+async def to_its_end(stream: Any) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
+
+
 def big(**options: Any) -> growth_pb2.StartGrowthRequest:
     return growth_of(
         growth_pb2.GrowthTarget(node=prefix()),
@@ -90,8 +95,7 @@ async def test_a_growth_is_handed_over(
 async def stopped(process: subprocess.Popen[bytes], watch: Any, database: Any) -> None:
     process.send_signal(signal.SIGTERM)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        while await watch.read() is not grpc.aio.EOF:
-            pass
+        await to_its_end(watch)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert reason_of(caught.value) == "SERVER_STOPPING"
     # It does not wait for its grace: nothing runs any more.
@@ -175,8 +179,7 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing_acknowledged(
         found = await stubs.cache.GetStatistics(cache_pb2.GetStatisticsRequest())
         process.send_signal(signal.SIGTERM)
         with pytest.raises(grpc.aio.AioRpcError):
-            while await watch.read() is not grpc.aio.EOF:
-                pass
+            await to_its_end(watch)
         process.send_signal(signal.SIGTERM)
         assert await ended(process) == HARD_STATUS
         with pytest.raises(grpc.aio.AioRpcError) as caught:
