@@ -14,7 +14,8 @@ import structlog
 from grpc_status import rpc_status
 
 from unmask_server.api.callers import client_of
-from unmask_server.api.errors import OUR_METHODS, status_of
+from unmask_server.api.contract import OUR_METHODS
+from unmask_server.api.errors import status_of
 from unmask_server.api.limits import (
     CallRefusedError,
     CallTooLongError,
