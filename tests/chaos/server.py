@@ -66,9 +66,8 @@ def _run(options: Options) -> None:
     settings = Settings(
         database=options.url,
         listen=[f"unix:{options.socket}"],
-        grace_seconds=0.2,
         lease_seconds=options.lease,
-        **options.settings,
+        **{"grace_seconds": 0.2, **options.settings},
     )
     asyncio.run(serve(settings))
 

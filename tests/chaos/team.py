@@ -60,6 +60,15 @@ class Server:
     def is_alive(self) -> bool:
         return bool(self._process.is_alive())
 
+    def terminate(self) -> None:
+        """Tell it to stop."""
+        self._process.terminate()
+
+    async def ended(self) -> int:
+        """Its exit status."""
+        await asyncio.to_thread(self._process.join)
+        return int(self._process.exitcode)
+
     def kill(self) -> None:
         """kill -9."""
         self._process.kill()

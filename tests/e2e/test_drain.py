@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +11,42 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 from unmask.v1 import cache_pb2, growth_pb2, trajectory_pb2
 from unmask_server.database.connect import open_database, read
 from unmask_server.database.schema import growth, rollout
+from unmask_server.growth.rounds import FLUSH_ROLLOUTS
 from unmask_server.serve import HARD_STATUS
 from unmask_server.tree import fsck
 
-from tests.e2e.conftest import Stubs, World, fill
-from tests.e2e.processes import server_process
-from tests.e2e.test_main_job import growth_of, prefix
+from tests.chaos.audit import audit
+from tests.chaos.model import make_model
+from tests.chaos.team import Server, Team
 
-BUDGET = 30_000
-MANY = 3_000
-LEASE = ("--lease-seconds", "20")
-PATIENT = (*LEASE, "--grace-seconds", "600", "--threads", "1")
-IMPATIENT = (*LEASE, "--grace-seconds", "0", "--threads", "1")
+BUDGET = 20_000
+"""Rollouts of a growth, more than are sampled before a test is over."""
+MANY = 1_000
+"""Trajectories of a call, which takes a second or so."""
+LEASE_SECONDS = 20.0
 
-Start = Callable[..., Awaitable[tuple[Stubs, subprocess.Popen[bytes]]]]
+MakeTeam = Callable[..., Team]
 
 
-async def ended(process: subprocess.Popen[bytes]) -> int:
-    """Its exit status."""
-    return await asyncio.to_thread(process.wait, 100)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_model(folder / "student")
+    return folder
+
+
+@pytest.fixture
+def make_team(tmp_path: Path, models: Path) -> MakeTeam:
+    def make(url: str = "", grace: float = 600.0) -> Team:
+        url = url or f"sqlite:///{tmp_path / 'unmask.db'}"
+        settings = {"grace_seconds": grace}
+        return Team(url, tmp_path, models, lease=LEASE_SECONDS, settings=settings)
+
+    return make
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
@@ -48,13 +59,12 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     return info.reason
 
 
-async def begun(stubs: Stubs, request: growth_pb2.StartGrowthRequest) -> tuple[str, Any]:
-    """Start a growth; return its id and a stream that has told of some rollouts."""
-    started = await stubs.growth.StartGrowth(request)
-    watch = stubs.growth.WatchGrowth(growth_pb2.WatchGrowthRequest(growth=started.growth.id))
+async def watched(server: Server, growth_id: str) -> Any:
+    """A stream that has told of some rollouts of a growth."""
+    watch = server.stubs.growth.WatchGrowth(growth_pb2.WatchGrowthRequest(growth=growth_id))
     while not (await watch.read()).growth.rollouts_sampled:
         pass
-    return started.growth.id, watch
+    return watch
 
 
 async def to_its_end(stream: Any) -> None:
@@ -62,136 +72,125 @@ async def to_its_end(stream: Any) -> None:
         pass
 
 
-def big(**options: Any) -> growth_pb2.StartGrowthRequest:
-    return growth_of(
-        growth_pb2.GrowthTarget(node=prefix()),
-        rollouts_per_node=0,
-        budget=growth_pb2.Budget(rollouts=BUDGET),
-        allocation=growth_pb2.ALLOCATION_POLICY,
-        **options,
+async def sampling(server: Server) -> Any:
+    """A call that samples trajectories, with some of them stored already."""
+    request = trajectory_pb2.SampleTrajectoriesRequest(
+        policy="student", questions=["two"], count=MANY, seed=1
     )
+    call = server.stubs.trajectory.SampleTrajectories(request)
+    stored = trajectory_pb2.ListTrajectoriesRequest(question="two", page_size=1)
+    while not (await server.stubs.trajectory.ListTrajectories(stored)).trajectories:
+        pass
+    assert not call.done()
+    return call
 
 
-@pytest.mark.parametrize("by", ["another", "the restart"])
-async def test_a_growth_is_handed_over(
-    empty_url: str, tmp_path: Path, models: Path, by: str
-) -> None:
-    database = open_database(empty_url)
-    flags = PATIENT
-    async with server_process(empty_url, tmp_path / "a", flags=flags) as (stubs, process):
-        await fill(World(stubs, "", None, None), models)  # type: ignore[arg-type]
-        growth_id, watch = await begun(stubs, big())
-        if by == "another":
-            async with server_process(empty_url, tmp_path / "b", flags=flags) as (other, _):
-                await stopped(process, watch, database)
-                await finished(other, growth_id, database)
-        else:
-            await stopped(process, watch, database)
-            async with server_process(empty_url, tmp_path / "a", flags=flags) as (again, _):
-                await finished(again, growth_id, database)
+def stored(database: Engine) -> int:
+    with read(database) as connection:
+        return connection.execute(select(func.count()).select_from(rollout)).scalar_one()
+
+
+def assert_whole(team: Team, *, in_flight: int = 0) -> None:
+    """Nothing acknowledged is lost, nothing counts twice, everything hangs together."""
+    account = audit(team, allowed_lost=in_flight)
+    assert account.violations == []
+    database = open_database(team.url)
+    assert fsck(database).clean
     database.dispose()
 
 
-async def stopped(process: subprocess.Popen[bytes], watch: Any, database: Any) -> None:
-    process.send_signal(signal.SIGTERM)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await to_its_end(watch)
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert reason_of(caught.value) == "SERVER_STOPPING"
-    # It does not wait for its grace: nothing runs any more.
-    assert await ended(process) == 0
-    with read(database) as connection:
-        kept = select(func.count()).select_from(rollout).scalar_subquery()
-        stored, charged = connection.execute(select(kept, growth.c.rollouts_sampled)).one()
-        assert 0 < stored == charged < BUDGET
-
-
-async def finished(stubs: Stubs, growth_id: str, database: Any) -> None:
-    """It goes on at once, where a lease that is left to run out would take 13 seconds and more."""
+@pytest.mark.parametrize("by", ["another", "the restart"])
+async def test_a_growth_goes_on_elsewhere_at_once(
+    empty_url: str, make_team: MakeTeam, by: str
+) -> None:
+    team = make_team(empty_url)
+    database = open_database(empty_url)
+    async with team.running() as server:
+        await team.fill(server)
+        other = await team.start() if by == "another" else None
+        growth_of = await team.grow(server, "handed over", BUDGET)
+        watch = await watched(server, growth_of.id)
+        server.terminate()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await to_its_end(watch)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert reason_of(caught.value) == "SERVER_STOPPING"
+        # It does not wait for its grace: nothing runs any more.
+        assert await server.ended() == 0
+    other = other or await team.start()
+    # A lease that is left to run out would take 13 seconds and more.
     async with asyncio.timeout(10):
         while True:
             with read(database) as connection:
                 row = connection.execute(select(growth.c.owner, growth.c.attempt)).one()
             if row.owner and row.attempt == 2:
                 break
-            await asyncio.sleep(0.05)
-    await stubs.growth.CancelGrowth(growth_pb2.CancelGrowthRequest(growth=growth_id))
-    with read(database) as connection:
-        kept = select(func.count()).select_from(rollout).scalar_subquery()
-        stored, charged = connection.execute(select(kept, growth.c.rollouts_sampled)).one()
-        assert stored == charged
-    assert fsck(database).clean
+            await asyncio.sleep(0.02)
+    moved = await watched(other, growth_of.id)
+    moved.cancel()
+    request = growth_pb2.CancelGrowthRequest(growth=growth_of.id)
+    left = (await other.stubs.growth.CancelGrowth(request)).growth
+    assert 0 < left.rollouts_sampled == stored(database) < BUDGET
+    await other.close()
+    database.dispose()
+    assert_whole(team)
 
 
-async def sampling(stubs: Stubs) -> Any:
-    """A call that samples trajectories, with some of them stored already."""
-    request = trajectory_pb2.SampleTrajectoriesRequest(
-        policy="student", questions=["one"], count=MANY, seed=1
-    )
-    call = stubs.trajectory.SampleTrajectories(request)
-    while True:
-        found = await stubs.cache.GetStatistics(cache_pb2.GetStatisticsRequest())
-        if found.rollouts:
-            break
-    assert not call.done()
-    return call
-
-
-async def test_running_calls_end_and_new_ones_are_refused(tmp_path: Path, models: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'unmask.db'}"
-    async with server_process(url, tmp_path / "a", flags=PATIENT) as (stubs, process):
-        await fill(World(stubs, "", None, None), models)  # type: ignore[arg-type]
-        call = await sampling(stubs)
-        process.send_signal(signal.SIGTERM)
+async def test_running_calls_end_and_new_ones_are_refused(make_team: MakeTeam) -> None:
+    team = make_team()
+    async with team.running() as server:
+        await team.fill(server)
+        call = await sampling(server)
+        server.terminate()
         answer = await call
-        assert len(answer.trajectories) == MANY
+        assert len(answer.trajectories) == answer.sampled == MANY
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stubs.cache.GetStatistics(cache_pb2.GetStatisticsRequest())
+            await server.stubs.cache.GetStatistics(cache_pb2.GetStatisticsRequest())
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert await ended(process) == 0
-    assert_clean(url, at_least=MANY)
+        assert await server.ended() == 0
+    assert_whole(team)
 
 
 async def test_after_the_grace_a_call_is_told_and_what_it_sampled_is_kept(
-    tmp_path: Path, models: Path
+    make_team: MakeTeam,
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'unmask.db'}"
-    async with server_process(url, tmp_path / "a", flags=IMPATIENT) as (stubs, process):
-        await fill(World(stubs, "", None, None), models)  # type: ignore[arg-type]
-        call = await sampling(stubs)
-        process.send_signal(signal.SIGTERM)
+    team = make_team(grace=0.0)
+    async with team.running() as server:
+        await team.fill(server)
+        call = await sampling(server)
+        server.terminate()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert reason_of(caught.value) == "SERVER_STOPPING"
-        assert await ended(process) == 0
-    assert_clean(url, at_least=1)
+        assert await server.ended() == 0
+    assert_whole(team)
+    async with team.running() as server:
+        request = trajectory_pb2.SampleTrajectoriesRequest(
+            policy="student", questions=["two"], count=MANY, seed=1
+        )
+        answer = await server.stubs.trajectory.SampleTrajectories(request)
+        assert len(answer.trajectories) == MANY
+        assert 0 < answer.sampled < MANY
 
 
 async def test_a_second_signal_ends_it_at_once_and_loses_nothing_acknowledged(
-    tmp_path: Path, models: Path
+    make_team: MakeTeam,
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'unmask.db'}"
-    async with server_process(url, tmp_path / "a", flags=PATIENT) as (stubs, process):
-        await fill(World(stubs, "", None, None), models)  # type: ignore[arg-type]
-        _, watch = await begun(stubs, big())
-        call = await sampling(stubs)
-        found = await stubs.cache.GetStatistics(cache_pb2.GetStatisticsRequest())
-        process.send_signal(signal.SIGTERM)
+    team = make_team()
+    async with team.running() as server:
+        await team.fill(server)
+        await team.sample(server, question="one")
+        growth_of = await team.grow(server, "cut off", BUDGET)
+        watch = await watched(server, growth_of.id)
+        call = await sampling(server)
+        server.terminate()
         with pytest.raises(grpc.aio.AioRpcError):
             await to_its_end(watch)
-        process.send_signal(signal.SIGTERM)
-        assert await ended(process) == HARD_STATUS
+        server.terminate()
+        assert await server.ended() == HARD_STATUS
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert_clean(url, at_least=found.rollouts)
-
-
-def assert_clean(url: str, *, at_least: int) -> None:
-    database = open_database(url)
-    with read(database) as connection:
-        stored = connection.execute(select(func.count()).select_from(rollout)).scalar_one()
-    assert stored >= at_least
-    assert fsck(database).clean
-    database.dispose()
+    # Of the growth and of the call: what was sampled and told to nobody.
+    assert_whole(team, in_flight=4 * FLUSH_ROLLOUTS)
