@@ -30,7 +30,7 @@ from unmask.v1 import (
     trajectory_pb2_grpc,
 )
 
-from unmask_server.access.listening import check_listening, is_socket
+from unmask_server.access.listening import check_listening, is_local, is_socket
 from unmask_server.access.tls import Certificates
 from unmask_server.access.verifiers import verifiers
 from unmask_server.api.access import AccessInterceptor
@@ -144,6 +144,12 @@ def _admin_server(settings: Settings, health: Health) -> grpc.aio.Server:
     """For operators: channelz tells who is connected, which is nothing for clients."""
     from grpc_channelz.v1 import channelz
 
+    open_to_others = [address for address in settings.admin_listen if not is_local(address)]
+    if open_to_others and not settings.insecure:
+        raise ValueError(
+            f"admin_listen: other machines can connect to {', '.join(open_to_others)} in the clear: "
+            "use localhost or a Unix socket, or say --insecure where the network is trusted"
+        )
     server = grpc.aio.server(options=options(settings))
     channelz.add_channelz_servicer(server)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)

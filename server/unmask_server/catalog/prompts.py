@@ -25,7 +25,7 @@ _REMEMBERED = 64 * 2**20
 """Bytes of prompts kept in memory."""
 
 Rendering = tuple[Model, Prompting, str, str, str | None]
-"""Model, prompting, template, id of the question, the student's own rollout: what makes a prompt."""
+"""Model, prompting, template, id of the question, the student's own rollout: they make a prompt."""
 
 
 class Prompts:
