@@ -43,7 +43,7 @@ def check_endpoints(endpoints: Sequence[str], sources: Sources) -> tuple[str, ..
         try:
             parts = urlsplit(endpoint)
             valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-            valid = valid and not (parts.query or parts.fragment or "@" in parts.netloc)
+            valid = valid and not (parts.query or parts.fragment)
             _ = parts.port
         except ValueError:
             valid = False
@@ -51,6 +51,9 @@ def check_endpoints(endpoints: Sequence[str], sources: Sources) -> tuple[str, ..
             raise InvalidArgument(
                 f"endpoints[{i}]", f"{endpoint[:200]!r} is no address like http://host:30000"
             )
+        if "@" in parts.netloc:
+            # It would be stored, shown and logged.
+            raise InvalidArgument(f"endpoints[{i}]", "has a user or password in it; give none")
         url = endpoint.rstrip("/")
         if url in found:
             raise InvalidArgument(f"endpoints[{i}]", f"{url} is named twice")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,8 @@ def open_session(may_call: MayCall | None, **connector: Any) -> aiohttp.ClientSe
     def make(info: Any) -> socket.socket:
         family, kind, protocol, _, address = info
         if may_call is not None and not may_call(str(address[0])):
-            raise OSError(f"{address[0]} is no address that this server may call (endpoint_hosts)")
+            what = f"{address[0]} is no address that this server may call (endpoint_hosts)"
+            raise OSError(errno.EACCES, what)
         return socket.socket(family, kind, protocol)
 
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=make, **connector))
