@@ -45,10 +45,12 @@ def bearing(*secrets: str) -> tuple[tuple[str, str], ...]:
     return tuple(("authorization", f"Bearer {secret}") for secret in secrets)
 
 
-async def outcome(world: World, path: str, metadata: Any = ()) -> tuple[grpc.StatusCode, str]:
-    """Code and reason of a call with an empty message."""
+async def outcome(
+    world: World, path: str, metadata: Any = (), sent: bytes = b""
+) -> tuple[grpc.StatusCode, str]:
+    """Code and reason of a call."""
     try:
-        call = world.stubs.channel.unary_stream(path)(b"", metadata=metadata, timeout=20)
+        call = world.stubs.channel.unary_stream(path)(sent, metadata=metadata, timeout=60)
         async for _ in call:
             break
         call.cancel()

@@ -2,9 +2,9 @@
 
 Each checkpoint's template must mean here what it means there, so the environment is that of
 `transformers.utils.chat_template_utils`: its settings, filters, globals and its `generation` block.
-One thing differs: the date. A policy's prompt for a question must be the same for ever, or rollouts
-of different prompts would be counted as one; so a template that asks for the date always gets
-`DATE`.
+It is limited (`sandbox`), since models come from anywhere. One thing differs: the date. A policy's
+prompt for a question must be the same for ever, or rollouts of different prompts would be counted
+as one; so a template that asks for the date always gets `DATE`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jinja2 import Environment, Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.sandbox import LimitedEnvironment, render
 from unmask_server.catalog.templates import RENDER_ERRORS
 
 DATE = datetime(2024, 7, 26)
@@ -48,7 +48,7 @@ def render_chat(template: str, content: str, special: Mapping[str, str]) -> str:
         **special,
     }
     try:
-        return _compiled(template).render(values)
+        return render(_compiled(template), values)
     except RENDER_ERRORS as error:
         raise InvalidArgument("chat_template", f"cannot be rendered: {error}") from None
 
@@ -80,12 +80,13 @@ def _compiled(template: str) -> Template:
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    environment = ImmutableSandboxedEnvironment(
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = DATE.strftime
+    environment.limit_filters()
     return environment
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import UndefinedError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.sandbox import LimitedEnvironment, render
 
 OWN_CORRECT = "own_correct"
 """The name under which templates see the student's own correct rollout."""
@@ -49,6 +49,9 @@ RENDER_ERRORS = (
     LookupError,
     AttributeError,
     RecursionError,
+    # Python's own limits on what a template is compiled to: nested too deeply.
+    SyntaxError,
+    MemoryError,
 )
 """What a template that compiles can raise when it is rendered."""
 
@@ -110,7 +113,7 @@ def render_context(template: str, fields: Mapping[str, Any], *, question_id: str
     texts = {name: as_text(value) for name, value in fields.items() if value is not None}
     values = {name: text for name, text in texts.items() if text.strip()}
     try:
-        return _compiled(template).render(values)
+        return render(_compiled(template), values)
     except UndefinedError as error:
         needed = meta.find_undeclared_variables(_environment().parse(template))
         missing = sorted(name for name in needed - values.keys() if f"'{name}'" in str(error))
@@ -133,7 +136,7 @@ def render_raw(template: str, content: str) -> str:
 
     """
     try:
-        return _compiled(template).render(content=content)
+        return render(_compiled(template), {"content": content})
     except RENDER_ERRORS as error:
         raise InvalidArgument("prompting.template", f"cannot be rendered: {error}") from None
 
@@ -207,10 +210,9 @@ def _check_small(parsed: nodes.Template, field: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True
-    )
+def _environment() -> LimitedEnvironment:
+    environment = LimitedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     for name in ("range", "lipsum"):
         del environment.globals[name]
+    environment.limit_filters()
     return environment

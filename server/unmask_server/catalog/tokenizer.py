@@ -265,7 +265,9 @@ def _converted(folder: Path) -> Tokenizer:
             "there is no tokenizer.json; save one with transformers' save_pretrained, or install "
             "transformers on the server"
         ) from None
-    loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    loaded = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
     return Tokenizer.from_str(loaded.backend_tokenizer.to_str())
 
 

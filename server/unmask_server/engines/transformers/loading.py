@@ -56,7 +56,12 @@ def read_model(path: str | Path, *, device: str, dtype: str) -> Any:
     try:
         with _loading:
             model, report = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=DTYPES[dtype], local_files_only=True, output_loading_info=True
+                str(path),
+                dtype=DTYPES[dtype],
+                local_files_only=True,
+                # Code that comes with a model is not run; without this somebody would be asked.
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         if missing := sorted(report["missing_keys"]):
             # transformers would go on with random numbers in their place.
