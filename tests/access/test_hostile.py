@@ -130,7 +130,8 @@ import sys, grpc
 address, method, size, how = sys.argv[1:]
 with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
     try:
-        channel.unary_unary(method)(bytes(int(size)), compression=grpc.Compression[how], timeout=100)
+        message, how = bytes(int(size)), grpc.Compression[how]
+        channel.unary_unary(method)(message, compression=how, timeout=100)
         print("OK")
     except grpc.RpcError as error:
         print(error.code().name)
