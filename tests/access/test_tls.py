@@ -100,7 +100,10 @@ async def test_clients_without_a_certificate_are_turned_away_where_it_is_asked_f
     strangers = Authority(tmp_path / "strangers", "strangers")
     async with serving_tls(tmp_path, authority, tls_client_ca=str(clients.path)) as address:
         cert, key = clients.issue("alice")
-        assert await answers(address, ca=authority.path, cert=cert, key=key)
+        with capture_logs() as logs:
+            assert await answers(address, ca=authority.path, cert=cert, key=key)
+        # It is known by its certificate.
+        assert [line["client"] for line in logs if line["event"] == "call"] == ["cert:alice"]
         assert not await answers(address, ca=authority.path)
         cert, key = strangers.issue("mallory")
         assert not await answers(address, ca=authority.path, cert=cert, key=key)

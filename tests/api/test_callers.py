@@ -18,6 +18,9 @@ class Context:
     def peer(self) -> str:
         return self._peer
 
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
     def invocation_metadata(self) -> tuple[tuple[str, Any], ...]:
         return self._metadata
 

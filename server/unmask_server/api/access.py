@@ -86,15 +86,13 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
 def _refusing(error: Exception, method: str) -> grpc.RpcMethodHandler[Any, Any]:
     found = status_of(error)
+    if found is None:
+        log.error("unforeseen error", method=method, exc_info=error)
+        found = status(Reason.UNFORESEEN, "an unforeseen error; see the server's log")
+    told = rpc_status.to_status(found)
 
     async def refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        if found is None:
-            log.error("unforeseen error", method=method, exc_info=error)
-        else:
-            # Why, but never what was sent.
-            log.info("refused", method=method, peer=context.peer(), reason=str(error))
-        told = found or status(Reason.UNFORESEEN, "an unforeseen error; see the server's log")
-        await context.abort_with_status(rpc_status.to_status(told))
+        await context.abort_with_status(told)
 
     # Of this kind whatever the method is: it reads no message.
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -58,7 +58,14 @@ def client_of(context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
     for key, value in context.invocation_metadata() or ():
         if key == CLIENT_METADATA:
             name = value if isinstance(value, str) else value.decode(errors="replace")
-    return Caller(authenticated.get(), name, address_of(context.peer()))
+    principal = authenticated.get() or certified(context)
+    return Caller(principal, name, address_of(context.peer()))
+
+
+def certified(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Who the client is by its certificate, where the server asks for one (mTLS); else empty."""
+    names = context.auth_context().get("x509_common_name", ())
+    return f"cert:{b' '.join(names).decode(errors='replace')[:MAX_NAME]}" if names else ""
 
 
 def address_of(peer: str) -> str:
