@@ -84,6 +84,7 @@ def test_workers_hold_no_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_can_grade(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

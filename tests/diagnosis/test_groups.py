@@ -64,6 +64,7 @@ def groups(teacher: Teacher) -> dict[str, tuple[ResampledSet, ResampledSet]]:
     return {name: (two[0].on(resamples[0]), two[1].on(resamples[1])) for name, two in sets.items()}
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_only_flatter_shows_a_gap_and_none_beyond_its_control() -> None:
     found = groups(flat)
     gaps = {name: wrong.contrast.less(right.contrast) for name, (wrong, right) in found.items()}
@@ -77,6 +78,7 @@ def test_a_teacher_that_is_only_flatter_shows_a_gap_and_none_beyond_its_control(
     assert beyond.width < naive.width
 
 
+@pytest.mark.slow
 def test_a_teacher_that_knows_success_is_better_than_its_control_in_both_groups() -> None:
     for wrong_or_right in (0, 1):
         found = groups(knowing)

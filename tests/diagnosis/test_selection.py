@@ -54,6 +54,7 @@ def terms(node: TrueNode, drawn: NodePosterior, key: str = "") -> NodeTerms:
     return NodeTerms(key, key, measured.alignment.status, 1.0, measured.draws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rollouts", [8, 128])
 def test_what_the_posterior_says_of_kept_tokens_is_near_the_truth(rollouts: int) -> None:
     naive, stated, true = [], [], []
@@ -74,6 +75,7 @@ def test_what_the_posterior_says_of_kept_tokens_is_near_the_truth(rollouts: int)
     assert abs(np.mean(stated) - np.mean(true)) < min(0.1, flattery / 2)
 
 
+@pytest.mark.slow
 def test_kept_tokens_of_a_set_are_evaluated_by_the_posterior() -> None:
     nodes, true, naive, gains, steps, unshrunk = [], [], [], 0.0, 0.0, 0.0
     for seed in range(1200):

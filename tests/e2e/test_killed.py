@@ -26,12 +26,11 @@ ENDLESS = growth_pb2.Precision(half_width=0.001, flat_norm=0.0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["its restart", "another"])
 @pytest.mark.parametrize(
-    "options",
+    ("by", "options"),
     [
-        {"allocation": growth_pb2.ALLOCATION_POLICY},
-        {"allocation": growth_pb2.ALLOCATION_ADAPTIVE, "precision": ENDLESS},
+        ("another", {"allocation": growth_pb2.ALLOCATION_POLICY}),
+        ("its restart", {"allocation": growth_pb2.ALLOCATION_ADAPTIVE, "precision": ENDLESS}),
     ],
 )
 async def test_a_killed_servers_growth_is_taken_over_when_its_lease_is_over(
@@ -39,8 +38,8 @@ async def test_a_killed_servers_growth_is_taken_over_when_its_lease_is_over(
     tmp_path: Path,
     models: Path,
     monkeypatch: pytest.MonkeyPatch,
-    options: dict[str, Any],
     by: str,
+    options: dict[str, Any],
 ) -> None:
     monkeypatch.setenv("UNMASK_LEASE_SECONDS", "6")
     monkeypatch.setenv("UNMASK_THREADS", "1")

@@ -29,6 +29,7 @@ async def register_lenient(world: World) -> str:
     return "lenient"
 
 
+@pytest.mark.slow
 async def test_a_token_budget_does_not_favour_short_rollouts(world: World) -> None:
     """The rollouts in flight when it runs out are the long ones: they are waited for, and count."""
     for number in range(30):
@@ -208,6 +209,7 @@ async def test_the_same_trajectories_asked_for_at_once_are_sampled_once(world: W
     assert (await statistics(world)).rollouts_sampled == 30
 
 
+@pytest.mark.slow
 async def test_a_client_that_gives_up_finds_its_trajectories_later(world: World) -> None:
     # One question first, so that the model is running and the deadline falls into the sampling.
     await world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=["two"]))
