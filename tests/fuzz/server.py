@@ -80,13 +80,20 @@ def _complaints(log: str) -> Iterator[str]:
         except ValueError:
             others.append(line)
             continue
-        if raised := said.get("exception", ""):
+        if (raised := said.get("exception", "")) and not _is_busy(raised):
             yield f"{said.get('method', said.get('event'))}: {raised}"
     told = "\n".join(others)
     for before, after in itertools.pairwise(told.split("Traceback (most recent call last):")):
-        yield f"{before[-200:]} Traceback {after[:3000]}"
+        # gRPC's own words about clients that went away.
+        if "ExecuteBatchError" not in after and "UsageError" not in after:
+            yield f"{before[-200:]} Traceback {after[:3000]}"
     if "Fatal Python error" in told:
         yield told[-3000:]
+
+
+def _is_busy(raised: str) -> bool:
+    """Whether a growth was told that the database is busy: it is tried again, and goes on."""
+    return "TimeoutError: another writer held the database" in raised
 
 
 @asynccontextmanager

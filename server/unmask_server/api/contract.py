@@ -15,6 +15,7 @@ import protovalidate
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
+from unmask_server.api.sizes import refuse_many
 from unmask_server.api.texts import refuse_nul
 from unmask_server.api.violations import field_violation
 from unmask_server.catalog.errors import InvalidArgument
@@ -63,6 +64,7 @@ class Contract:
 
         def check(data: bytes) -> None:
             message = message_class.FromString(data)
+            refuse_many(message)
             # Almost every request has no zero byte at all.
             if b"\0" in data:
                 refuse_nul(message)

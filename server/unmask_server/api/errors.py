@@ -24,6 +24,7 @@ from unmask_server.access.errors import (
 )
 from unmask_server.api.answers import encode
 from unmask_server.api.limits import CallRefusedError, CallTooLongError
+from unmask_server.api.sizes import fit
 from unmask_server.catalog.errors import (
     AlreadyExists,
     BudgetSpent,
@@ -42,8 +43,8 @@ log = structlog.get_logger(__name__)
 DOMAIN = "unmask.v1"
 """The `domain` of every google.rpc.ErrorInfo."""
 
-LARGE_BYTES = 16 * 1024
-"""Requests above it are read in threads: with the rules of the contract it takes milliseconds."""
+LARGE_BYTES = 1024
+"""Requests above it are read in threads: to check a kilobyte of small parts may take 100 ms."""
 
 RETRY_SECONDS = 1
 """What UNAVAILABLE answers suggest to wait."""
@@ -181,7 +182,7 @@ def status(
     info = error_details_pb2.ErrorInfo(reason=reason.name, domain=DOMAIN, metadata=metadata)
     for detail in (info, *details):
         made.details.add().Pack(detail)
-    return made
+    return fit(made)
 
 
 Servicer = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Any]
@@ -267,7 +268,8 @@ async def _read(data: bytes, parse: Parse) -> Message:
 async def _abort(
     context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str
 ) -> None:
-    if isinstance(error, grpc.aio.AbortError):
+    # What was said already, or cannot be said any more: the client is gone.
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError):
         raise error
     if isinstance(error, NotImplementedError):
         # A method of the health service that its package does not have yet.
