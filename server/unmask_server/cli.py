@@ -107,6 +107,32 @@ def config(
 
 
 @app.command()
+def health(
+    service: Annotated[
+        str, typer.Argument(help="Its full name, e.g. unmask.v1.GrowthService; default: all.")
+    ] = "",
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="HOST:PORT or unix:PATH; default: one of those it is to listen at."),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to go on asking one that does not serve.")
+    ] = 0.0,
+    config: Config = None,
+) -> None:
+    """Ask a server how it is (grpc.health.v1). Exits with 0 if it serves, else with 1."""
+    from unmask_server.health_check import SERVING, own_address, status
+
+    try:
+        where = address or own_address(load_settings({}, config).settings)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    found = status(where, service, patience=wait)
+    typer.echo(f"{where}: {found}")
+    raise typer.Exit(int(found != SERVING))
+
+
+@app.command()
 def migrate(
     database: Database = None,
     config: Config = None,
@@ -256,8 +282,3 @@ def _told() -> Iterator[None]:
 def _fail(message: str) -> NoReturn:
     typer.echo(f"unmask-server: {' '.join(message.split())}", err=True)
     raise typer.Exit(2)
-
-
-def main() -> None:
-    """Entry point."""
-    app()
