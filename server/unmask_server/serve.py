@@ -147,8 +147,8 @@ def _admin_server(settings: Settings, health: Health) -> grpc.aio.Server:
     open_to_others = [address for address in settings.admin_listen if not is_local(address)]
     if open_to_others and not settings.insecure:
         raise ValueError(
-            f"admin_listen: other machines can connect to {', '.join(open_to_others)} in the clear: "
-            "use localhost or a Unix socket, or say --insecure where the network is trusted"
+            f"admin_listen: other machines can connect to {', '.join(open_to_others)} in the "
+            "clear: use localhost or a Unix socket, or say --insecure where the network is trusted"
         )
     server = grpc.aio.server(options=options(settings))
     channelz.add_channelz_servicer(server)

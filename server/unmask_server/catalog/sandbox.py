@@ -143,7 +143,7 @@ class _Metered(NodeTransformer):
         return _filter(nodes.List(node.nodes, lineno=node.lineno), _JOINED)
 
 
-def _filter(value: nodes.Expr, name: str) -> nodes.Expr:
+def _filter(value: nodes.Node, name: str) -> nodes.Expr:
     made = nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
     made.environment = value.environment
     if isinstance(value, nodes.List):
