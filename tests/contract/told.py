@@ -17,7 +17,8 @@ def reason_of(status: status_pb2.Status) -> Reason:
     reason = Reason[info.reason]
     meaning = reason.value
     assert code_pb2.Code.Name(status.code) == meaning.code
-    assert kinds == ["ErrorInfo", *meaning.details]
+    # Calls have ids, and errors tell them.
+    assert [kind for kind in kinds if kind != "RequestInfo"] == ["ErrorInfo", *meaning.details]
     assert info.metadata.keys() <= set(meaning.metadata)
     assert ("RetryInfo" in kinds) == (meaning.retry is Retry.LATER)
     for detail in status.details:

@@ -29,7 +29,7 @@ async def register(world: World, **options: object) -> list[catalog_pb2.Question
     response = await world.stubs.catalog.RegisterQuestions(
         catalog_pb2.RegisterQuestionsRequest(**options)
     )
-    assert not [result.error for result in response.results if result.error]
+    assert not [result.error for result in response.results if result.HasField("error")]
     return [result.question for result in response.results]
 
 
@@ -73,16 +73,19 @@ async def test_the_command_registers_a_directory(world: World, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({}, "give either questions, jsonl or reasoning_gym"),
-        ({"jsonl": b"{}", "reasoning_gym": SUMS}, "give either questions"),
+        ({}, "questions: one of questions, jsonl, reasoning_gym must be set"),
+        (
+            {"jsonl": b"{}", "reasoning_gym": SUMS},
+            "questions: only one of questions, jsonl, reasoning_gym can be set",
+        ),
         ({"reasoning_gym": catalog_pb2.ReasoningGymSet(size=1)}, "reasoning_gym.dataset"),
         (
             {"reasoning_gym": catalog_pb2.ReasoningGymSet(dataset="chain_sum")},
-            "reasoning_gym.size: 0 is below 1",
+            "reasoning_gym.size: must be .* 1 and .* 10000, not 0",
         ),
         (
             {"reasoning_gym": catalog_pb2.ReasoningGymSet(dataset="chain_sum", size=10_001)},
-            "10001 are more than 10000",
+            "reasoning_gym.size: must be .* 1 and .* 10000, not 10001",
         ),
         (
             {"reasoning_gym": catalog_pb2.ReasoningGymSet(dataset="chain_sum", size=1, seed=-1)},

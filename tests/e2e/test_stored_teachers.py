@@ -364,7 +364,7 @@ async def test_lines_are_named_as_they_are_in_the_file(world: World) -> None:
     nul = {**ROW, "question": "on\0e"}
     await refused(put(world, "filed", nul), INVALID, "jsonl[line 1].question")
     many = [ROW] * (MAX_DISTRIBUTIONS + 1)
-    await refused(put(world, "filed", *many), INVALID, "distributions")
+    await refused(put(world, "filed", *many), INVALID, "jsonl")
     long = {**ROW, "ids": list(range(MAX_LISTED + 1))}
     await refused(put(world, "filed", long), INVALID, "jsonl[line 1].ids")
 

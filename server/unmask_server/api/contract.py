@@ -21,6 +21,8 @@ from unmask_server.api.violations import field_violation
 from unmask_server.catalog.errors import InvalidArgument
 
 OUR_METHODS = "/unmask.v1."
+SMALL_BYTES = 1024
+"""Of requests up to it all violations are looked for, of larger ones the first."""
 MAX_TOLD = 20
 """So many violations are told of one request."""
 
@@ -68,12 +70,17 @@ class Contract:
             # Almost every request has no zero byte at all.
             if b"\0" in data:
                 refuse_nul(message)
-            self._check(message)
+            self._check(message, len(data))
 
         return check
 
-    def _check(self, message: Message) -> None:
-        if found := self._validator.collect_violations(message):
+    def _check(self, message: Message, size: int) -> None:
+        # A violation costs fifty microseconds, and two bytes can hold four of them.
+        first = self._validator.collect_violations(message, fail_fast=True)
+        if first:
+            found = first if size > SMALL_BYTES else self._validator.collect_violations(message)
+            # What is wrong with one field comes before what is wrong with several together.
+            found.sort(key=lambda one: not one.proto.rule)
             told = [field_violation(message.DESCRIPTOR, one) for one in found[:MAX_TOLD]]
             raise InvalidArgument.of(told)
 
