@@ -133,6 +133,40 @@ def health(
 
 
 @app.command()
+@configured
+def doctor(
+    load: Load,
+    as_json: Annotated[bool, typer.Option("--json", help="As a list of objects.")] = False,
+) -> None:
+    """Look for what is wrong with this set-up, and say what to do. Nothing is changed.
+
+    Exits with 0 if there is no problem (but perhaps warnings), 1 if there is, 2 if it could not
+    run. For a server that runs, ask `unmask doctor`.
+    """
+    import json
+
+    from rich.console import Console
+
+    from unmask_server.doctor.finding import Finding, Level
+    from unmask_server.doctor.run import diagnose, show
+
+    console = Console(highlight=False)
+    found: list[Finding] = []
+
+    async def look() -> None:
+        async for finding in diagnose(load()):
+            found.append(finding)
+            if not as_json:
+                show(finding, console)
+
+    with _told():
+        asyncio.run(look())
+    if as_json:
+        typer.echo(json.dumps([finding.to_json() for finding in found], indent=2))
+    raise typer.Exit(int(any(finding.level is Level.PROBLEM for finding in found)))
+
+
+@app.command()
 def migrate(
     database: Database = None,
     config: Config = None,

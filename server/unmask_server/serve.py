@@ -30,7 +30,7 @@ from unmask.v1 import (
     trajectory_pb2_grpc,
 )
 
-from unmask_server.access.listening import check_listening, is_local, is_socket
+from unmask_server.access.listening import check_listening, is_local, is_socket, sources_of
 from unmask_server.access.tls import Certificates
 from unmask_server.access.verifiers import verifiers
 from unmask_server.api.access import AccessInterceptor
@@ -84,7 +84,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     who = verifiers(settings, app.database)
     guard = CallGuard(settings)
     store = StoreCheck(settings.database)
-    models = ModelsCheck(app.database, app.engines, app.launched)
+    models = ModelsCheck(app.database, app.engines, app.launched, sources_of(settings))
     health = Health(SERVICES, store, models)
     pool = contract_pool(health_pb2.DESCRIPTOR.serialized_pb, *reflection_files())
     server = grpc.aio.server(
@@ -134,7 +134,6 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
         health.servicer.end_watches()
         await asyncio.gather(*(each.stop(_LAST) for each in servers))
         await stopping
-        await models.close()
         store.close()
         await told.aclose()
         await app.close()

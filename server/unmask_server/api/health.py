@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import structlog
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
+from unmask import __version__
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +26,8 @@ LOOK_SECONDS = 2.0
 MISSES = 2
 """Looks in a row that an engine must miss: one slow answer under load is no reason to leave."""
 
+VERSION_METADATA = "unmask-version"
+"""Trailing metadata of Check."""
 LIVE, STORE, ENGINE = "live", "store", "engine"
 SAMPLING = frozenset(("unmask.v1.GrowthService",))
 """Services that are of no use while no model can be run. All others have what they can read."""
@@ -55,6 +58,13 @@ class HealthService(health_aio.HealthServicer):
     def __init__(self) -> None:
         super().__init__()
         self._watching: set[asyncio.Task[Any]] = set()
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> health_pb2.HealthCheckResponse:
+        """See grpc.health.v1.Health. The version of the server goes with the answer."""
+        context.set_trailing_metadata(((VERSION_METADATA, __version__),))
+        return await super().Check(request, context)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
         """See grpc.health.v1.Health."""

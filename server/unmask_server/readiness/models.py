@@ -8,17 +8,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, select
 
+from unmask_server.access.sources import Sources
 from unmask_server.database.connect import read
 from unmask_server.database.schema import model
 from unmask_server.engines.pool import EnginePool
 from unmask_server.launched import LaunchedModels
-
-if TYPE_CHECKING:
-    import aiohttp
 
 NEWEST = 32
 """So many models are looked at, the newest ones."""
@@ -41,12 +38,14 @@ class ModelsCheck:
     One that can is enough: calls that need another are told so by their own error.
     """
 
-    def __init__(self, database: Engine, engines: EnginePool, launched: LaunchedModels) -> None:
+    def __init__(
+        self, database: Engine, engines: EnginePool, launched: LaunchedModels, sources: Sources
+    ) -> None:
         self._database = database
         self._engines = engines
         self._launched = launched
         self._registered: Sequence[Registered] = ()
-        self._session: aiohttp.ClientSession | None = None
+        self._sources = sources
 
     async def problem(self, *, store_is_there: bool) -> str:
         """Why none of them can be run; empty if one can, or there is none.
@@ -69,14 +68,9 @@ class ModelsCheck:
                 return ""
             problems.add(problem)
         urls = sorted({url for one in self._registered for url in one.endpoints})
-        if any(await asyncio.gather(*map(self._answers, urls))):
+        if await self._any_answers(urls):
             return ""
         return "; ".join([*(f"{url} does not answer" for url in urls), *sorted(problems)])
-
-    async def close(self) -> None:
-        """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
 
     def _read(self) -> list[Registered]:
         wanted = (
@@ -97,16 +91,25 @@ class ModelsCheck:
             return f"{source} cannot be read"
         return self._engines.failure(source)
 
-    async def _answers(self, url: str) -> bool:
+    async def _any_answers(self, urls: Sequence[str]) -> bool:
+        """Whether one of these is healthy. Nothing is called that may not be."""
+        if not urls:
+            return False
         # Imported late: a server without SGLang may have no HTTP client.
         try:
             from aiohttp import ClientError, ClientSession, ClientTimeout
+
+            from unmask_server.engines.sglang.sessions import open_session
         except ImportError:
             return False
-        if self._session is None:
-            self._session = ClientSession(timeout=ClientTimeout(total=PROBE_SECONDS))
-        try:
-            async with self._session.get(f"{url.rstrip('/')}/health") as response:
-                return response.status == 200
-        except (ClientError, TimeoutError, OSError):
-            return False
+        timeout = ClientTimeout(total=PROBE_SECONDS)
+
+        async def answers(session: ClientSession, url: str) -> bool:
+            try:
+                async with session.get(f"{url.rstrip('/')}/health", timeout=timeout) as response:
+                    return response.status == 200
+            except (ClientError, TimeoutError, OSError):
+                return False
+
+        async with open_session(self._sources.may_call(urls)) as session:
+            return any(await asyncio.gather(*(answers(session, url) for url in urls)))
