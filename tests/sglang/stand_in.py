@@ -47,6 +47,7 @@ class StandIn:
         self.warm_shift = 0.0
         """Nats by which a scoring from the middle on is off."""
         self.version = "0.5.20"
+        self.has_radix_cache = True
         self.served_name = "stand-in"
         self.columns = columns
         self.at_once = 0
@@ -99,7 +100,13 @@ class StandIn:
         )
 
     async def _server_info(self, request: web.Request) -> web.Response:
-        return web.json_response({"version": self.version, "max_req_input_len": 4000})
+        return web.json_response(
+            {
+                "version": self.version,
+                "max_req_input_len": 4000,
+                "disable_radix_cache": not self.has_radix_cache,
+            }
+        )
 
     async def _abort(self, request: web.Request) -> web.Response:
         if not self.knows_abort:

@@ -9,6 +9,7 @@ import typer
 import unmask
 from unmask.cli import answers, catalog, growth, growths, objectives, sharing, trajectories
 from unmask.cli.diagnose import diagnose
+from unmask.cli.doctor import doctor
 from unmask.cli.findings import findings
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ app.command()(growth.predict)
 app.command()(trajectories.sample)
 app.command()(catalog.preview)
 app.command()(answers.stats)
+app.command("doctor")(doctor)
 app.command()(sharing.export)
 app.command("import")(sharing.import_)
 app.add_typer(catalog.policies, name="policy", no_args_is_help=True)

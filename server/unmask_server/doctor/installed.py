@@ -46,6 +46,8 @@ def extras(needed: set[str]) -> Iterator[Finding]:
         wrong = wrong_versions(extra)
         base = {name for name, _ in _requirements("server")}
         names = [name for name, _ in _requirements(extra) if name not in base]
+        if not names:
+            continue
         if not wrong:
             yield ok(extra, ", ".join(f"{name} {metadata.version(name)}" for name in names))
         elif extra in needed:

@@ -60,12 +60,10 @@ async def diagnose(loaded: Loaded) -> AsyncIterator[Finding]:
 
 def show(finding: Finding, console: Console) -> None:
     """One line, and one more for what to do."""
-    line = (
-        f"{_MARKS[finding.level]} [bold]{escape(finding.subject)}[/bold]  {escape(finding.found)}"
-    )
-    console.print(line, soft_wrap=True)
+    subject, found = escape(f"{finding.subject:<13}"), escape(finding.found)
+    console.print(f"{_MARKS[finding.level]} [bold]{subject}[/bold] {found}", soft_wrap=True)
     if finding.todo:
-        console.print(f"{'':16} → {escape(finding.todo)}", soft_wrap=True)
+        console.print(f"{'':16}→ {escape(finding.todo)}", soft_wrap=True)
 
 
 def _failed(name: str, error: Exception) -> Finding:
