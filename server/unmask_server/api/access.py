@@ -54,12 +54,12 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             return await continuation(handler_call_details)
         try:
             principal = await self._who(handler_call_details.invocation_metadata)
+            authenticated.set(principal.name)
+            _budget.set(principal.budget)
             if principal.scope < scope:
                 raise ScopeError(principal, scope)
         except Exception as error:
             return _refusing(error, handler_call_details.method)
-        authenticated.set(principal.name)
-        _budget.set(principal.budget)
         return await continuation(handler_call_details)
 
     async def _who(self, metadata: Any) -> Principal:
