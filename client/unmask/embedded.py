@@ -113,6 +113,8 @@ def serve(
         }
         command = [sys.executable, "-m", "unmask_server", "serve"]
         command += ["--listen", address, "--database", database, "--parent-pid", str(os.getpid())]
+        # Only this user can open its socket, whatever the environment asks of other servers.
+        command += ["--auth", "none"]
         # What a machine's file says is for its server, not for one of one's own.
         command += ["--config", os.environ.get("UNMASK_CONFIG", "")]
         for option, value in options.items():

@@ -14,7 +14,6 @@ import secrets
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
 
 from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -35,6 +34,8 @@ FRESH_SECONDS = 3.0
 """How long a look-up stands: a revoked token ends so soon, on every server."""
 REMEMBERED = 4096
 """Look-ups kept in memory, those of unknown tokens included."""
+AT_ONCE = 8
+"""Look-ups in the database at a time: made-up tokens must not take all its connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ class TokenVerifier:
 
     def __init__(self, store: TokenStore) -> None:
         self._store = store
+        self._asking = asyncio.Semaphore(AT_ONCE)
         self._known: OrderedDict[bytes, tuple[float, Token | None]] = OrderedDict()
 
     def knows_form(self, credentials: str) -> bool:
@@ -175,7 +177,8 @@ class TokenVerifier:
         known = self._known.get(digest)
         if known is not None and now - known[0] < FRESH_SECONDS:
             return known[1]
-        token = await asyncio.to_thread(partial(self._store.find, digest))
+        async with self._asking:
+            token = await asyncio.to_thread(self._store.find, digest)
         self._known[digest] = (now, token)
         self._known.move_to_end(digest)
         while len(self._known) > REMEMBERED:
