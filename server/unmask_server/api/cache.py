@@ -13,7 +13,7 @@ from unmask.v1 import cache_pb2_grpc, sharing_pb2
 
 from unmask_server.api.generations import GenerationService
 from unmask_server.api.imports import ImportService
-from unmask_server.api.paging import decode_page, encode_page, page_size
+from unmask_server.api.paging import cut_page, decode_page, page_size
 from unmask_server.api.sharing import Exporter
 from unmask_server.api.trajectory import FINISHES
 from unmask_server.catalog import Catalog
@@ -138,21 +138,19 @@ class CacheService(cache_pb2_grpc.CacheServiceServicer):
         tree = self._recorder.tree(policy, question, question.verifier)
         found = self._outcomes.rollouts(tree.id, after, size + 1, missing)
         tokenizer = self._catalog.tokenizer(policy.model)
-        return pb.ListRolloutsResponse(
-            rollouts=[
-                pb.Rollout(
-                    id=rollout.uid.hex(),
-                    text=tokenizer.decode(without_stop(rollout.tokens, policy.stop_ids)),
-                    length=len(rollout.tokens),
-                    forced=rollout.forced_depth,
-                    finish_reason=FINISHES[rollout.finish],
-                )
-                for rollout in found[:size]
-            ],
-            next_page_token=encode_page((0.0, str(found[size - 1].id)))
-            if len(found) > size
-            else "",
+        made, token = cut_page(
+            found,
+            size,
+            lambda rollout: pb.Rollout(
+                id=rollout.uid.hex(),
+                text=tokenizer.decode(without_stop(rollout.tokens, policy.stop_ids)),
+                length=len(rollout.tokens),
+                forced=rollout.forced_depth,
+                finish_reason=FINISHES[rollout.finish],
+            ),
+            lambda rollout: (0.0, str(rollout.id)),
         )
+        return pb.ListRolloutsResponse(rollouts=made, next_page_token=token)
 
     def _put(self, request: pb.PutOutcomesRequest) -> pb.PutOutcomesResponse:
         verifier = self._external(request.verifier, "verifier")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from unmask.v1 import catalog_pb2 as pb
@@ -14,7 +14,7 @@ from unmask.v1 import catalog_pb2_grpc
 from unmask_server.api import catalog_messages as messages
 from unmask_server.api.given_distributions import given_distributions
 from unmask_server.api.given_questions import given_questions
-from unmask_server.api.paging import decode_page, encode_page, page_size
+from unmask_server.api.paging import Item, Made, cut_page, decode_page, page_size
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import (
@@ -32,7 +32,6 @@ from unmask_server.nodes.stored import StoredTeachers
 from unmask_server.reasons import Reason
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Item = TypeVar("Item")
 
 Launched = Callable[[str], Coroutine[Any, Any, tuple[str, ...]]]
 """Where this server itself has SGLang run a model directory; empty if it does not."""
@@ -111,10 +110,10 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         self, request: pb.ListPoliciesRequest, context: Context
     ) -> pb.ListPoliciesResponse:
         """A page."""
-        found, token = await asyncio.to_thread(_page, self._catalog.list_policies, request)
-        return pb.ListPoliciesResponse(
-            policies=[messages.policy(p) for p in found], next_page_token=token
+        found, token = await asyncio.to_thread(
+            _page, self._catalog.list_policies, request, messages.policy
         )
+        return pb.ListPoliciesResponse(policies=found, next_page_token=token)
 
     async def RegisterTeacher(
         self, request: pb.RegisterTeacherRequest, context: Context
@@ -186,10 +185,10 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         self, request: pb.ListTeachersRequest, context: Context
     ) -> pb.ListTeachersResponse:
         """A page."""
-        found, token = await asyncio.to_thread(_page, self._catalog.list_teachers, request)
-        return pb.ListTeachersResponse(
-            teachers=[messages.teacher(t) for t in found], next_page_token=token
+        found, token = await asyncio.to_thread(
+            _page, self._catalog.list_teachers, request, messages.teacher
         )
+        return pb.ListTeachersResponse(teachers=found, next_page_token=token)
 
     async def PutTeacherDistributions(
         self, request: pb.PutTeacherDistributionsRequest, context: Context
@@ -285,10 +284,10 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         self, request: pb.ListQuestionsRequest, context: Context
     ) -> pb.ListQuestionsResponse:
         """A page."""
-        found, token = await asyncio.to_thread(_page, self._catalog.list_questions, request)
-        return pb.ListQuestionsResponse(
-            questions=[messages.question(q) for q in found], next_page_token=token
+        found, token = await asyncio.to_thread(
+            _page, self._catalog.list_questions, request, messages.question
         )
+        return pb.ListQuestionsResponse(questions=found, next_page_token=token)
 
     async def RegisterVerifier(
         self, request: pb.RegisterVerifierRequest, context: Context
@@ -304,10 +303,10 @@ class CatalogService(catalog_pb2_grpc.CatalogServiceServicer):
         self, request: pb.ListVerifiersRequest, context: Context
     ) -> pb.ListVerifiersResponse:
         """A page."""
-        found, token = await asyncio.to_thread(_page, self._catalog.list_verifiers, request)
-        return pb.ListVerifiersResponse(
-            verifiers=[messages.verifier(v) for v in found], next_page_token=token
+        found, token = await asyncio.to_thread(
+            _page, self._catalog.list_verifiers, request, messages.verifier
         )
+        return pb.ListVerifiersResponse(verifiers=found, next_page_token=token)
 
 
 def _prompting(request: pb.RegisterPolicyRequest | pb.RegisterTeacherRequest) -> Prompting | None:
@@ -321,11 +320,14 @@ def _prompting(request: pb.RegisterPolicyRequest | pb.RegisterTeacherRequest) ->
 
 
 def _page(
-    listing: Callable[[int, tuple[float, str] | None], Sequence[Item]], request: Any
-) -> tuple[Sequence[Item], str]:
+    listing: Callable[[int, tuple[float, str] | None], Sequence[Item]],
+    request: Any,
+    message: Callable[[Item], Made],
+) -> tuple[list[Made], str]:
     size = page_size(request.page_size)
     found = listing(size + 1, decode_page(request.page_token))
-    if len(found) <= size:
-        return found, ""
-    last: Any = found[size - 1]
-    return found[:size], encode_page((last.created_at, last.id))
+
+    def key(item: Any) -> tuple[float, str]:
+        return item.created_at, item.id
+
+    return cut_page(found, size, message, key)

@@ -23,7 +23,7 @@ from unmask_server.api.growth_messages import (
     states,
 )
 from unmask_server.api.options import node_options, resolve_node
-from unmask_server.api.paging import decode_page, encode_page, page_size
+from unmask_server.api.paging import cut_page, decode_page, page_size
 from unmask_server.api.precision import forecast_message, parse_precision
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Policy, Question, Teacher
@@ -104,12 +104,8 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         size = page_size(request.page_size)
         listing = await asyncio.to_thread(self._listing, request)
         found = await self._runner.page(size + 1, decode_page(request.page_token), listing)
-        more = len(found) > size
-        found = found[:size]
-        return pb.ListGrowthsResponse(
-            growths=[self._message(growth) for growth in found],
-            next_page_token=encode_page((found[-1].created_at, found[-1].id)) if more else "",
-        )
+        made, token = cut_page(found, size, self._message, lambda one: (one.created_at, one.id))
+        return pb.ListGrowthsResponse(growths=made, next_page_token=token)
 
     async def WatchGrowth(
         self, request: pb.WatchGrowthRequest, context: Context

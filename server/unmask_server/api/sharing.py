@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from google.protobuf.message import Message
 from unmask.v1 import sharing_pb2 as pb
 
 from unmask_server.api import catalog_messages
@@ -108,33 +109,42 @@ class Exporter:
     # ------------------------------------------------------------------------------ the catalog
 
     async def _verifiers(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
-        async for found, place in _pages(self._catalog.list_verifiers, after):
-            yield pb.CacheRecords(verifiers=map(catalog_messages.verifier, found)), place
+        async for found, place in _pages(
+            self._catalog.list_verifiers, after, catalog_messages.verifier
+        ):
+            yield pb.CacheRecords(verifiers=[made for _, made in found]), place
 
     async def _policies(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
-        async for found, place in _pages(self._catalog.list_policies, after):
-            chosen = [p for p in found if wanted.policy_id in (None, p.id)]
-            yield pb.CacheRecords(policies=map(messages.shared_policy, chosen)), place
+        async for found, place in _pages(
+            self._catalog.list_policies, after, messages.shared_policy
+        ):
+            chosen = [made for p, made in found if wanted.policy_id in (None, p.id)]
+            yield pb.CacheRecords(policies=chosen), place
 
     async def _questions(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
         if wanted.question_ids is None:
-            async for found, place in _pages(self._catalog.list_questions, after):
-                yield pb.CacheRecords(questions=map(catalog_messages.question, found)), place
+            async for found, place in _pages(
+                self._catalog.list_questions, after, catalog_messages.question
+            ):
+                yield pb.CacheRecords(questions=[made for _, made in found]), place
             return
         first = after[0] if after else 0
         for i in range(first, len(wanted.question_ids), AT_ONCE):
             ids = wanted.question_ids[i : i + AT_ONCE]
             chosen = [await asyncio.to_thread(self._catalog.get_question, id_) for id_ in ids]
-            yield (
-                pb.CacheRecords(questions=map(catalog_messages.question, chosen)),
-                [i + AT_ONCE],
-            )
+            for chunk in _chunks(
+                list(enumerate(map(catalog_messages.question, chosen), start=i + 1)),
+                lambda pair: pair[1].ByteSize(),
+            ):
+                yield pb.CacheRecords(questions=[made for _, made in chunk]), [chunk[-1][0]]
 
     async def _teachers(self, wanted: _Wanted, after: After) -> AsyncIterator[Part]:
         if pb.EXPORT_KIND_DISTRIBUTIONS not in wanted.kinds:
             return
-        async for found, place in _pages(self._catalog.list_teachers, after):
-            yield pb.CacheRecords(teachers=map(messages.shared_teacher, found)), place
+        async for found, place in _pages(
+            self._catalog.list_teachers, after, messages.shared_teacher
+        ):
+            yield pb.CacheRecords(teachers=[made for _, made in found]), place
 
     # ------------------------------------------------------------------------------ the contents
 
@@ -225,12 +235,18 @@ def _chunks(found: Sequence[Any], size: Callable[[Any], int]) -> Iterable[list[A
 
 
 async def _pages(
-    page: Callable[[int, tuple[float, str] | None], list[Any]], after: After
-) -> AsyncIterator[tuple[list[Any], After]]:
+    page: Callable[[int, tuple[float, str] | None], list[Any]],
+    after: After,
+    message: Callable[[Any], Message],
+) -> AsyncIterator[tuple[list[tuple[Any, Any]], After]]:
+    """Runs of things and their messages, and where they end."""
     place = (float(after[0]), str(after[1])) if after else None
     while found := await asyncio.to_thread(page, AT_ONCE, place):
-        place = (found[-1].created_at, found[-1].id)
-        yield found, list(place)
+        made = [(one, message(one)) for one in found]
+        for chunk in _chunks(made, lambda pair: pair[1].ByteSize()):
+            last, _ = chunk[-1]
+            place = (last.created_at, last.id)
+            yield chunk, list(place)
 
 
 def _cursor(wanted: _Wanted, phase: int, after: After) -> str:

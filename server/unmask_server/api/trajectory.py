@@ -12,7 +12,7 @@ from unmask.v1 import trajectory_pb2_grpc
 
 from unmask_server.api.access import budget_of_caller
 from unmask_server.api.callers import client_of
-from unmask_server.api.paging import decode_page, encode_page, page_size
+from unmask_server.api.paging import cut_page, decode_page, page_size
 from unmask_server.api.times import timestamp
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
@@ -139,12 +139,13 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
             size=size + 1,
             after=decode_page(request.page_token),
         )
-        more = len(found) > size
-        found = found[:size]
-        return pb.ListTrajectoriesResponse(
-            trajectories=[self._message(t, with_tokens=False) for t in found],
-            next_page_token=encode_page((found[-1].created_at, found[-1].id)) if more else "",
+        made, token = cut_page(
+            found,
+            size,
+            lambda one: self._message(one, with_tokens=False),
+            lambda one: (one.created_at, one.id),
         )
+        return pb.ListTrajectoriesResponse(trajectories=made, next_page_token=token)
 
     def _message(self, trajectory: Trajectory, *, with_tokens: bool = True) -> pb.Trajectory:
         policy = self._catalog.get_policy(trajectory.policy_id)
