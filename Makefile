@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym test-oracles check \
-  test-chaos chaos findings findings-llm format proto pages released bench sglang-cpu lock \
-  test-install image clean
+  test-chaos test-clients client-packages chaos findings findings-llm format proto pages released bench \
+  sglang-cpu lock test-install image clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,18 @@ test-slow: $(READY) ## Run the slow tests.
 	$(BIN)/python -m pytest -n auto -m slow
 
 test-all: test test-slow ## Run all tests.
+
+# Those of docs/clients.md, and what the tests look with: a browser and a font.
+CLIENT_PACKAGES = $(shell sed -n 's/^apt-get install -y //p' docs/clients.md) chromium fonts-dejavu-core
+client-packages: ## Install what the clients in other languages need from Debian (as root).
+	@if dpkg -s $(CLIENT_PACKAGES) >/dev/null 2>&1; then :; \
+	elif ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
+	  echo "not root on Debian: install yourself what tests will miss of $(CLIENT_PACKAGES)"; \
+	else apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends $(CLIENT_PACKAGES) >/dev/null; fi
+
+test-clients: $(READY) client-packages ## Build and run docs/clients.md: other languages, a page in a browser.
+	$(BIN)/python -m pytest -n 2 -m clients tests/clients
 
 test-chaos: $(READY) ## Break servers and stores on purpose, a few times each.
 	$(BIN)/python -m pytest -n0 -m chaos tests/chaos

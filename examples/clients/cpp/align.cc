@@ -132,7 +132,7 @@ void Register(pb::CatalogService::Stub& catalog, const std::string& models) {
   Call questions_call;
   Check(catalog.RegisterQuestions(&questions_call, questions, &questions_answer));
   for (const auto& result : questions_answer.results()) {  // each succeeds or fails by itself
-    if (result.has_error()) throw std::runtime_error("the question: " + result.error());
+    if (result.has_error()) throw std::runtime_error("the question: " + result.error().message());
   }
 }
 

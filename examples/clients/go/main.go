@@ -129,8 +129,8 @@ func register(ctx context.Context, catalog pb.CatalogServiceClient, models strin
 		return err
 	}
 	for _, result := range registered.Results { // each succeeds or fails by itself
-		if reason := result.GetError(); reason != "" {
-			return fmt.Errorf("question %d: %s", result.Index, reason)
+		if refused := result.GetError(); refused != nil {
+			return fmt.Errorf("question %d: %s", result.Index, refused.Message)
 		}
 	}
 	return nil

@@ -114,7 +114,7 @@ def register(catalog: catalog_pb2_grpc.CatalogServiceStub) -> None:
     )
     for result in registered.results:  # each succeeds or fails by itself
         if result.HasField("error"):
-            sys.exit(f"question {result.index}: {result.error}")
+            sys.exit(f"question {result.index}: {result.error.message}")
 
 
 def grow(growth: growth_pb2_grpc.GrowthServiceStub, node: diagnosis_pb2.NodeRef) -> None:

@@ -61,7 +61,7 @@ call CatalogService/RegisterTeacher "$(jq -n --arg model "$models/teacher-strong
   {name: "strong", $model, policies: ["student"]}')" >/dev/null
 call CatalogService/RegisterQuestions "$(jq -n --arg question "$question" '
   {questions: [{name: "plums", fields: {$question, answer: "11"}}], verifier: "hash_answer"}')" |
-  jq -r '.results[] | select(.error) | "question \(.index): \(.error)" | halt_error'
+  jq -r '.results[] | select(.error) | "question \(.index): \(.error.message)" | halt_error'
 
 # The token that comes after a prefix.
 node=$(jq -n --arg text "$prefix" '{prefix: {policy: "student", question: "plums", $text}}')

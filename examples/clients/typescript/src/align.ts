@@ -42,7 +42,7 @@ async function register(): Promise<void> {
   });
   for (const { index, result } of registered.results) {
     if (result.case === "error") {
-      throw new Error(`question ${index}: ${result.value}`); // each succeeds or fails by itself
+      throw new Error(`question ${index}: ${result.value.message}`); // each succeeds or fails by itself
     }
   }
 }
