@@ -14,9 +14,15 @@ from pathlib import Path
 
 import grpc
 import pytest
+from unmask_server.access.principals import Budget
+from unmask_server.database.connect import open_database
+from unmask_server.growth.quota import Quota, Quotas
 
 from tests.access.making import Authority
 from tests.clients.guide import ROOT
+
+DAILY = 400
+"""What the programs of the guide want to sample."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -94,13 +100,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With TLS, and for holders of a token who may sample 100 rollouts a day."""
+    """With TLS and for the holder of a token, who has had one rollout of the day's 400 already."""
     folder = tmp_path_factory.mktemp("guarded")
     authority = Authority(folder / "tls")
     certificate, key = authority.issue("localhost")
     database = f"sqlite:///{folder / 'unmask.db'}"
     subprocess.run(_command("migrate", "--database", database), cwd=ROOT, check=True)
-    scope = ("--scope", "admin", "--rollouts-per-day", "100")
+    scope = ("--scope", "admin", "--rollouts-per-day", str(DAILY))
     token = subprocess.run(
         _command("token", "create", "ann", *scope, "--database", database),
         cwd=ROOT,
@@ -108,6 +114,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         capture_output=True,
         text=True,
     ).stdout.strip()
+    store = open_database(database)
+    Quotas(store, Quota()).charge(
+        "token:ann", rollouts=1, tokens=0, budget=Budget(rollouts_per_day=DAILY)
+    )
+    store.dispose()
     settings = {
         "UNMASK_AUTH": "tokens",
         "UNMASK_TLS_CERT": str(certificate),
