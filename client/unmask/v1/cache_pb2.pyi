@@ -158,7 +158,7 @@ class ListRolloutsRequest(_message.Message):
     all rollouts.
     """
     page_size: _builtins.int
-    """At most so many; 0: 100; more than 1000 is 1000."""
+    """At most so many, fewer where they are large; 0: 100; more than 1000 is 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
     def __init__(

@@ -798,7 +798,7 @@ class ListPoliciesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many; 0: 100; more than 1000 is 1000."""
+    """At most so many, fewer where they are large; 0: 100; more than 1000 is 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
     def __init__(
@@ -1013,7 +1013,7 @@ class ListTeachersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many; 0: 100; more than 1000 is 1000."""
+    """At most so many, fewer where they are large; 0: 100; more than 1000 is 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
     def __init__(
@@ -1556,7 +1556,7 @@ class ListQuestionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many; 0: 100; more than 1000 is 1000."""
+    """At most so many, fewer where they are large; 0: 100; more than 1000 is 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
     def __init__(
@@ -1686,7 +1686,7 @@ class ListVerifiersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many; 0: 100; more than 1000 is 1000."""
+    """At most so many, fewer where they are large; 0: 100; more than 1000 is 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
     def __init__(

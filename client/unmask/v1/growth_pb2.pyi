@@ -734,7 +734,7 @@ class ListGrowthsRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     QUESTION_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many; 0: 100; more than 1000 is 1000."""
+    """At most so many, fewer where they are large; 0: 100; more than 1000 is 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
     policy: _builtins.str

@@ -376,7 +376,7 @@ class ListTrajectoriesRequest(_message.Message):
     outcome: Global___Outcome.ValueType
     """Correct, incorrect, or all."""
     page_size: _builtins.int
-    """At most so many; 0: 100; more than 1000 is 1000."""
+    """At most so many, fewer where they are large; 0: 100; more than 1000 is 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
     def __init__(
