@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -68,6 +69,7 @@ def certified(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     return f"cert:{b' '.join(names).decode(errors='replace')[:MAX_NAME]}" if names else ""
 
 
+@lru_cache(4096)
 def address_of(peer: str) -> str:
     """The address in gRPC's name of a peer (`ipv4:1.2.3.4:567`), without its port."""
     kind, _, rest = unquote(peer).partition(":")
