@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -236,6 +237,8 @@ async def serve(settings: Settings, *, parent_pid: int | None = None) -> None:
             watcher.cancel()
     tracing.stop()
     log.info("stopped")
+    # What is left goes with the process; to collect it first takes up to seconds.
+    gc.freeze()
 
 
 def _end_hard(why: str) -> NoReturn:

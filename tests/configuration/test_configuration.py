@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from unmask_server.cli import app
 from unmask_server.config import Settings
 from unmask_server.configuration import loading
+from unmask_server.configuration.groups import OTHER, group_of
 from unmask_server.configuration.loading import load
 from unmask_server.configuration.show import example, masked
 
@@ -158,3 +160,16 @@ def test_every_command_that_opens_the_database_reads_the_file(file: Path, tmp_pa
 
 def test_the_version_is_told() -> None:
     assert run("--version").startswith("unmask-server 0")
+
+
+def test_every_setting_is_described_and_has_its_place() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert group_of(name) != OTHER, name
+
+
+def test_the_operators_guide_names_settings_that_there_are() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", guide))
+    assert named <= set(Settings.model_fields), named - set(Settings.model_fields)
+    assert {"client_calls", "grace_seconds", "admin_listen"} <= named

@@ -33,7 +33,7 @@ __all__ = ["LEASE_SECONDS", "GrowthStore", "LeaseLostError", "Listing"]
 
 LEASE_SECONDS = 30.0
 """A growth whose server has not been heard of for so long has been taken over: leases are given for
-two thirds of it, renewed every sixth, and looked at as often."""
+two thirds of it, renewed every sixth, and looked at five times as often."""
 
 _NEW: dict[str, Any] = dict.fromkeys(
     ("rollouts_sampled", "tokens_sampled", "rollouts_cached", "rollouts_planned", "nodes",
