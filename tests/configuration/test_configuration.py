@@ -171,5 +171,5 @@ def test_every_setting_is_described_and_has_its_place() -> None:
 def test_the_operators_guide_names_settings_that_there_are() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", guide))
-    assert named <= set(Settings.model_fields), named - set(Settings.model_fields)
+    assert named - {"pg_dump"} <= set(Settings.model_fields)
     assert {"client_calls", "grace_seconds", "admin_listen"} <= named

@@ -12,7 +12,7 @@ _GROUPS = (
     ("Embedded models", ("device", "dtype", "threads", "max_batch", "max_engines")),
     ("SGLang", ("sglang", "max_noise")),
     ("Growths and answers", ("lease", "answer")),
-    ("Being watched", ("log", "metrics", "trace", "tracing", "otel", "otlp")),
+    ("Being watched", ("log", "access_log", "metrics", "trace", "otel", "otlp")),
 )
 OTHER = "Other"
 
