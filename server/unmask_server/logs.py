@@ -38,6 +38,7 @@ def configure(log_format: LogFormat, level: LogLevel = "info") -> None:
     )
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_call,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_trace,
@@ -67,6 +68,13 @@ _LEVELS = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+
+
+def _add_call(_: object, __: str, event: EventDict) -> EventDict:
+    """The request id, where this is part of a call."""
+    if (call := calls.current()) is not None:
+        event.setdefault("request_id", call.id)
+    return event
 
 
 def _add_trace(_: object, __: str, event: EventDict) -> EventDict:

@@ -93,7 +93,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     pool = contract_pool(health_pb2.DESCRIPTOR.serialized_pb, *reflection_files())
     server = grpc.aio.server(
         interceptors=[
-            ObservingInterceptor(settings.access_log),
+            ObservingInterceptor(settings.access_log, SERVICES),
             *([AccessInterceptor(who)] if who else []),
             guard,
             AnswerInterceptor(app.answers),

@@ -13,7 +13,7 @@ from unmask_server.app import App
 from unmask_server.config import Settings
 from unmask_server.database.migrate import head_revision
 from unmask_server.telemetry.expose import exposed
-from unmask_server.telemetry.gauges import Build, Store, watching
+from unmask_server.telemetry.gauges import Answers, Build, Store, watching
 
 log = structlog.get_logger(__name__)
 
@@ -34,9 +34,9 @@ class WatchedApp:
         """Growths at work here."""
         return len(self._app.runner.at_work)
 
-    def answers(self) -> tuple[int, int]:
-        """Kept answers: how many, and their bytes."""
-        return self._app.answers.size
+    def answers(self) -> Answers:
+        """Kept answers."""
+        return self._app.answers.counts
 
     def engines(self) -> int:
         """Engines that have started."""

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from unmask_server.telemetry import gauges, metrics
-from unmask_server.telemetry.table import replaced
+from unmask_server.telemetry.table import described, replaced
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/observability.md"
@@ -21,7 +20,7 @@ OTHERS = {"up", "process_resident_memory_bytes", "process_open_fds", "process_cp
 def scraped() -> set[str]:
     """Names of all series."""
     names = set(OTHERS)
-    for one in (*metrics.DESCRIBED, *gauges.GAUGES):
+    for one in described():
         names |= (
             {f"{one.name}{end}" for end in ("_bucket", "_count", "_sum")}
             if one.kind == "histogram"

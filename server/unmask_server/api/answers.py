@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import grpc
 
 from unmask_server.nodes.versions import TreeVersions
-from unmask_server.telemetry import calls, metrics
+from unmask_server.telemetry import calls
+from unmask_server.telemetry.gauges import Answers
 
 KEPT = {
     f"/unmask.v1.DiagnosisService/{name}": name
@@ -49,6 +50,7 @@ class AnswerCache:
         self._versions = versions
         self._max = max_bytes
         self._used = 0
+        self._hits = self._misses = 0
         self._answers: OrderedDict[Key, _Answer] = OrderedDict()
 
     def at_hand(self, key: Key) -> bytes | None:
@@ -61,25 +63,25 @@ class AnswerCache:
         ):
             return None
         self._answers.move_to_end(key)
-        _hit()
+        self._hit()
         return answer.data
 
     async def get(self, key: Key) -> bytes | None:
         """The answer, if it still stands."""
         answer = self._answers.get(key)
         if answer is None:
-            metrics.ANSWERS_MISSED.inc()
+            self._misses += 1
             return None
         ask = self._versions.latest if answer.latest else self._versions.recent
         if await ask(answer.tree_id) != answer.version:
             # Another call may have put a newer one in its place meanwhile.
             if self._answers.get(key) is answer:
                 self._drop(key)
-            metrics.ANSWERS_MISSED.inc()
+            self._misses += 1
             return None
         if key in self._answers:
             self._answers.move_to_end(key)
-        _hit()
+        self._hit()
         return answer.data
 
     def put(
@@ -104,9 +106,14 @@ class AnswerCache:
             self._drop(next(iter(self._answers)))
 
     @property
-    def size(self) -> tuple[int, int]:
-        """How many answers are kept, and their bytes."""
-        return len(self._answers), self._used
+    def counts(self) -> Answers:
+        """What is kept, and how often it was of use."""
+        return Answers(len(self._answers), self._used, self._hits, self._misses)
+
+    def _hit(self) -> None:
+        self._hits += 1
+        if (call := calls.current()) is not None:
+            call.cached = True
 
     def _drop(self, key: Key) -> None:
         if (answer := self._answers.pop(key, None)) is not None:
@@ -160,12 +167,6 @@ class AnswerInterceptor(grpc.aio.ServerInterceptor):
 def encode(message: Message | bytes) -> bytes:
     """The bytes of an answer: a message, or one that is encoded already."""
     return message if isinstance(message, bytes) else message.SerializeToString(deterministic=True)
-
-
-def _hit() -> None:
-    metrics.ANSWERS_HIT.inc()
-    if (call := calls.current()) is not None:
-        call.cached = True
 
 
 def _size(key: Key, data: bytes) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -18,13 +18,13 @@ from google.rpc import error_details_pb2, status_pb2
 from unmask_server.api.callers import client_of
 from unmask_server.api.contract import OUR_METHODS
 from unmask_server.telemetry import calls, metrics, tracing
+from unmask_server.telemetry.rpcs import COUNTS, OK, UNKNOWN, MethodCounts
 
 log = structlog.get_logger("unmask_server.access")
 
 AccessLog = Literal["all", "computed", "failed", "off"]
 """Which calls get a line: all; all but those answered from memory; those that failed; none."""
 
-OK = grpc.StatusCode.OK
 _ERROR = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
 _WARNING = (
     grpc.StatusCode.UNAVAILABLE,
@@ -41,10 +41,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ObservingInterceptor(grpc.aio.ServerInterceptor):
     """Outermost: whatever the interceptors within it make of a call is seen here."""
 
-    def __init__(self, access_log: AccessLog = "computed") -> None:
+    def __init__(self, access_log: AccessLog, services: Sequence[str]) -> None:
         self._access_log = access_log
         self._observed: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
         self._methods: dict[str, _Method] = {}
+        for service in services:
+            for one in descriptor_pool.Default().FindServiceByName(service).methods:
+                path = f"/{service}/{one.name}"
+                if (method := _Method.of(path)) is not None:
+                    self._methods[path] = method
 
     async def intercept_service(
         self,
@@ -58,17 +63,18 @@ class ObservingInterceptor(grpc.aio.ServerInterceptor):
         calls.begin(handler_call_details.invocation_metadata)
         handler: Any = await continuation(handler_call_details)
         if handler is None:
-            _unknown.started.inc()
-            _unknown.count(grpc.StatusCode.UNIMPLEMENTED, 0.0)
+            _NO_METHOD.counts.started += 1
+            _NO_METHOD.counts.end(grpc.StatusCode.UNIMPLEMENTED, 0.0)
             return None
         known = self._observed.get(name)
         if known is not None and known[0] is handler:
             return known[1]
-        # Methods that there are not share one label, and nothing is kept for them.
         method = self._methods.get(name) or _Method.of(name)
+        if method is None:
+            # Somebody refuses it; nothing is kept for whatever clients think of.
+            return self._observe(_NO_METHOD, handler)
         observed = self._observe(method, handler)
-        if method is not _unknown:
-            self._methods[name], self._observed[name] = method, (handler, observed)
+        self._methods[name], self._observed[name] = method, (handler, observed)
         return observed
 
     def _observe(self, method: _Method, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
@@ -106,55 +112,29 @@ _FACTORIES: dict[tuple[bool, bool], Callable[..., Any]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
 class _Method:
-    """What is counted of a method, its labels bound."""
+    """A method, and what is counted of it."""
 
-    def __init__(self, name: str, kind: str) -> None:
-        self.name = name.removeprefix("/")
-        service, _, method = self.name.rpartition("/")
-        labels = (kind, service, method)
-        self._labels = labels
-        self.is_ours = name.startswith(OUR_METHODS)
-        self.started = metrics.RPCS_STARTED.labels(*labels)
-        self._seconds = metrics.RPC_SECONDS.labels(*labels)
-        self._handled: dict[grpc.StatusCode, Any] = {}
+    name: str
+    """`package.Service/Method`."""
+    is_ours: bool
+    counts: MethodCounts
 
     @staticmethod
-    def of(name: str) -> _Method:
+    def of(path: str) -> _Method | None:
         """By its descriptor: who refuses a call may put a handler of another kind in its place."""
-        service, _, method = name.removeprefix("/").rpartition("/")
+        name = path.removeprefix("/")
+        service, _, method = name.rpartition("/")
         try:
             found = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
         except KeyError:
-            return _unknown
-        return _Method(name, _TYPES[found.client_streaming, found.server_streaming])
-
-    def count(self, code: grpc.StatusCode, seconds: float) -> None:
-        """Count a call that ended."""
-        handled = self._handled.get(code)
-        if handled is None:
-            handled = metrics.RPCS_HANDLED.labels(*self._labels, _camel(code))
-            self._handled[code] = handled
-        handled.inc()
-        self._seconds.observe(seconds)
+            return None
+        kind = _TYPES[found.client_streaming, found.server_streaming]
+        return _Method(name, path.startswith(OUR_METHODS), COUNTS.method(service, method, kind))
 
 
-@dataclass(slots=True)
-class _Sizes:
-    """Bytes of messages of this API."""
-
-    received: int
-    sent: int = 0
-
-
-class _Flight:
-    """Calls under way, on the event loop."""
-
-    count = 0
-
-
-metrics.RPCS_IN_FLIGHT.set_function(lambda: _Flight.count)
-_unknown = _Method("unknown/unknown", "unary")
+_NO_METHOD = _Method(f"{UNKNOWN}/{UNKNOWN}", False, COUNTS.unknown)
 
 
 def _observed(
@@ -165,51 +145,49 @@ def _observed(
 ) -> Callable[[Any, Context], Awaitable[Any]]:
     """A handler that does what `inner` does, and tells of it."""
     is_generator = inspect.isasyncgenfunction(inner)
+    counts = method.counts
 
-    async def answer(request: Any, context: Any, sizes: _Sizes) -> Any:
-        if not is_generator:
-            response = await inner(request, context)
-            if serialize is not None:
-                response = serialize(response)
-                sizes.sent += len(response)
-            return response
-        async with aclosing(inner(request, context)) as responses:
+    async def stream(request: Any, context: Context, call: calls.Call) -> None:
+        async with aclosing(inner(request, _Context(context, call))) as responses:
             async for response in responses:
                 if serialize is not None:
                     response = serialize(response)
-                    sizes.sent += len(response)
+                    call.sent += len(response)
                 await context.write(response)
-        return None
 
     async def observe(request: Any, context: Context) -> Any:
         begun = time.perf_counter()
         call = calls.current()
         assert call is not None
         context.set_trailing_metadata(((calls.REQUEST_ID, call.id),))
-        method.started.inc()
-        _Flight.count += 1
+        counts.started += 1
         if isinstance(request, bytes):
             call.request = request
-        sizes = _Sizes(len(call.request))
         code = OK
         try:
-            return await answer(request, _Context(context, call), sizes)
+            if is_generator:
+                return await stream(request, context, call)
+            response = await inner(request, _Context(context, call))
+            if serialize is not None:
+                response = serialize(response)
+                call.sent = len(response)
+            return response
         except BaseException as error:
             code = _code(context, error)
             raise
         finally:
-            _Flight.count -= 1
             code = _known(context.code()) or code
             seconds = time.perf_counter() - begun
-            method.count(code, seconds)
+            counts.end(code, seconds)
+            if method.is_ours:
+                counts.received += len(call.request)
+                counts.sent += call.sent
             if code is not OK:
                 metrics.ERRORS.labels(call.reason or code.name).inc()
-            if method.is_ours:
-                metrics.RPC_BYTES_RECEIVED.inc(sizes.received)
-                metrics.RPC_BYTES_SENT.inc(sizes.sent)
-            tracing.note(failed=code in _ERROR, **{"rpc.grpc.status_code": int(code.value[0])})
+            if tracing.is_on():
+                tracing.note(failed=code in _ERROR, **{"rpc.grpc.status_code": code.value[0]})
             if _is_logged(access_log, call, code, method):
-                _log(method, call, code, seconds, context, sizes)
+                _log(method, call, code, seconds, context)
 
     if not tracing.is_on():
         return observe
@@ -274,7 +252,6 @@ def _log(
     code: grpc.StatusCode,
     seconds: float,
     context: Context,
-    sizes: _Sizes,
 ) -> None:
     caller = client_of(context)
     fields: dict[str, Any] = {
@@ -286,7 +263,7 @@ def _log(
         "peer": caller.address,
     }
     if method.is_ours:
-        fields |= {"received": sizes.received, "sent": sizes.sent, "cached": call.cached}
+        fields |= {"received": len(call.request), "sent": call.sent, "cached": call.cached}
     if call.reason:
         fields["reason"] = call.reason
     say = log.error if code in _ERROR else log.warning if code in _WARNING else log.info
@@ -307,10 +284,3 @@ def _known(code: Any) -> grpc.StatusCode | None:
     if code is None or isinstance(code, grpc.StatusCode):
         return code
     return next((one for one in grpc.StatusCode if one.value[0] == code), grpc.StatusCode.UNKNOWN)
-
-
-def _camel(code: grpc.StatusCode) -> str:
-    """As go-grpc-middleware labels it."""
-    if code is grpc.StatusCode.CANCELLED:
-        return "Canceled"
-    return code.name if code is OK else code.name.title().replace("_", "")

@@ -11,11 +11,14 @@ import secrets
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
-
-import structlog
+from itertools import count
 
 REQUEST_ID = "x-request-id"
 """Metadata with a request's id: a client may choose one, and always gets it back."""
+
+_PROCESS = secrets.token_hex(4)
+_numbers = count(secrets.randbits(16))
+"""Of the ids that this process makes, beginning anywhere."""
 
 _SANE = re.compile(r"[A-Za-z0-9_.:=/+-]{1,128}")
 
@@ -32,6 +35,8 @@ class Call:
     """Whether a kept answer was sent."""
     request: bytes = b""
     """What the client sent, so that it can be taken out of what is logged."""
+    sent: int = 0
+    """Bytes of answers."""
 
 
 _current: ContextVar[Call | None] = ContextVar("unmask_call", default=None)
@@ -39,9 +44,8 @@ _current: ContextVar[Call | None] = ContextVar("unmask_call", default=None)
 
 def begin(metadata: Iterable[tuple[str, str | bytes]]) -> Call:
     """Let what follows in this task be part of a new call, by the client's metadata."""
-    call = Call(_chosen(metadata) or secrets.token_hex(8))
+    call = Call(_chosen(metadata) or f"{_PROCESS}{next(_numbers):08x}")
     _current.set(call)
-    structlog.contextvars.bind_contextvars(request_id=call.id)
     return call
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 from prometheus_client import Metric
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -51,6 +51,17 @@ class Store:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Kept answers, and how often one was asked for."""
+
+    entries: int
+    size: int
+    """Bytes."""
+    hits: int
+    misses: int
+
+
 class Watched(Protocol):
     """A server's parts, as far as they are looked at. Callable from any thread."""
 
@@ -62,8 +73,8 @@ class Watched(Protocol):
         """Growths at work here."""
         ...
 
-    def answers(self) -> tuple[int, int]:
-        """Kept answers: how many, and their bytes."""
+    def answers(self) -> Answers:
+        """Kept answers."""
         ...
 
     def engines(self) -> int:
@@ -102,13 +113,15 @@ class Gauges(Collector):
         found["unmask_build_info"].add_metric(
             [build.version, platform.python_version(), build.database, build.schema], 1.0
         )
-        count, size = watched.answers()
+        answers = watched.answers()
         up, down = watched.replicas()
         in_use, idle, limit = watched.connections()
         for name, labels, value in (
             ("unmask_growths_running", [], watched.growths()),
-            ("unmask_answer_cache_entries", [], count),
-            ("unmask_answer_cache_bytes", [], size),
+            ("unmask_answer_cache_entries", [], answers.entries),
+            ("unmask_answer_cache_bytes", [], answers.size),
+            ("unmask_answers_total", ["hit"], answers.hits),
+            ("unmask_answers_total", ["miss"], answers.misses),
             ("unmask_engines", [], watched.engines()),
             ("unmask_sglang_servers", ["up"], up),
             ("unmask_sglang_servers", ["down"], down),
@@ -160,10 +173,15 @@ async def _try_loop() -> None:
 
 
 GAUGES = tuple(
-    metrics.Described(name, "gauge", labels, what)
+    metrics.Described(name, "counter" if name.endswith("_total") else "gauge", labels, what)
     for name, what, labels in (
         ("unmask_build_info", "Always 1.", ("version", "python", "database", "schema")),
         ("unmask_growths_running", "Growths that this server works on.", ()),
+        (
+            "unmask_answers_total",
+            "Answers about one node: kept ones (hit) and computed ones (miss).",
+            ("result",),
+        ),
         ("unmask_answer_cache_entries", "Answers kept in memory.", ()),
         ("unmask_answer_cache_bytes", "Memory of kept answers.", ()),
         ("unmask_engines", "Models that run, embedded or on SGLang.", ()),
@@ -179,5 +197,6 @@ GAUGES = tuple(
 """What `Gauges` tells."""
 
 
-def _families() -> dict[str, GaugeMetricFamily]:
-    return {one.name: GaugeMetricFamily(one.name, one.what, labels=one.labels) for one in GAUGES}
+def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
+    kinds = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
+    return {one.name: kinds[one.kind](one.name, one.what, labels=one.labels) for one in GAUGES}

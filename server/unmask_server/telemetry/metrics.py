@@ -1,8 +1,8 @@
 """Every metric that is counted where something happens, by name.
 
 Whoever does the work says so here, as in `metrics.ROLLOUTS_STORED.inc(3)`: about a microsecond,
-from any thread. What is looked up when somebody asks, instead, is in `telemetry.gauges`. No label
-has a value that clients choose: no ids, no names.
+from any thread. What is looked up when somebody asks, instead, is in `telemetry.gauges`, and calls
+are counted by `telemetry.rpcs`. No label has a value that clients choose: no ids, no names.
 
 `docs/observability.md` has the table of all of them, made by `telemetry.table`.
 """
@@ -19,8 +19,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry(auto_describe=True)
 """All metrics of this process."""
 
-_RPC = ("grpc_type", "grpc_service", "grpc_method")
-_SECONDS = (
+SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
 """From an answer out of memory to a batch of long rollouts."""
@@ -53,26 +52,10 @@ def _gauge(name: str, what: str, labels: tuple[str, ...] = ()) -> Gauge:
 
 def _seconds(name: str, what: str, labels: tuple[str, ...] = ()) -> Histogram:
     DESCRIBED.append(Described(name, "histogram", labels, what))
-    return Histogram(name, what, labels, registry=REGISTRY, buckets=_SECONDS)
+    return Histogram(name, what, labels, registry=REGISTRY, buckets=SECONDS)
 
 
 # ----------------------------------------------------------------------------------------- calls
-# The names are those of go-grpc-middleware, so that dashboards made for it work.
-
-RPCS_STARTED = _counter("grpc_server_started_total", "Calls that began.", _RPC)
-RPCS_HANDLED = _counter(
-    "grpc_server_handled_total", "Calls that ended, by status code.", (*_RPC, "grpc_code")
-)
-RPC_SECONDS = _seconds(
-    "grpc_server_handling_seconds", "From a call's request to the end of its answer.", _RPC
-)
-RPCS_IN_FLIGHT = _gauge("unmask_rpcs_in_flight", "Calls under way.")
-RPC_BYTES_RECEIVED = _counter(
-    "unmask_rpc_received_bytes_total", "Requests of this API, serialised, before compression."
-)
-RPC_BYTES_SENT = _counter(
-    "unmask_rpc_sent_bytes_total", "Answers of this API, serialised, before compression."
-)
 ERRORS = _counter(
     "unmask_errors_total", "Refused or failed calls, by the reason that clients are told.",
     ("reason",),
@@ -84,12 +67,6 @@ LOOP_LAG = _seconds(
 
 # ----------------------------------------------------------------------------------------- cache
 
-_ANSWERS = _counter(
-    "unmask_answers_total",
-    "Answers about one node: kept ones (hit) and computed ones (miss).",
-    ("result",),
-)
-ANSWERS_HIT, ANSWERS_MISSED = _ANSWERS.labels("hit"), _ANSWERS.labels("miss")
 _DISTRIBUTIONS = _counter(
     "unmask_distributions_total",
     "Next-token distributions: read from the store, or scored by an engine.",
@@ -139,6 +116,9 @@ GROWTH_INTERRUPTIONS = _counter(
 GROWTHS_ENDED = _counter(
     "unmask_growths_ended_total", "Growths that succeeded or failed here.", ("state",)
 )
+for _state in ("succeeded", "failed"):
+    # There from the start: of a series that begins with 1, Prometheus sees no increase.
+    GROWTHS_ENDED.labels(_state)
 GROWTHS_WAITING = _gauge(
     "unmask_growths_waiting", "Growths of this server that wait for a turn on their trees."
 )

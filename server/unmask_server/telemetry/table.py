@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from unmask_server.telemetry import gauges, metrics
+from unmask_server.telemetry import gauges, metrics, rpcs
 
 BEGIN, END = "<!-- metrics: made from the code -->", "<!-- end of metrics -->"
+
+
+def described() -> tuple[metrics.Described, ...]:
+    """All of this program's metrics."""
+    return (*rpcs.DESCRIBED, *gauges.GAUGES, *metrics.DESCRIBED)
 
 
 def table() -> str:
@@ -15,7 +20,7 @@ def table() -> str:
     lines = ["| Metric | Type | Labels | What |", "|---|---|---|---|"]
     lines += [
         f"| `{one.name}` | {one.kind} | {', '.join(one.labels)} | {one.what} |"
-        for one in (*metrics.DESCRIBED, *gauges.GAUGES)
+        for one in described()
     ]
     return "\n".join(lines) + "\n"
 
