@@ -214,5 +214,10 @@ findings-llm: $(LLM)/config.json ## The same on SmolLM2-135M, with few questions
 bench: $(READY) ## Measure speed, as ratios to ceilings of the same run.
 	$(BIN)/python -m bench
 
+.PHONY: load
+LOAD ?=
+load: $(READY) ## Have 64 clients read while growths run; writes the tables of docs/load.md.
+	$(BIN)/python -m bench.load --page docs/load.md $(LOAD)
+
 clean: ## Remove what the targets above made.
 	rm -rf .unmask build dist $(VENV) $(SGLANG_VENV) $(ORACLES_VENV)

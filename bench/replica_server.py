@@ -58,10 +58,14 @@ class TimedEngine:
                 yield Sample(index, tokens, FinishReason.LENGTH)
 
     async def score(self, request: ScoreRequest) -> list[PositionScores]:
-        """The same chance for every id."""
-        ids = np.arange(min(request.top_k, WORDS + 1), dtype=np.int32)
-        logprobs = np.full((len(request.views), len(ids)), -np.log(WORDS + 1), np.float32)
-        return [PositionScores(ids, logprobs) for _ in request.positions]
+        """Chances that fall like 1/n, from an id on that the prompt decides."""
+        first = sum(request.prompt) % (WORDS + 1)
+        ids = (np.arange(WORDS + 1, dtype=np.int32) + first) % (WORDS + 1)
+        chances = 1.0 / np.arange(1, WORDS + 2)
+        logprobs = np.log(chances / chances.sum()).astype(np.float32)
+        k = min(request.top_k, WORDS + 1)
+        views = np.repeat(logprobs[None, :k], len(request.views), axis=0)
+        return [PositionScores(ids[:k], views) for _ in request.positions]
 
     async def close(self) -> None:
         """Nothing to do."""
