@@ -22,6 +22,7 @@ from unmask_server.api.units import Units
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Teacher
+from unmask_server.computing import compute
 from unmask_server.diagnosis import Algorithm, Form
 from unmask_server.growth.recorder import Recorder
 from unmask_server.nodes.backup import BackUp, positions_below
@@ -117,9 +118,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         for start in range(0, count, STREAM_CHUNK):
             chunk = range(start, min(start + STREAM_CHUNK, count))
             with tracing.span("node.diagnose", positions=len(chunk)):
-                answers = await asyncio.to_thread(
-                    self._alignments_of, read, chunk, algorithms, options
-                )
+                answers = await compute(self._alignments_of, read, chunk, algorithms, options)
             for node, scored in answers:
                 yield pb.StreamTrajectoryAlignmentsResponse(node=node, alignments=scored)
 
@@ -191,11 +190,9 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
                 read = await self._read(nodes, request.teachers, algorithms, options)
                 versions.add(read)
                 first = first or read
-                await asyncio.to_thread(
-                    summarizer.add, read.nodes, read.evidence, read.group, place
-                )
+                await compute(summarizer.add, read.nodes, read.evidence, read.group, place)
         assert first is not None
-        found = await asyncio.to_thread(summarizer.finish_groups)
+        found = await compute(summarizer.finish_groups)
         return found, first.teachers, Units.of(first.nodes.verifier), versions
 
     async def CompareObjectives(
@@ -222,7 +219,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         since = time.monotonic()
         read = await self._read(nodes, request.teachers, algorithms, options)
         with tracing.span("node.diagnose"):
-            data = encode(await asyncio.to_thread(respond, read, options))
+            data = encode(await compute(respond, read, options))
         if read.is_final:
             self._answers.put(
                 key, read.tree.id, read.view.version, data, latest=options.latest, since=since
@@ -273,7 +270,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
             group = await asyncio.to_thread(self._group, tree.id, whole.rollouts, nodes)
         found = await self._back_up.improve(
             nodes,
-            evidence(nodes, scores, view),
+            await compute(evidence, nodes, scores, view),
             TreeView(whole.version, [place[t] for t in below]),
             options.top_k,
         )
@@ -328,7 +325,7 @@ class DiagnosisService(diagnosis_pb2_grpc.DiagnosisServiceServicer):
         )
         read = await self._read(nodes, teachers, (), options)
         for i, found in enumerate(read.evidence):
-            answer = await asyncio.to_thread(self._node_response, read, options, i)
+            answer = await compute(self._node_response, read, options, i)
             told = messages.teacher_probabilities(found, read.teachers)
             yield sharing_pb2.NodeEstimate(answer=answer, teachers=told)
 

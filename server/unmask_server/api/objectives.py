@@ -13,6 +13,7 @@ from unmask_server.api.read import Read, Reader, VersionsRead, check_alike
 from unmask_server.api.units import Units
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.computing import compute
 from unmask_server.diagnosis import Alignment
 from unmask_server.nodes.disagree import Disagreements
 from unmask_server.nodes.resolve import Resolver
@@ -53,14 +54,14 @@ async def compare_objectives(
             found = await read(nodes, request.teachers, algorithms, options)
             versions.add(found)
             add = summarizers[k].add
-            answers.append(await asyncio.to_thread(add, found.nodes, found.evidence, found.group))
+            answers.append(await compute(add, found.nodes, found.evidence, found.group))
             reads.append(found)
-        await asyncio.to_thread(disagreements.add, reads[0].nodes, answers)
+        await compute(disagreements.add, reads[0].nodes, answers)
         first = first or reads
     tokenizer = catalog.tokenizer(first[0].nodes.policy.model)
     response = pb.CompareObjectivesResponse(tree_versions=versions.messages())
     for summarizer, verifiers, one in zip(summarizers, used, first, strict=True):
-        summary = await asyncio.to_thread(summarizer.finish)
+        summary = await compute(summarizer.finish)
         units = Units.of(one.nodes.verifier)
         response.objectives.add(
             verifier_ids=list(verifiers),

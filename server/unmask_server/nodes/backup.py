@@ -9,11 +9,11 @@ where this tells more.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from unmask_server.computing import compute
 from unmask_server.diagnosis import VALUE_DRAWS, NodePosterior, Support, Value
 from unmask_server.nodes.diagnose import node_seed
 from unmask_server.nodes.evidence import Evidence, EvidenceReader, evidence
@@ -67,8 +67,8 @@ class BackUp:
         observed = tuple(nodes.tokens[t] for t in positions)
         below = replace(nodes, positions=positions, observed=observed)
         scores = await self._reader.scores(below, [], algorithms=(), top_k=top_k)
-        found = evidence(below, scores, TreeView(view.version, view.nodes[:last]))
-        return await asyncio.to_thread(back_up, below, found)
+        counted = TreeView(view.version, view.nodes[:last])
+        return await compute(lambda: back_up(below, evidence(below, scores, counted)))
 
 
 def positions_below(nodes: NodeSet) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.types import Teacher
+from unmask_server.computing import compute
 from unmask_server.diagnosis import Algorithm, Continuations, Form
 from unmask_server.diagnosis.continuation import value
 from unmask_server.diagnosis.families.minillm import own_clip
@@ -89,11 +90,9 @@ class SequenceReader:
         expected = [a for a in algorithms if a.is_sequential and a.form is Form.EXPECTED]
         if expected and teachers:
             held = await asyncio.to_thread(self._read, tree_id, rollouts, nodes.verifier.key)
-            followed = await asyncio.to_thread(_followed, nodes, found, held)
+            followed = await compute(_followed, nodes, found, held)
             ratios = await self._ratios(nodes, teachers, followed)
-            await asyncio.to_thread(
-                _add_continuations, nodes, expected, found, followed, ratios, sequels
-            )
+            await compute(_add_continuations, nodes, expected, found, followed, ratios, sequels)
         return sequels
 
     def _prompt(self, teacher: Teacher, nodes: NodeSet, index: int) -> tuple[int, ...]:
