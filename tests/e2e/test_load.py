@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 import pytest
-from bench.load import run
 
+from bench.load import run
 from tests.stores import STORES, new_database
 
 
