@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--requests", type=int, default=50_000, help="for each store")
     parser.add_argument("--connections", type=int, default=400, help="raw ones, for each store")
+    parser.add_argument("--minutes", type=float, default=60.0, help="then no more are begun")
     parser.add_argument("--store", action="append", choices=STORES, help="both by default")
     parser.add_argument("--save", type=Path, default=Path(".unmask/fuzz"), help="of bad requests")
     parser.add_argument("--page", type=Path, help="whose tables are replaced")
@@ -23,7 +24,14 @@ def main() -> int:
     given = parser.parse_args()
     stores = tuple(given.store or STORES)
     plan = Plan(
-        given.seed, given.requests, given.connections, stores, given.save, given.page, given.replay
+        seed=given.seed,
+        requests=given.requests,
+        connections=given.connections,
+        minutes=given.minutes,
+        stores=stores,
+        save=given.save,
+        page=given.page,
+        replay=given.replay,
     )
     return asyncio.run(campaign(plan))
 

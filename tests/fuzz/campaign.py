@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 import time
@@ -45,6 +46,8 @@ class Plan:
     """For each store."""
     connections: int
     """Raw ones, for each store."""
+    minutes: float
+    """After which no more requests are begun."""
     stores: tuple[str, ...]
     save: Path
     page: Path | None = None
@@ -70,13 +73,14 @@ async def fuzz_store(store: str, url: str, folder: Path, plan: Plan) -> Result:
         await fill_server(server.channel, models)
         kept = await canary.make(server.channel, models)
         async with _channels(server) as channels:
-            fuzz = Fuzz(channels, folders, plan.seed, Pool(kept.hidden.__contains__))
+            fuzz = Fuzz(channels, folders, plan.seed, Pool(kept.hidden.__contains__), store)
             refused = await fuzz.plant(models)
             begun = time.monotonic()
             first = max(plan.requests // WARM_PART, min(plan.requests, WARM_REQUESTS))
             await fuzz.run(first, workers=WORKERS)
             warm = max(server.resident)
-            await fuzz.run(plan.requests, workers=WORKERS, first=first)
+            deadline = begun + 60.0 * plan.minutes
+            await fuzz.run(plan.requests, workers=WORKERS, first=first, deadline=deadline)
             seconds = time.monotonic() - begun
         peak = max(server.resident)
         ended = await frames.attack(server, plan.seed, plan.connections)
@@ -84,7 +88,7 @@ async def fuzz_store(store: str, url: str, folder: Path, plan: Plan) -> Result:
         result = Result(
             store=store,
             seed=plan.seed,
-            requests=plan.requests,
+            requests=fuzz.counts.total(),
             seconds=seconds,
             counts=fuzz.counts,
             refused=refused,
@@ -129,18 +133,21 @@ def _fsck(url: str) -> list[str]:
 
 async def campaign(plan: Plan) -> int:
     """All stores; says what was found. Returns 0 if all is well."""
-    results = []
-    for store in plan.stores:
-        print(f"{store}: seed {plan.seed}", flush=True)
-        with tempfile.TemporaryDirectory(prefix="fuzz") as name, database(store, name) as url:
-            if plan.replay is not None:
-                return await _replay(plan.replay, url, Path(name))
-            result = await fuzz_store(store, url, Path(name), plan)
-        tell(result, {rpc.path: rpc for rpc in all_rpcs()}, plan.save)
-        results.append(result)
+    print(f"seed {plan.seed}", flush=True)
+    if plan.replay is not None:
+        with tempfile.TemporaryDirectory(prefix="fuzz") as name, database("sqlite", name) as url:
+            return await _replay(plan.replay, url, Path(name))
+    results = await asyncio.gather(*(_campaign(store, plan) for store in plan.stores))
     if plan.page is not None:
         write_into(plan.page, results)
     return int(any(result.violations for result in results))
+
+
+async def _campaign(store: str, plan: Plan) -> Result:
+    with tempfile.TemporaryDirectory(prefix="fuzz") as name, database(store, name) as url:
+        result = await fuzz_store(store, url, Path(name), plan)
+    tell(result, {rpc.path: rpc for rpc in all_rpcs()}, plan.save)
+    return result
 
 
 async def _replay(file: Path, url: str, folder: Path) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,7 +23,8 @@ from tests.fuzz.rpcs import Rpc, all_rpcs
 from tests.fuzz.seeds import SEEDS, Known, seed
 
 _COSTLY = ("Compare", "Summarize", "Predict", "Export", "Stream", "Sample", "StartGrowth", "Watch")
-"""What takes long even when all is well is asked for a quarter as often as the rest."""
+"""What takes long even when all is well is asked for less often than the rest, by this factor."""
+_SELDOM = 12
 _LIVES = 100
 """Valid requests of an RPC that are kept to be changed."""
 _KEPT = 10
@@ -49,6 +52,8 @@ class Fuzz:
     base: int
     """The seed."""
     pool: Pool
+    name: str = ""
+    """Of its store, for progress."""
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     found: list[Found] = field(default_factory=list)
     slowest: dict[str, tuple[float, Sent]] = field(default_factory=dict)
@@ -57,7 +62,9 @@ class Fuzz:
         self.rpcs = {rpc.path: rpc for rpc in all_rpcs()}
         self._by_name = {rpc.path.rpartition("/")[2]: rpc for rpc in self.rpcs.values()}
         self._paths = list(self.rpcs)
-        self._weights = [1 if any(one in path for one in _COSTLY) else 4 for path in self._paths]
+        self._weights = [
+            1 if any(one in path for one in _COSTLY) else _SELDOM for path in self._paths
+        ]
         self._valid: dict[str, list[bytes]] = {path: [] for path in self._paths}
         self._builder = Builder(self.pool, self.models)
 
@@ -77,15 +84,20 @@ class Fuzz:
                 refused[f"{name} ({i})"] = f"{answer.code.name}: {answer.message}"
         return refused
 
-    async def run(self, until: int, *, workers: int, first: int = 0) -> None:
-        """Send requests from number `first` until another one, several at a time."""
+    async def run(
+        self, until: int, *, workers: int, first: int = 0, deadline: float = math.inf
+    ) -> None:
+        """Send requests from number `first` until another one, several at a time.
+
+        None is begun after the deadline, a time of `time.monotonic()`.
+        """
         numbers = count(first)
 
         async def work(channel: grpc.aio.Channel) -> None:
-            while (index := next(numbers)) < until:
+            while time.monotonic() < deadline and (index := next(numbers)) < until:
                 if index and index % _TOLD == 0:
                     bad = sum(n for (_, code), n in self.counts.items() if code in _BAD)
-                    print(f"  {index} requests, {bad} INTERNAL or UNKNOWN", flush=True)
+                    print(f"  {self.name}: {index} requests, {bad} INTERNAL or UNKNOWN", flush=True)
                 rng = random.Random(f"{self.base}/{index}")
                 rpc = self.rpcs[rng.choices(self._paths, self._weights)[0]]
                 sent = Sent(rpc.path, self.request(rng, rpc), **odd_way(rng))

@@ -30,7 +30,14 @@ async def test_a_server_survives_fuzzed_requests_and_frames(
         url = f"sqlite:///{tmp_path}/unmask.db"
     else:
         url = new_database(request.getfixturevalue("postgresql_url"))
-    plan = Plan(SEED, REQUESTS, 2 * len(ATTACKS), (store,), tmp_path)
+    plan = Plan(
+        seed=SEED,
+        requests=REQUESTS,
+        connections=len(ATTACKS),
+        minutes=5.0,
+        stores=(store,),
+        save=tmp_path,
+    )
     result = await fuzz_store(store, url, tmp_path, plan)
     tell(result, {rpc.path: rpc for rpc in all_rpcs()}, tmp_path)
     assert result.violations == []
