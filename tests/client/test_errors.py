@@ -149,6 +149,27 @@ def test_nobody_there(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        (grpc.StatusCode.INTERNAL, "INTERNAL: oh (request 4f1c)"),
+        (grpc.StatusCode.NOT_FOUND, "NOT_FOUND: oh"),
+    ],
+)
+def test_an_error_knows_its_request_and_shows_it_where_the_server_is_at_fault(
+    server: ScriptedServer, client: unmask.Client, code: grpc.StatusCode, shown: str
+) -> None:
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        context.set_trailing_metadata((("x-request-id", "4f1c"),))
+        context.abort(code, "oh")
+
+    server.answer("GetStatistics", answer)
+    with pytest.raises(unmask.UnmaskError) as caught:
+        client.statistics()
+    assert caught.value.request_id == "4f1c"
+    assert str(caught.value) == shown
+
+
 def test_an_answer_that_takes_too_long(server: ScriptedServer, client: unmask.Client) -> None:
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         while context.is_active():

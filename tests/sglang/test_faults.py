@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 from unmask_server.engines.base import (
@@ -21,6 +22,7 @@ from unmask_server.engines.base import (
     ScoreRequest,
 )
 from unmask_server.engines.sglang import MismatchError, Serving, SglangEngine, inspect
+from unmask_server.engines.sglang.client import GoneError, SglangClient
 
 from tests.engines.helpers import collect
 from tests.sglang.stand_in import EOS, TOKENS, VOCABULARY, StandIn
@@ -45,6 +47,15 @@ def rollouts(n: int, length: int = 8) -> list[SampleRequest]:
 
 async def sampled(engine: SglangEngine, n: int, length: int = 8) -> list[Sample]:
     return await collect(engine, rollouts(n, length), RAW, STOP)
+
+
+async def test_a_servers_password_is_not_shown() -> None:
+    async with aiohttp.ClientSession() as session:
+        client = SglangClient("http://ann:secret@127.0.0.1:1/v1/", session, timeout=1.0)
+        assert client.url == "http://127.0.0.1:1/v1"
+        with pytest.raises(GoneError) as caught:
+            await client.info()
+        assert "secret" not in str(caught.value)
 
 
 def assert_whole(samples: list[Sample]) -> None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -66,7 +67,10 @@ class SglangClient:
             timeout: seconds that a generation may take, its time in the server's queue included.
 
         """
-        self.url = url.rstrip("/")
+        self._base = url.rstrip("/")
+        # As it may be shown: without a user and a password.
+        parts = urlsplit(self._base)
+        self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
         self._probe = aiohttp.ClientTimeout(total=PROBE_SECONDS, sock_connect=CONNECT_SECONDS)
@@ -130,7 +134,7 @@ class SglangClient:
         """Whether it takes requests."""
         try:
             async with self._session.get(
-                f"{self.url}/health", timeout=self._probe, allow_redirects=False
+                f"{self._base}/health", timeout=self._probe, allow_redirects=False
             ) as response:
                 return response.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
@@ -209,7 +213,7 @@ class SglangClient:
         for path in paths:
             try:
                 async with self._session.get(
-                    self.url + path, timeout=self._probe, allow_redirects=False
+                    self._base + path, timeout=self._probe, allow_redirects=False
                 ) as response:
                     if response.status == 404:
                         continue
@@ -228,7 +232,7 @@ class SglangClient:
         try:
             headers = _JSON | tracing.headers()
             async with self._session.post(
-                self.url + path,
+                self._base + path,
                 data=orjson.dumps(payload),
                 headers=headers,
                 timeout=timeout,
