@@ -153,7 +153,7 @@ format: $(READY) ## Format everything.
 LOCKS := tools/locks
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
   --custom-compile-command 'make lock' --no-emit-index-url --no-emit-find-links -c constraints.txt
-LOCKED := --extra sglang --extra oidc
+LOCKED := --extra sglang --extra oidc --extra otel
 lock: ## Write the locks anew, with hashes, from pyproject.toml and constraints.txt.
 	@mkdir -p build && echo torch >build/excluded.txt
 	$(LOCK) pyproject.toml $(LOCKED) -o $(LOCKS)/server.txt
