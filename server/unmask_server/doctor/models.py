@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import make_url, select
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from unmask_server.access.listening import sources_of
 from unmask_server.config import Settings
@@ -41,7 +41,11 @@ class Registered:
 def registered(settings: Settings) -> list[Registered]:
     """The newest ones; none where the database cannot be asked."""
     url = settings.database
-    if url.startswith("sqlite:") and not Path(url.removeprefix("sqlite:///")).exists():
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return []
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
         return []
     wanted = select(model.c.source, model.c.endpoints, model.c.serving)
     wanted = wanted.order_by(model.c.created_at.desc()).limit(NEWEST)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from unmask_server.database.connect import open_database, read
-from unmask_server.database.faults import message_of
+from unmask_server.database.faults import fault_of, message_of
 from unmask_server.database.limits import Limits
 from unmask_server.database.migrate import head_revision
 
 SECONDS = 3.0
 """What a look may take."""
+MISSES = 2
+"""Looks in a row that must take longer for that to be a problem."""
 
 
 class StoreCheck:
@@ -34,17 +38,26 @@ class StoreCheck:
         self._engine = _open(url, self._file, seconds)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="unmask-readiness")
         self._look: asyncio.Future[str] | None = None
+        self._late = 0
 
     async def problem(self) -> str:
-        """What is wrong; empty: nothing. Never takes much longer than `seconds`."""
+        """What is wrong; empty: nothing. Never takes much longer than `seconds`.
+
+        One look that takes too long is forgiven: it is no reason to send everybody away.
+        """
         if self._look is None or self._look.done():
             loop = asyncio.get_running_loop()
             self._look = loop.run_in_executor(self._thread, self._ask)
         try:
             async with asyncio.timeout(self._seconds):
-                return await asyncio.shield(self._look)
+                found = await asyncio.shield(self._look)
         except TimeoutError:
+            self._late += 1
+            if self._late < MISSES:
+                return ""
             return f"the database did not answer within {self._seconds:g} s"
+        self._late = 0
+        return found
 
     def close(self) -> None:
         """Stop; a look that hangs is left to itself."""
@@ -63,7 +76,9 @@ class StoreCheck:
             with read(self._engine) as connection:
                 revision = _revision(connection)
         except SQLAlchemyError as error:
-            return message_of(error)
+            return (
+                "the database has no such tables" if fault_of(error) is None else message_of(error)
+            )
         if revision != self._head:
             return f"the database is at revision {revision}, this server needs {self._head}"
         return ""
@@ -79,10 +94,11 @@ def _open(url: str, file: Path | None, seconds: float) -> Engine:
         limits = Limits(pool_size=1, connection=seconds, statement=seconds, lock=seconds)
         return open_database(url, limits)
     # Opened anew for each look, and never made.
+    where = f"file:{quote(str(file))}?mode=rw"
     return create_engine(
-        f"sqlite:///file:{file}?mode=rw&uri=true",
+        "sqlite://",
+        creator=lambda: sqlite3.connect(where, uri=True, timeout=seconds),
         poolclass=NullPool,
-        connect_args={"timeout": seconds},
     )
 
 
