@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,14 +48,57 @@ def test_a_guard_refuses_what_changes_anything_outside() -> None:
     guard = Guard()
     guard("os.system", ("ls",))  # off
     guard.on = True
-    guard("open", ("file", "r", 0))
+    guard("open", (json.__file__, "r", 0))
+    guard("open", (3, "r", 0))
     guard("compile", (None, "x"))
     for event, args in (
         ("os.system", ("ls",)), ("subprocess.Popen", ()), ("socket.connect", ()),
-        ("open", ("file", "w", 0)), ("open", ("file", None, 0o101)), ("shutil.rmtree", ("/",)),
+        ("open", (json.__file__, "w", 0)), ("open", (json.__file__, None, 0o101)),
+        ("shutil.rmtree", ("/",)), ("open", ("/etc/passwd", "r", 0)), ("open", ("file", "r", 0)),
+        ("open", (f"{json.__file__}/../../../../../../../../etc/passwd", "r", 0)),
     ):  # fmt: skip
         with pytest.raises(PermissionError):
             guard(event, args)
+
+
+def test_what_is_answered_reads_libraries_and_no_other_file(tmp_path: Path) -> None:
+    """The hook at work: a library that is loaded late, and files of the machine."""
+    (tmp_path / "secret").write_text("hunter2")
+    (tmp_path / "link.py").symlink_to(tmp_path / "secret")
+    script = (
+        "import sys\n"
+        "from unmask_server.catalog.verifiers.worker import Guard\n"
+        "guard = Guard(); sys.addaudithook(guard); guard.on = True\n"
+        "import sympy, colorsys\n"
+        "for path in ('/etc/passwd', 'secret', 'link.py', '/proc/self/environ'):\n"
+        "    try:\n"
+        "        print(open(path).read())\n"
+        "    except PermissionError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+    )  # fmt: skip
+    assert done.stdout == "open is not for scorers\n" * 4
+
+
+def test_a_set_cannot_be_told_to_read_a_file_of_the_machine(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    secret = tmp_path / "secret"
+    secret.write_text("hunter\n" * 10)
+    pool = WorkerPool()
+    try:
+        with pytest.raises(InvalidArgument, match="not for scorers"):
+            gym.ReasoningGym(pool).questions(
+                "spell_backward",
+                size=1,
+                seed=1,
+                config={"data_file": str(secret)},
+                prompt="none",
+            )
+    finally:
+        pool.close()
 
 
 def test_a_failure_in_a_worker_is_an_answer_and_the_worker_goes_on() -> None:

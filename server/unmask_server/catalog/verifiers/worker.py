@@ -5,9 +5,10 @@ A library's own time limit is an alarm signal with a Python handler, and some in
 its default action, by which the kernel ends the process, whatever the interpreter does: should the
 server be gone and kill it no more, it ends all the same.
 
-Some scorers evaluate a generation as Python. While a question is answered, what starts processes,
-opens connections or changes files is refused. That keeps accidents from doing harm; it is no
-sandbox against somebody who means harm.
+Some scorers evaluate a generation as Python, and some generators read a file that their settings
+name. While a question is answered, what starts processes, opens connections, changes files or reads
+any but the libraries' own is refused. That keeps accidents from doing harm, and requests from
+reading the machine's files; it is no sandbox against Python that means harm.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import resource
 import signal
 import sys
+import sysconfig
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -83,20 +85,35 @@ def _send(pipe: Connection, message: dict[str, Any]) -> None:
 
 
 class Guard:
-    """An audit hook that, while it is on, refuses what changes anything outside the process."""
+    """An audit hook that, while it is on, refuses what reaches anything outside the process."""
 
     def __init__(self) -> None:
         self.on = False
+        installed = sysconfig.get_paths()
+        places = [installed[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+        # Distributions have libraries in further places; what else is on the path may be anything.
+        places += [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")]
+        self._readable = tuple(os.path.join(os.path.realpath(place), "") for place in places)
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         """See `sys.addaudithook`."""
         if not self.on:
             return
         if event == "open":
-            _, mode, flags = (*args, None, 0)[:3]
+            path, mode, flags = (*args, None, 0)[:3]
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             refused = bool(writes) or any(letter in str(mode or "") for letter in "wax+")
+            refused = refused or not self._may_read(path)
         else:
             refused = event.startswith(_REFUSED)
         if refused:
             raise PermissionError(f"{event} is not for scorers")
+
+    def _may_read(self, path: object) -> bool:
+        """Whether a file belongs to a library; what is open already may be opened once more."""
+        if isinstance(path, int):
+            return True
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False
+        place = os.path.realpath(os.fsdecode(path))
+        return place == os.devnull or place.startswith(self._readable)
