@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -181,6 +182,10 @@ async def test_no_secret_is_logged_or_told(guarded: World, secrets: Secrets) -> 
                 told = repr((error.details(), error.trailing_metadata(), str(error)))
                 assert "Secret" not in told
                 assert secrets[Scope.READ] not in told
+        # A line is written after its answer was sent.
+        async with asyncio.timeout(60):
+            while len(logs) < 3:
+                await asyncio.sleep(0.01)
     # Who it was is told where that is known.
     assert [line["client"] for line in logs] == ["", "token:read", ""]
     assert "Secret" not in repr(logs)

@@ -102,6 +102,10 @@ async def test_clients_without_a_certificate_are_turned_away_where_it_is_asked_f
         cert, key = clients.issue("alice")
         with capture_logs() as logs:
             assert await answers(address, ca=authority.path, cert=cert, key=key)
+            # A line is written after its answer was sent.
+            async with asyncio.timeout(60):
+                while not any(line["event"] == "call" for line in logs):
+                    await asyncio.sleep(0.01)
         # It is known by its certificate.
         assert [line["client"] for line in logs if line["event"] == "call"] == ["cert:alice"]
         assert not await answers(address, ca=authority.path)
