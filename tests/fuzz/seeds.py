@@ -69,17 +69,20 @@ SEEDS: list[tuple[str, dict[str, Any]]] = [
         "RegisterTeacher",
         {
             "name": "hinted",
-            "model": "student",
+            "basePolicy": "student",
             "context": {"name": "told", "template": "{{ question }} so {{ answer }}"},
         },
     ),
-    ("RegisterTeacher", {"model": "teacher", "control": "CONTROL_PERMUTED", "name": "permuted"}),
-    ("RegisterTeacher", {"model": "student", "control": "CONTROL_FLATTENED"}),
+    (
+        "RegisterTeacher",
+        {"baseTeacher": "teacher", "control": "CONTROL_PERMUTED", "name": "permuted"},
+    ),
+    ("RegisterTeacher", {"basePolicy": "student", "control": "CONTROL_FLATTENED"}),
     ("RegisterTeacher", {"stored": "a file", "policies": ["student"], "name": "filed"}),
     (
         "RegisterTeacher",
         {
-            "model": "student",
+            "basePolicy": "student",
             "context": {
                 "name": "own",
                 "template": "{{ question }}{% if own_correct is defined %} a{% endif %}",
@@ -197,7 +200,7 @@ SEEDS: list[tuple[str, dict[str, Any]]] = [
     ("PauseGrowth", {"growth": "$growth"}),
     ("ListGrowths", {"pageSize": 1, "states": ["GROWTH_STATE_SUCCEEDED"], "policy": "student"}),
     ("ResumeGrowth", {"growth": "$growth"}),
-    ("ExtendGrowth", {"growth": "$growth", "budget": {"rollouts": "22"}}),
+    ("ExtendGrowth", {"growth": "$growth", "budget": {"rollouts": "40"}}),
     ("WatchGrowth", {"growth": "$growth"}),
     ("CancelGrowth", {"growth": "$growth"}),
     ("GetStatistics", {}),

@@ -269,7 +269,7 @@ async def _abort(
     context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str
 ) -> None:
     # What was said already, or cannot be said any more: the client is gone.
-    if isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError):
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError | grpc.aio.InternalError):
         raise error
     if isinstance(error, NotImplementedError):
         # A method of the health service that its package does not have yet.
