@@ -184,7 +184,7 @@ async def test_no_secret_is_logged_or_told(guarded: World, secrets: Secrets) -> 
                 assert secrets[Scope.READ] not in told
         # A line is written after its answer was sent.
         async with asyncio.timeout(60):
-            while len(logs) < 3:
+            while len(logs) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     # Who it was is told where that is known.
     assert [line["client"] for line in logs] == ["", "token:read", ""]

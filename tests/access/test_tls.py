@@ -104,7 +104,7 @@ async def test_clients_without_a_certificate_are_turned_away_where_it_is_asked_f
             assert await answers(address, ca=authority.path, cert=cert, key=key)
             # A line is written after its answer was sent.
             async with asyncio.timeout(60):
-                while not any(line["event"] == "call" for line in logs):
+                while not any(line["event"] == "call" for line in logs):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         # It is known by its certificate.
         assert [line["client"] for line in logs if line["event"] == "call"] == ["cert:alice"]
