@@ -63,7 +63,8 @@ def to_json(loaded: Loaded) -> dict[str, Any]:
 def print_table(loaded: Loaded, console: Console) -> None:
     """The effective settings with their sources; what somebody set stands out."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("setting", "value", "source"):
+    table.add_column("setting", no_wrap=True)
+    for heading in ("value", "source"):
         table.add_column(heading, overflow="fold")
     for heading, names in in_groups(list(Settings.model_fields)):
         table.add_row(f"[bold]{heading}[/bold]")

@@ -64,8 +64,9 @@ def listening(settings: Settings) -> Iterator[Finding]:
         name, _, why = str(error).partition(": ")
         yield problem(name, why.partition(": ")[0], why.partition(": ")[2] or "correct the setting")
         tls = None
-    for address in (*settings.listen, *settings.admin_listen):
-        yield _address(address)
+    for address in (*settings.listen, *settings.admin_listen, settings.metrics_listen):
+        if address:
+            yield _address(address)
     if tls is None:
         return
     try:
