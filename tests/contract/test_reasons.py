@@ -54,6 +54,23 @@ def test_a_reason_is_named_as_google_has_it_and_says_what_to_do(reason: Reason) 
     assert (meaning.retry is Retry.LATER) == ("RetryInfo" in meaning.details)
 
 
+def test_the_contract_names_reasons_that_there_are() -> None:
+    named: set[str] = set()
+    for path in (ROOT / "proto/unmask/v1").glob("*.proto"):
+        comments = re.sub(r"\n *// ", " ", path.read_text())
+        for inside in re.findall(r"\(([A-Z_]+(?:, [A-Z_]+)*)\)", comments):
+            named |= set(inside.split(", "))
+    codes = {reason.value.code for reason in Reason}
+    kinds = {name for name in named if "_" in name} - codes
+    assert {name for name in kinds if name in Reason.__members__} >= {
+        "TOKENIZER_MISMATCH",
+        "GROWTH_ENDED",
+        "GENERATION_INCOMPLETE",
+    }
+    # Values of enums stand in brackets, too.
+    assert {name for name in kinds if name not in Reason.__members__} <= {"ENTROPY_MATCHED"}
+
+
 def test_the_docs_have_the_table_of_the_code() -> None:
     assert table() in (ROOT / "docs/errors.md").read_text()
 

@@ -57,7 +57,7 @@ def _index(source: Source) -> Found:
         said = comments(file)
         for path, service in numbered(file.service, _SERVICES):
             for at, method in numbered(service.method, *path, _SECOND):
-                link = f"{page_name(file)}#{service.name.lower()}"
+                link = f"{page_name(file)}#{method.name.lower()}"
                 first = said[at].partition("\n\n")[0].replace("\n", " ").partition(". ")[0]
                 yield f"| [{service.name}.{method.name}]({link}) | {_cell(first.rstrip('.'))} |"
     yield ""

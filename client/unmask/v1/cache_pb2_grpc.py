@@ -104,8 +104,8 @@ class CacheServiceServicer:
         kept; the same number again changes nothing.
 
         NOT_FOUND: an id. INVALID_ARGUMENT: another kind of verifier, a number outside of [0, 1].
-        ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
-        `source`.
+        ALREADY_EXISTS (OUTCOME_DIFFERS): a rollout has another number under this verifier: register one
+        with another `source`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +128,8 @@ class CacheServiceServicer:
 
         INVALID_ARGUMENT: a record that contradicts itself; nothing of the request is kept then, but for
         what it describes. FAILED_PRECONDITION: something is referred to that neither this server nor the
-        request knows; or a rollout cannot be graded, because its model is not here.
+        request knows (RECORD_UNDESCRIBED); a trajectory is a rollout with other tokens (ROLLOUT_DIFFERS);
+        a rollout cannot be graded, because its model is not here (MODEL_UNREADABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,8 +140,10 @@ class CacheServiceServicer:
         before one is kept; importing them again adds nothing. They cost nothing.
 
         INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
-        FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an
-        unknown end, or log-probabilities that are not its model's.
+        FAILED_PRECONDITION: they are not the policy's: another prompt or log-probabilities that are not
+        its model's (GENERATIONS_DIFFER), a prompt of no question or of several (PROMPT_UNKNOWN,
+        PROMPT_AMBIGUOUS), other sampling settings (SAMPLING_DIFFERS), an unknown end
+        (GENERATION_INCOMPLETE). ALREADY_EXISTS (OUTCOME_DIFFERS): taken in before, with another reward.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,8 +47,8 @@ class CacheServiceStub:
     kept; the same number again changes nothing.
 
     NOT_FOUND: an id. INVALID_ARGUMENT: another kind of verifier, a number outside of [0, 1].
-    ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
-    `source`.
+    ALREADY_EXISTS (OUTCOME_DIFFERS): a rollout has another number under this verifier: register one
+    with another `source`.
     """
     ExportCache: _grpc.UnaryStreamMultiCallable[_sharing_pb2.ExportCacheRequest, _sharing_pb2.ExportCacheResponse]
     """What is stored, for another cache or for tables, part by part. It may be cut off and continued.
@@ -63,15 +63,18 @@ class CacheServiceStub:
 
     INVALID_ARGUMENT: a record that contradicts itself; nothing of the request is kept then, but for
     what it describes. FAILED_PRECONDITION: something is referred to that neither this server nor the
-    request knows; or a rollout cannot be graded, because its model is not here.
+    request knows (RECORD_UNDESCRIBED); a trajectory is a rollout with other tokens (ROLLOUT_DIFFERS);
+    a rollout cannot be graded, because its model is not here (MODEL_UNREADABLE).
     """
     ImportGenerations: _grpc.UnaryUnaryMultiCallable[_sharing_pb2.ImportGenerationsRequest, _sharing_pb2.ImportGenerationsResponse]
     """Takes in generations that a trainer sampled from the policy, as free rollouts. All are checked
     before one is kept; importing them again adds nothing. They cost nothing.
 
     INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
-    FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an
-    unknown end, or log-probabilities that are not its model's.
+    FAILED_PRECONDITION: they are not the policy's: another prompt or log-probabilities that are not
+    its model's (GENERATIONS_DIFFER), a prompt of no question or of several (PROMPT_UNKNOWN,
+    PROMPT_AMBIGUOUS), other sampling settings (SAMPLING_DIFFERS), an unknown end
+    (GENERATION_INCOMPLETE). ALREADY_EXISTS (OUTCOME_DIFFERS): taken in before, with another reward.
     """
 
 @_typing.type_check_only
@@ -92,8 +95,8 @@ class CacheServiceAsyncStub(CacheServiceStub):
     kept; the same number again changes nothing.
 
     NOT_FOUND: an id. INVALID_ARGUMENT: another kind of verifier, a number outside of [0, 1].
-    ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
-    `source`.
+    ALREADY_EXISTS (OUTCOME_DIFFERS): a rollout has another number under this verifier: register one
+    with another `source`.
     """
     ExportCache: _aio.UnaryStreamMultiCallable[_sharing_pb2.ExportCacheRequest, _sharing_pb2.ExportCacheResponse]  # type: ignore[assignment]
     """What is stored, for another cache or for tables, part by part. It may be cut off and continued.
@@ -108,15 +111,18 @@ class CacheServiceAsyncStub(CacheServiceStub):
 
     INVALID_ARGUMENT: a record that contradicts itself; nothing of the request is kept then, but for
     what it describes. FAILED_PRECONDITION: something is referred to that neither this server nor the
-    request knows; or a rollout cannot be graded, because its model is not here.
+    request knows (RECORD_UNDESCRIBED); a trajectory is a rollout with other tokens (ROLLOUT_DIFFERS);
+    a rollout cannot be graded, because its model is not here (MODEL_UNREADABLE).
     """
     ImportGenerations: _aio.UnaryUnaryMultiCallable[_sharing_pb2.ImportGenerationsRequest, _sharing_pb2.ImportGenerationsResponse]  # type: ignore[assignment]
     """Takes in generations that a trainer sampled from the policy, as free rollouts. All are checked
     before one is kept; importing them again adds nothing. They cost nothing.
 
     INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
-    FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an
-    unknown end, or log-probabilities that are not its model's.
+    FAILED_PRECONDITION: they are not the policy's: another prompt or log-probabilities that are not
+    its model's (GENERATIONS_DIFFER), a prompt of no question or of several (PROMPT_UNKNOWN,
+    PROMPT_AMBIGUOUS), other sampling settings (SAMPLING_DIFFERS), an unknown end
+    (GENERATION_INCOMPLETE). ALREADY_EXISTS (OUTCOME_DIFFERS): taken in before, with another reward.
     """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -158,8 +164,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         kept; the same number again changes nothing.
 
         NOT_FOUND: an id. INVALID_ARGUMENT: another kind of verifier, a number outside of [0, 1].
-        ALREADY_EXISTS: a rollout has another number under this verifier: register one with another
-        `source`.
+        ALREADY_EXISTS (OUTCOME_DIFFERS): a rollout has another number under this verifier: register one
+        with another `source`.
         """
 
     @_abc_1.abstractmethod
@@ -186,7 +192,8 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: a record that contradicts itself; nothing of the request is kept then, but for
         what it describes. FAILED_PRECONDITION: something is referred to that neither this server nor the
-        request knows; or a rollout cannot be graded, because its model is not here.
+        request knows (RECORD_UNDESCRIBED); a trajectory is a rollout with other tokens (ROLLOUT_DIFFERS);
+        a rollout cannot be graded, because its model is not here (MODEL_UNREADABLE).
         """
 
     @_abc_1.abstractmethod
@@ -199,8 +206,10 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         before one is kept; importing them again adds nothing. They cost nothing.
 
         INVALID_ARGUMENT: tokens without a meaning, a reward outside of [0, 1].
-        FAILED_PRECONDITION: they are not the policy's: another prompt, other sampling settings, an
-        unknown end, or log-probabilities that are not its model's.
+        FAILED_PRECONDITION: they are not the policy's: another prompt or log-probabilities that are not
+        its model's (GENERATIONS_DIFFER), a prompt of no question or of several (PROMPT_UNKNOWN,
+        PROMPT_AMBIGUOUS), other sampling settings (SAMPLING_DIFFERS), an unknown end
+        (GENERATION_INCOMPLETE). ALREADY_EXISTS (OUTCOME_DIFFERS): taken in before, with another reward.
         """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1352,7 +1352,9 @@ class RegisterQuestionsRequest(_message.Message):
 
     @_builtins.property
     def reasoning_gym(self) -> Global___ReasoningGymSet:
-        """A set of the reasoning-gym library. FAILED_PRECONDITION if the server does not have it."""
+        """A set of the reasoning-gym library. FAILED_PRECONDITION (LIBRARY_MISSING) if the
+        server does not have it.
+        """
 
     def __init__(
         self,

@@ -30,6 +30,9 @@ class CatalogServiceStub:
 
     Wherever a request names one of these resources it may give the id or the name. Registering the
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
+
+    Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
     """
 
     def __init__(self, channel):
@@ -110,15 +113,20 @@ class CatalogServiceServicer:
 
     Wherever a request names one of these resources it may give the id or the name. Registering the
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
+
+    Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
     """
 
     def RegisterPolicy(self, request, context):
         """Registers a student: a checkpoint with its sampling settings.
 
         INVALID_ARGUMENT: no such checkpoint, a setting out of range (temperature 0 has no gradient).
-        ALREADY_EXISTS: the name belongs to another policy.
-        FAILED_PRECONDITION: its SGLang servers run another model.
-        UNAVAILABLE: one of them does not answer.
+        ALREADY_EXISTS: the name belongs to another policy (NAME_TAKEN), or the policy has another one
+        (ALREADY_NAMED).
+        FAILED_PRECONDITION (SERVED_MODEL_DIFFERS): its SGLang servers run another model.
+        PERMISSION_DENIED (SOURCE_NOT_ALLOWED): the operator lists which directories and hosts may be named.
+        UNAVAILABLE (ENGINE_UNAVAILABLE): one of the servers does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,9 +149,10 @@ class CatalogServiceServicer:
     def RegisterTeacher(self, request, context):
         """Registers a teacher: a model and what it is shown beside the question.
 
-        FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's; its
-        SGLang servers run another model, or are too noisy.
-        UNAVAILABLE: one of them does not answer.
+        FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's
+        (TOKENIZER_MISMATCH); its SGLang servers run another model (SERVED_MODEL_DIFFERS), or are too noisy
+        (ENDPOINTS_TOO_NOISY); the directory of `base_policy` holds something else by now (MODEL_CHANGED,
+        MODEL_UNREADABLE). The others as RegisterPolicy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,8 +179,9 @@ class CatalogServiceServicer:
         INVALID_ARGUMENT: what is no distribution (log-probabilities that are no numbers or above 0,
         probabilities that add up to more than 1.001, an id twice or without a token, no id at all).
         NOT_FOUND: no such teacher, question or trajectory.
-        FAILED_PRECONDITION: the teacher is no stored one; the trajectory's policy has another tokenizer.
-        ALREADY_EXISTS: the node has other values already.
+        FAILED_PRECONDITION: the teacher is no stored one (TEACHER_NOT_STORED); the trajectory's policy has
+        another tokenizer (TOKENIZER_MISMATCH).
+        ALREADY_EXISTS (DISTRIBUTION_DIFFERS): the node has other values already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -302,6 +312,9 @@ class CatalogService:
 
     Wherever a request names one of these resources it may give the id or the name. Registering the
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
+
+    Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
     """
 
     @staticmethod

@@ -31,6 +31,9 @@ class CatalogServiceStub:
 
     Wherever a request names one of these resources it may give the id or the name. Registering the
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
+
+    Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
     """
 
     @_typing.overload
@@ -41,9 +44,11 @@ class CatalogServiceStub:
     """Registers a student: a checkpoint with its sampling settings.
 
     INVALID_ARGUMENT: no such checkpoint, a setting out of range (temperature 0 has no gradient).
-    ALREADY_EXISTS: the name belongs to another policy.
-    FAILED_PRECONDITION: its SGLang servers run another model.
-    UNAVAILABLE: one of them does not answer.
+    ALREADY_EXISTS: the name belongs to another policy (NAME_TAKEN), or the policy has another one
+    (ALREADY_NAMED).
+    FAILED_PRECONDITION (SERVED_MODEL_DIFFERS): its SGLang servers run another model.
+    PERMISSION_DENIED (SOURCE_NOT_ALLOWED): the operator lists which directories and hosts may be named.
+    UNAVAILABLE (ENGINE_UNAVAILABLE): one of the servers does not answer.
     """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetPolicyRequest, _catalog_pb2.GetPolicyResponse]
     """One policy. NOT_FOUND if there is none."""
@@ -52,9 +57,10 @@ class CatalogServiceStub:
     RegisterTeacher: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.RegisterTeacherRequest, _catalog_pb2.RegisterTeacherResponse]
     """Registers a teacher: a model and what it is shown beside the question.
 
-    FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's; its
-    SGLang servers run another model, or are too noisy.
-    UNAVAILABLE: one of them does not answer.
+    FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's
+    (TOKENIZER_MISMATCH); its SGLang servers run another model (SERVED_MODEL_DIFFERS), or are too noisy
+    (ENDPOINTS_TOO_NOISY); the directory of `base_policy` holds something else by now (MODEL_CHANGED,
+    MODEL_UNREADABLE). The others as RegisterPolicy.
     """
     GetTeacher: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetTeacherRequest, _catalog_pb2.GetTeacherResponse]
     """One teacher. NOT_FOUND if there is none."""
@@ -67,8 +73,9 @@ class CatalogServiceStub:
     INVALID_ARGUMENT: what is no distribution (log-probabilities that are no numbers or above 0,
     probabilities that add up to more than 1.001, an id twice or without a token, no id at all).
     NOT_FOUND: no such teacher, question or trajectory.
-    FAILED_PRECONDITION: the teacher is no stored one; the trajectory's policy has another tokenizer.
-    ALREADY_EXISTS: the node has other values already.
+    FAILED_PRECONDITION: the teacher is no stored one (TEACHER_NOT_STORED); the trajectory's policy has
+    another tokenizer (TOKENIZER_MISMATCH).
+    ALREADY_EXISTS (DISTRIBUTION_DIFFERS): the node has other values already.
     """
     PreviewPrompt: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.PreviewPromptRequest, _catalog_pb2.PreviewPromptResponse]
     """The prompts that a policy and a teacher are given for a question, as text and as tokens. They
@@ -93,6 +100,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
 
     Wherever a request names one of these resources it may give the id or the name. Registering the
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
+
+    Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -100,9 +110,11 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """Registers a student: a checkpoint with its sampling settings.
 
     INVALID_ARGUMENT: no such checkpoint, a setting out of range (temperature 0 has no gradient).
-    ALREADY_EXISTS: the name belongs to another policy.
-    FAILED_PRECONDITION: its SGLang servers run another model.
-    UNAVAILABLE: one of them does not answer.
+    ALREADY_EXISTS: the name belongs to another policy (NAME_TAKEN), or the policy has another one
+    (ALREADY_NAMED).
+    FAILED_PRECONDITION (SERVED_MODEL_DIFFERS): its SGLang servers run another model.
+    PERMISSION_DENIED (SOURCE_NOT_ALLOWED): the operator lists which directories and hosts may be named.
+    UNAVAILABLE (ENGINE_UNAVAILABLE): one of the servers does not answer.
     """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetPolicyRequest, _catalog_pb2.GetPolicyResponse]  # type: ignore[assignment]
     """One policy. NOT_FOUND if there is none."""
@@ -111,9 +123,10 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     RegisterTeacher: _aio.UnaryUnaryMultiCallable[_catalog_pb2.RegisterTeacherRequest, _catalog_pb2.RegisterTeacherResponse]  # type: ignore[assignment]
     """Registers a teacher: a model and what it is shown beside the question.
 
-    FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's; its
-    SGLang servers run another model, or are too noisy.
-    UNAVAILABLE: one of them does not answer.
+    FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's
+    (TOKENIZER_MISMATCH); its SGLang servers run another model (SERVED_MODEL_DIFFERS), or are too noisy
+    (ENDPOINTS_TOO_NOISY); the directory of `base_policy` holds something else by now (MODEL_CHANGED,
+    MODEL_UNREADABLE). The others as RegisterPolicy.
     """
     GetTeacher: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetTeacherRequest, _catalog_pb2.GetTeacherResponse]  # type: ignore[assignment]
     """One teacher. NOT_FOUND if there is none."""
@@ -126,8 +139,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     INVALID_ARGUMENT: what is no distribution (log-probabilities that are no numbers or above 0,
     probabilities that add up to more than 1.001, an id twice or without a token, no id at all).
     NOT_FOUND: no such teacher, question or trajectory.
-    FAILED_PRECONDITION: the teacher is no stored one; the trajectory's policy has another tokenizer.
-    ALREADY_EXISTS: the node has other values already.
+    FAILED_PRECONDITION: the teacher is no stored one (TEACHER_NOT_STORED); the trajectory's policy has
+    another tokenizer (TOKENIZER_MISMATCH).
+    ALREADY_EXISTS (DISTRIBUTION_DIFFERS): the node has other values already.
     """
     PreviewPrompt: _aio.UnaryUnaryMultiCallable[_catalog_pb2.PreviewPromptRequest, _catalog_pb2.PreviewPromptResponse]  # type: ignore[assignment]
     """The prompts that a policy and a teacher are given for a question, as text and as tokens. They
@@ -151,6 +165,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Wherever a request names one of these resources it may give the id or the name. Registering the
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
+
+    Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
     """
 
     @_abc_1.abstractmethod
@@ -162,9 +179,11 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         """Registers a student: a checkpoint with its sampling settings.
 
         INVALID_ARGUMENT: no such checkpoint, a setting out of range (temperature 0 has no gradient).
-        ALREADY_EXISTS: the name belongs to another policy.
-        FAILED_PRECONDITION: its SGLang servers run another model.
-        UNAVAILABLE: one of them does not answer.
+        ALREADY_EXISTS: the name belongs to another policy (NAME_TAKEN), or the policy has another one
+        (ALREADY_NAMED).
+        FAILED_PRECONDITION (SERVED_MODEL_DIFFERS): its SGLang servers run another model.
+        PERMISSION_DENIED (SOURCE_NOT_ALLOWED): the operator lists which directories and hosts may be named.
+        UNAVAILABLE (ENGINE_UNAVAILABLE): one of the servers does not answer.
         """
 
     @_abc_1.abstractmethod
@@ -191,9 +210,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_catalog_pb2.RegisterTeacherResponse, _abc.Awaitable[_catalog_pb2.RegisterTeacherResponse]]:
         """Registers a teacher: a model and what it is shown beside the question.
 
-        FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's; its
-        SGLang servers run another model, or are too noisy.
-        UNAVAILABLE: one of them does not answer.
+        FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's
+        (TOKENIZER_MISMATCH); its SGLang servers run another model (SERVED_MODEL_DIFFERS), or are too noisy
+        (ENDPOINTS_TOO_NOISY); the directory of `base_policy` holds something else by now (MODEL_CHANGED,
+        MODEL_UNREADABLE). The others as RegisterPolicy.
         """
 
     @_abc_1.abstractmethod
@@ -224,8 +244,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT: what is no distribution (log-probabilities that are no numbers or above 0,
         probabilities that add up to more than 1.001, an id twice or without a token, no id at all).
         NOT_FOUND: no such teacher, question or trajectory.
-        FAILED_PRECONDITION: the teacher is no stored one; the trajectory's policy has another tokenizer.
-        ALREADY_EXISTS: the node has other values already.
+        FAILED_PRECONDITION: the teacher is no stored one (TEACHER_NOT_STORED); the trajectory's policy has
+        another tokenizer (TOKENIZER_MISMATCH).
+        ALREADY_EXISTS (DISTRIBUTION_DIFFERS): the node has other values already.
         """
 
     @_abc_1.abstractmethod

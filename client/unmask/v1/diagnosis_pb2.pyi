@@ -376,7 +376,7 @@ class NodeOptions(_message.Message):
     def objective(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectiveTerm]:
         """Instead of a verifier: a weighted sum of several, counted rollout by rollout, which becomes a
         verifier of kind OBJECTIVE. At most 16 terms; finite weights, not all zero. FAILED_PRECONDITION
-        where rollouts lack the number of an EXTERNAL one.
+        (OUTCOMES_MISSING) where rollouts lack the number of an EXTERNAL one.
 
         "Success" is then the expected sum, and answers are in its units. With scale = sum |weight| (its
         maximum less its minimum) and offset = sum of the negative weights (its minimum): success is

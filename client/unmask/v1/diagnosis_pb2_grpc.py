@@ -29,9 +29,13 @@ class DiagnosisServiceStub:
     """Answers from what is stored. Nothing here samples; missing next-token distributions are scored
     once and kept. The same cache and the same request give the same bytes.
 
-    Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model
-    that is needed is not running).
+    Errors of all calls: NOT_FOUND: an id. INVALID_ARGUMENT (INVALID_FIELD): with the fields.
+    FAILED_PRECONDITION: a teacher has another tokenizer (TOKENIZER_MISMATCH) or cannot be shown the
+    question (CONTEXT_NOT_SHOWABLE, NO_CORRECT_ROLLOUT, PROMPT_TOO_LONG); a stored one is asked for
+    another temperature than 1 (STORED_TEACHER_LIMITED); the verifier can make nothing of the question
+    (VERIFIER_CANNOT_GRADE), or lacks a client's numbers (OUTCOMES_MISSING); a model is not what it was
+    (MODEL_CHANGED, MODEL_UNREADABLE). UNAVAILABLE (ENGINE_UNAVAILABLE): a model that is needed is not
+    running. DEADLINE_EXCEEDED (CALL_TOO_LONG): the server lets no call take so long.
     """
 
     def __init__(self, channel):
@@ -81,9 +85,13 @@ class DiagnosisServiceServicer:
     """Answers from what is stored. Nothing here samples; missing next-token distributions are scored
     once and kept. The same cache and the same request give the same bytes.
 
-    Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model
-    that is needed is not running).
+    Errors of all calls: NOT_FOUND: an id. INVALID_ARGUMENT (INVALID_FIELD): with the fields.
+    FAILED_PRECONDITION: a teacher has another tokenizer (TOKENIZER_MISMATCH) or cannot be shown the
+    question (CONTEXT_NOT_SHOWABLE, NO_CORRECT_ROLLOUT, PROMPT_TOO_LONG); a stored one is asked for
+    another temperature than 1 (STORED_TEACHER_LIMITED); the verifier can make nothing of the question
+    (VERIFIER_CANNOT_GRADE), or lacks a client's numbers (OUTCOMES_MISSING); a model is not what it was
+    (MODEL_CHANGED, MODEL_UNREADABLE). UNAVAILABLE (ENGINE_UNAVAILABLE): a model that is needed is not
+    running. DEADLINE_EXCEEDED (CALL_TOO_LONG): the server lets no call take so long.
     """
 
     def GetNode(self, request, context):
@@ -189,9 +197,13 @@ class DiagnosisService:
     """Answers from what is stored. Nothing here samples; missing next-token distributions are scored
     once and kept. The same cache and the same request give the same bytes.
 
-    Errors of all calls: NOT_FOUND (an id), INVALID_ARGUMENT (with the field), FAILED_PRECONDITION (a
-    teacher with another tokenizer, a stored one at another temperature than 1), UNAVAILABLE (a model
-    that is needed is not running).
+    Errors of all calls: NOT_FOUND: an id. INVALID_ARGUMENT (INVALID_FIELD): with the fields.
+    FAILED_PRECONDITION: a teacher has another tokenizer (TOKENIZER_MISMATCH) or cannot be shown the
+    question (CONTEXT_NOT_SHOWABLE, NO_CORRECT_ROLLOUT, PROMPT_TOO_LONG); a stored one is asked for
+    another temperature than 1 (STORED_TEACHER_LIMITED); the verifier can make nothing of the question
+    (VERIFIER_CANNOT_GRADE), or lacks a client's numbers (OUTCOMES_MISSING); a model is not what it was
+    (MODEL_CHANGED, MODEL_UNREADABLE). UNAVAILABLE (ENGINE_UNAVAILABLE): a model that is needed is not
+    running. DEADLINE_EXCEEDED (CALL_TOO_LONG): the server lets no call take so long.
     """
 
     @staticmethod

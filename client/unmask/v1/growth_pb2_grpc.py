@@ -104,7 +104,11 @@ class GrowthServiceServicer:
         """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
 
         INVALID_ARGUMENT: no budget, or one above the server's limit; a target that is none.
-        ALREADY_EXISTS: the request_id belongs to another request.
+        ALREADY_EXISTS (REQUEST_ID_REUSED): the request_id belongs to another request.
+        FAILED_PRECONDITION: as DiagnosisService; and a verifier of kind EXTERNAL cannot grade what will be
+        sampled (VERIFIER_IS_EXTERNAL).
+        RESOURCE_EXHAUSTED: the client has had what it may have for a day (QUOTA_EXCEEDED) or in all
+        (BUDGET_SPENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,7 +148,7 @@ class GrowthServiceServicer:
         """Stops a growth until it is resumed, whichever server works on it. What was sampled is kept.
         Harmless if it is paused.
 
-        FAILED_PRECONDITION: it has ended.
+        FAILED_PRECONDITION (GROWTH_ENDED): it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,7 +157,7 @@ class GrowthServiceServicer:
     def ResumeGrowth(self, request, context):
         """Goes on with a growth that is paused or has failed. Harmless if it is at work.
 
-        FAILED_PRECONDITION: it is done or was cancelled; ExtendGrowth goes on with those.
+        FAILED_PRECONDITION (GROWTH_ENDED): it is done or was cancelled; ExtendGrowth goes on with those.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

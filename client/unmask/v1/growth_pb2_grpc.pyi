@@ -46,7 +46,11 @@ class GrowthServiceStub:
     """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
 
     INVALID_ARGUMENT: no budget, or one above the server's limit; a target that is none.
-    ALREADY_EXISTS: the request_id belongs to another request.
+    ALREADY_EXISTS (REQUEST_ID_REUSED): the request_id belongs to another request.
+    FAILED_PRECONDITION: as DiagnosisService; and a verifier of kind EXTERNAL cannot grade what will be
+    sampled (VERIFIER_IS_EXTERNAL).
+    RESOURCE_EXHAUSTED: the client has had what it may have for a day (QUOTA_EXCEEDED) or in all
+    (BUDGET_SPENT).
     """
     GetGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.GetGrowthRequest, _growth_pb2.GetGrowthResponse]
     """One growth. NOT_FOUND if there is none."""
@@ -63,12 +67,12 @@ class GrowthServiceStub:
     """Stops a growth until it is resumed, whichever server works on it. What was sampled is kept.
     Harmless if it is paused.
 
-    FAILED_PRECONDITION: it has ended.
+    FAILED_PRECONDITION (GROWTH_ENDED): it has ended.
     """
     ResumeGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.ResumeGrowthRequest, _growth_pb2.ResumeGrowthResponse]
     """Goes on with a growth that is paused or has failed. Harmless if it is at work.
 
-    FAILED_PRECONDITION: it is done or was cancelled; ExtendGrowth goes on with those.
+    FAILED_PRECONDITION (GROWTH_ENDED): it is done or was cancelled; ExtendGrowth goes on with those.
     """
     ExtendGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.ExtendGrowthRequest, _growth_pb2.ExtendGrowthResponse]
     """Gives a growth more to spend or more to reach: the same to a smaller half width. One that has
@@ -97,7 +101,11 @@ class GrowthServiceAsyncStub(GrowthServiceStub):
     """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
 
     INVALID_ARGUMENT: no budget, or one above the server's limit; a target that is none.
-    ALREADY_EXISTS: the request_id belongs to another request.
+    ALREADY_EXISTS (REQUEST_ID_REUSED): the request_id belongs to another request.
+    FAILED_PRECONDITION: as DiagnosisService; and a verifier of kind EXTERNAL cannot grade what will be
+    sampled (VERIFIER_IS_EXTERNAL).
+    RESOURCE_EXHAUSTED: the client has had what it may have for a day (QUOTA_EXCEEDED) or in all
+    (BUDGET_SPENT).
     """
     GetGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.GetGrowthRequest, _growth_pb2.GetGrowthResponse]  # type: ignore[assignment]
     """One growth. NOT_FOUND if there is none."""
@@ -114,12 +122,12 @@ class GrowthServiceAsyncStub(GrowthServiceStub):
     """Stops a growth until it is resumed, whichever server works on it. What was sampled is kept.
     Harmless if it is paused.
 
-    FAILED_PRECONDITION: it has ended.
+    FAILED_PRECONDITION (GROWTH_ENDED): it has ended.
     """
     ResumeGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.ResumeGrowthRequest, _growth_pb2.ResumeGrowthResponse]  # type: ignore[assignment]
     """Goes on with a growth that is paused or has failed. Harmless if it is at work.
 
-    FAILED_PRECONDITION: it is done or was cancelled; ExtendGrowth goes on with those.
+    FAILED_PRECONDITION (GROWTH_ENDED): it is done or was cancelled; ExtendGrowth goes on with those.
     """
     ExtendGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.ExtendGrowthRequest, _growth_pb2.ExtendGrowthResponse]  # type: ignore[assignment]
     """Gives a growth more to spend or more to reach: the same to a smaller half width. One that has
@@ -157,7 +165,11 @@ class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Starts a growth, or finds the one of that request_id. One that failed is taken up again.
 
         INVALID_ARGUMENT: no budget, or one above the server's limit; a target that is none.
-        ALREADY_EXISTS: the request_id belongs to another request.
+        ALREADY_EXISTS (REQUEST_ID_REUSED): the request_id belongs to another request.
+        FAILED_PRECONDITION: as DiagnosisService; and a verifier of kind EXTERNAL cannot grade what will be
+        sampled (VERIFIER_IS_EXTERNAL).
+        RESOURCE_EXHAUSTED: the client has had what it may have for a day (QUOTA_EXCEEDED) or in all
+        (BUDGET_SPENT).
         """
 
     @_abc_1.abstractmethod
@@ -204,7 +216,7 @@ class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stops a growth until it is resumed, whichever server works on it. What was sampled is kept.
         Harmless if it is paused.
 
-        FAILED_PRECONDITION: it has ended.
+        FAILED_PRECONDITION (GROWTH_ENDED): it has ended.
         """
 
     @_abc_1.abstractmethod
@@ -215,7 +227,7 @@ class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_growth_pb2.ResumeGrowthResponse, _abc.Awaitable[_growth_pb2.ResumeGrowthResponse]]:
         """Goes on with a growth that is paused or has failed. Harmless if it is at work.
 
-        FAILED_PRECONDITION: it is done or was cancelled; ExtendGrowth goes on with those.
+        FAILED_PRECONDITION (GROWTH_ENDED): it is done or was cancelled; ExtendGrowth goes on with those.
         """
 
     @_abc_1.abstractmethod

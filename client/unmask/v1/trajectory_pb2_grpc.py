@@ -66,7 +66,8 @@ class TrajectoryServiceServicer:
 
         The same policy, question and seed give the same trajectories for ever: those that are there are
         returned, and only what is missing is sampled, so that a retry costs nothing.
-        FAILED_PRECONDITION: a prompt and its generation would not fit the model.
+        FAILED_PRECONDITION (PROMPT_TOO_LONG): a prompt and its generation would not fit the model.
+        RESOURCE_EXHAUSTED: as GrowthService.StartGrowth.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,8 @@ class TrajectoryServiceStub:
 
     The same policy, question and seed give the same trajectories for ever: those that are there are
     returned, and only what is missing is sampled, so that a retry costs nothing.
-    FAILED_PRECONDITION: a prompt and its generation would not fit the model.
+    FAILED_PRECONDITION (PROMPT_TOO_LONG): a prompt and its generation would not fit the model.
+    RESOURCE_EXHAUSTED: as GrowthService.StartGrowth.
     """
     SubmitTrajectory: _grpc.UnaryUnaryMultiCallable[_trajectory_pb2.SubmitTrajectoryRequest, _trajectory_pb2.SubmitTrajectoryResponse]
     """Brings a generation along. It is diagnosed like any other, but it is no rollout: nobody can say
@@ -59,7 +60,8 @@ class TrajectoryServiceAsyncStub(TrajectoryServiceStub):
 
     The same policy, question and seed give the same trajectories for ever: those that are there are
     returned, and only what is missing is sampled, so that a retry costs nothing.
-    FAILED_PRECONDITION: a prompt and its generation would not fit the model.
+    FAILED_PRECONDITION (PROMPT_TOO_LONG): a prompt and its generation would not fit the model.
+    RESOURCE_EXHAUSTED: as GrowthService.StartGrowth.
     """
     SubmitTrajectory: _aio.UnaryUnaryMultiCallable[_trajectory_pb2.SubmitTrajectoryRequest, _trajectory_pb2.SubmitTrajectoryResponse]  # type: ignore[assignment]
     """Brings a generation along. It is diagnosed like any other, but it is no rollout: nobody can say
@@ -83,7 +85,8 @@ class TrajectoryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The same policy, question and seed give the same trajectories for ever: those that are there are
         returned, and only what is missing is sampled, so that a retry costs nothing.
-        FAILED_PRECONDITION: a prompt and its generation would not fit the model.
+        FAILED_PRECONDITION (PROMPT_TOO_LONG): a prompt and its generation would not fit the model.
+        RESOURCE_EXHAUSTED: as GrowthService.StartGrowth.
         """
 
     @_abc_1.abstractmethod
