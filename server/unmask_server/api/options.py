@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from unmask.v1 import diagnosis_pb2 as pb
 
-from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.nodes.resolve import NodeSet, Resolver, VerifierRef
 
 DEFAULT_TOP_K = 20
@@ -54,7 +53,7 @@ def resolve_node(
                 field=f"{field}.trajectory.trajectory",
                 position_field=f"{field}.trajectory.position",
             )
-        case "prefix":
+        case _:
             prefix = node.prefix
             kind = prefix.WhichOneof("prefix")
             return resolver.prefix(
@@ -66,5 +65,3 @@ def resolve_node(
                 verifier=verifier,
                 field=f"{field}.prefix",
             )
-        case _:
-            raise InvalidArgument(field, "name a node by trajectory or by prefix")
