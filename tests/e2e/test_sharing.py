@@ -375,7 +375,7 @@ async def test_what_contradicts_itself_is_refused_and_nothing_is_kept(
         reward = sharing_pb2.CacheRecords()
         reward.CopyFrom(rollout)
         reward.rollouts[0].outcomes[0].reward = 2.0
-        await wrong(reward, "records.rollouts[0].outcomes")
+        await wrong(reward, "records.rollouts[0].outcomes[0].reward")
         trajectory = _first(parts, "trajectories")
         request = sharing_pb2.ImportCacheRequest(records=trajectory)
         await refused(take(request), PRECONDITION, "import the rollouts first")

@@ -80,7 +80,7 @@ def message_rules(rules: Any) -> list[str]:
         many = "Exactly one" if choice.required else "At most one"
         found.append(f"{many} of {_names(choice.fields)} is given.")
     for cel in rules.cel:
-        field, _, _ = cel.id.partition(".")
+        field, _, _ = cel.id.rpartition(".")
         found.append(f"`{field}`: {cel.message} (`{cel.id}`: `{cel.expression}`).")
     return found
 

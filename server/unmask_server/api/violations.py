@@ -17,7 +17,7 @@ def field_violation(message: Any, found: protovalidate.Violation) -> FieldViolat
     """What a violation says of which field.
 
     A rule over several fields of a message is told of one of them: of the first one of a choice,
-    and else of the one that the rule's id begins with, e.g. `beta.jsd_only`.
+    and else of the one that stands before the last dot of the rule's id, e.g. `beta.jsd_only`.
 
     Args:
         message: the request's descriptor.
@@ -40,7 +40,7 @@ def field_violation(message: Any, found: protovalidate.Violation) -> FieldViolat
         case ["string", "min_len"] if not found.field_value:
             text = "is empty"
         case _ if not told.rule:
-            path = _below(path, rule.partition(".")[0])
+            path = _below(path, rule.rpartition(".")[0])
         case _ if isinstance(found.field_value, int | float):
             text = f"{text}, not {found.field_value:g}"
     return FieldViolation(path, text, rule.upper().replace(".", "_"))
