@@ -21,7 +21,7 @@ from unmask.v1 import (
 from unmask_server.api import paging
 from unmask_server.api.sharing import PART_BYTES
 
-from tests.e2e.conftest import Stubs, World
+from tests.e2e.conftest import MAX_NEW_TOKENS, Stubs, World
 from tests.e2e.test_main_job import grow, growth_of, prefix, sampling_of
 
 GUIDE = Path(__file__).parents[2] / "docs" / "clients.md"
@@ -76,14 +76,17 @@ async def stored(world: World) -> World:
     for request_id in ("a", "b"):
         target = growth_pb2.GrowthTarget(node=prefix())
         await grow(world, growth_of(target, request_id=request_id, rollouts_per_node=8))
-    other = catalog_pb2.RegisterPolicyRequest(name="other", model=(await _model(world)))
-    await world.stubs.catalog.RegisterPolicy(other)
+    student = await world.stubs.catalog.GetPolicy(catalog_pb2.GetPolicyRequest(policy="student"))
+    await world.stubs.catalog.RegisterPolicy(
+        catalog_pb2.RegisterPolicyRequest(
+            name="other", model=student.policy.model.source, max_new_tokens=MAX_NEW_TOKENS - 1
+        )
+    )
+    exact = catalog_pb2.VERIFIER_KIND_EXACT
+    await world.stubs.catalog.RegisterVerifier(
+        catalog_pb2.RegisterVerifierRequest(name="to-the-letter", kind=exact)
+    )
     return world
-
-
-async def _model(world: World) -> str:
-    got = await world.stubs.catalog.GetPolicy(catalog_pb2.GetPolicyRequest(policy="student"))
-    return str(got.policy.model.source)
 
 
 async def test_a_page_ends_where_it_grows_large_and_nothing_is_lost(
