@@ -64,7 +64,7 @@ client-packages: ## Install what the clients in other languages need from Debian
 	  apt-get install -y -qq --no-install-recommends $(CLIENT_PACKAGES) >/dev/null; fi
 
 test-clients: $(READY) client-packages ## Build and run docs/clients.md: other languages, a page in a browser.
-	$(BIN)/python -m pytest -n 2 -m clients tests/clients
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m clients tests/clients
 
 test-chaos: $(READY) ## Break servers and stores on purpose, a few times each.
 	$(BIN)/python -m pytest -n0 -m chaos tests/chaos

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
-import socket
 import subprocess
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +34,8 @@ QUESTIONS = [
 ]
 TEACHERS = ["strong", "verbose", "told"]
 COUNT = 4
+LISTENS = "starting main dispatch loop"
+"""What Envoy's log says once it does."""
 
 
 @pytest.fixture(scope="module")
@@ -72,21 +74,20 @@ def page(stored: Server, told: Section, tmp_path_factory: pytest.TempPathFactory
         config = config.replace(usual, here)
     file = tmp_path_factory.mktemp("envoy") / "envoy.yaml"
     file.write_text(config, encoding="utf-8")
-    # As the guide starts it, but for the ports, and for Envoy's traces of others on this machine.
-    command = told.run.replace("envoy.yaml", f"{file} --disable-hot-restart --log-level warning")
-    with subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=told.folder) as envoy:
+    # As the guide starts it, but for the ports, and beside any other Envoy of this machine.
+    command = told.run.replace("envoy.yaml", f"{file} --disable-hot-restart")
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {command}"], cwd=told.folder, stderr=subprocess.PIPE, text=True
+    ) as envoy:
+        assert envoy.stderr is not None
+        said = envoy.stderr
         try:
-            while not listens(port):
-                assert envoy.poll() is None, "Envoy ended"
-                time.sleep(0.05)
+            log = list(itertools.takewhile(lambda line: LISTENS not in line, said))
+            assert envoy.poll() is None, "".join(log)
+            threading.Thread(target=lambda: [None for _ in said], daemon=True).start()
             yield port
         finally:
             envoy.terminate()
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_person_sees_where_teachers_push(page: int, told: Section, tmp_path: Path) -> None:
