@@ -84,8 +84,11 @@ def page(stored: Server, told: Section, tmp_path_factory: pytest.TempPathFactory
         try:
             log = list(itertools.takewhile(lambda line: LISTENS not in line, said))
             assert envoy.poll() is None, "".join(log)
-            threading.Thread(target=lambda: [None for _ in said], daemon=True).start()
+            rest = threading.Thread(target=lambda: [None for _ in said], daemon=True)
+            rest.start()
             yield port
+            envoy.terminate()
+            rest.join()
         finally:
             envoy.terminate()
 
@@ -104,9 +107,9 @@ def test_a_person_sees_where_teachers_push(page: int, told: Section, tmp_path: P
         assert sum(counts.values()) == sum(found["blocks"]["strong"].values())
     scored = sum(found["blocks"]["strong"].get(n, 0) for n in ("helps", "hurts", "undecided"))
     assert scored == len(found["colours"]) > 0
-    assert len(set(found["colours"])) > 1 or scored == 1
+    assert all(colour.startswith("rgb(") for colour in found["colours"])
     assert found["title"].startswith("Token ")
-    assert [push.partition("cosine")[0][-6:] != "" for push in found["pushes"]] == [True] * 3
+    assert len(found["pushes"]) == len(TEACHERS)
     assert found["candidates"] > 1
     assert list(found["fewer"]) == TEACHERS[1:]
     assert found["correct"] <= 2 * COUNT

@@ -16,7 +16,7 @@ const found = { wrong };
 
 async function open(options) {
   const page = await browser.newPage(options);
-  page.setDefaultTimeout(60_000);
+  page.setDefaultTimeout(180_000);
   page.on("pageerror", (error) => wrong.push(String(error)));
   page.on("console", (message) => message.type() === "error" && wrong.push(message.text()));
   await page.goto(url);
