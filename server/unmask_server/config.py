@@ -111,10 +111,10 @@ class Settings(AccessSettings):
         "over; the same for all servers of a database.",
     )
     quota_rollouts: int | None = Field(
-        default=None, ge=1, description="Rollouts that one client's growths may sample in 24 hours."
+        default=None, ge=1, description="Rollouts that one client may have sampled in 24 hours."
     )
     quota_tokens: int | None = Field(
-        default=None, ge=1, description="Tokens that one client's growths may sample in 24 hours."
+        default=None, ge=1, description="Tokens that one client may have sampled in 24 hours."
     )
     answer_cache_mib: int = Field(
         default=64, ge=0, description="Memory for answers that are asked for again."
