@@ -46,7 +46,8 @@ COPY migrations migrations
 RUN /opt/build/bin/hatchling build -t wheel -d dist \
  && /opt/build/bin/uv pip install --quiet --no-cache --no-deps --python /opt/unmask dist/*.whl \
  && python3 -m compileall -q --invalidation-mode unchecked-hash \
-      /opt/unmask/lib/python*/site-packages/unmask*
+      /opt/unmask/lib/python*/site-packages/unmask* \
+ && rm -f /opt/unmask/.lock
 
 FROM ${BASE}
 ARG VERSION=""

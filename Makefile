@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .PHONY: help setup demo demo-llm test test-slow test-all test-sglang test-reasoning-gym test-oracles check \
   test-chaos test-clients client-packages chaos findings findings-llm format proto pages released bench \
-  sglang-cpu lock test-install image clean
+  sglang-cpu clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -130,6 +130,9 @@ test-install: $(READY) ## Build wheel and sdist, and install each extra into an 
 image: ## Build the container image, with docker, podman or buildah. BUILD_ARGS="--build-arg EXTRAS=transformers".
 	tools/image/build.sh $(BUILD_ARGS)
 
+test-image: $(READY) ## Build the image on a base of Debian's packages and run its server. Needs root.
+	$(BIN)/python -m pytest -n0 -s -m image tests/package
+
 check: $(READY) ## Lint, types, protos, and whether generated code is current.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -150,6 +153,7 @@ format: $(READY) ## Format everything.
 	$(BIN)/buf format -w proto
 
 # What the image and the bill of materials are made from. torch is the platform's own build.
+.PHONY: lock sbom image test-image test-install
 LOCKS := tools/locks
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
   --custom-compile-command 'make lock' --no-emit-index-url --no-emit-find-links -c constraints.txt

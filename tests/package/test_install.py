@@ -25,6 +25,7 @@ IMPORTS = {
     "parquet": "import pyarrow.parquet, unmask.sharing",
     "server": "import unmask_server.serve, unmask_server.cli",
     "oidc": "import unmask_server.access.oidc",
+    "otel": "import opentelemetry.sdk.trace, unmask_server.serve",
     "sglang": "import unmask_server.engines.sglang.engine",
     "transformers": "import unmask_server.engines.transformers.engine",
 }

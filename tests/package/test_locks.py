@@ -22,7 +22,10 @@ LINUX = {
     "python_version": "3.11",
     "python_full_version": "3.11.7",
 }
-EXTRAS = {"server": ["sglang", "oidc"], "transformers": ["sglang", "oidc", "transformers"]}
+EXTRAS = {
+    "server": ["sglang", "oidc", "otel"],
+    "transformers": ["sglang", "oidc", "otel", "transformers"],
+}
 """What each is made for; the Makefile's `lock` says the same."""
 
 NOT_LOCKED = {"torch"}
