@@ -127,6 +127,10 @@ test-oracles: $(ORACLES_READY) ## Compare the losses with those of TRL and verl,
 test-install: $(READY) ## Build wheel and sdist, and install each extra into an empty environment.
 	$(BIN)/python -m pytest -n0 -m install tests/package
 
+sbom: ## Write a bill of materials (CycloneDX) of what the image holds: build/sbom.cdx.json.
+	@mkdir -p build
+	$(PYTHON) tools/sbom.py build/sbom.cdx.json
+
 image: ## Build the container image, with docker, podman or buildah. BUILD_ARGS="--build-arg EXTRAS=transformers".
 	tools/image/build.sh $(BUILD_ARGS)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -10,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]
 
@@ -125,6 +128,23 @@ def test_an_extra_brings_what_it_needs(wheel: Path, tmp_path: Path, extra: str) 
     if extra != "transformers":
         missing = "import importlib.util; assert importlib.util.find_spec('torch') is None"
         run(python, "-c", missing, cwd=tmp_path)
+
+
+def test_the_bill_of_materials_lists_the_lock(tmp_path: Path) -> None:
+    out = tmp_path / "sbom.json"
+    run(sys.executable, "tools/sbom.py", out, cwd=ROOT)
+    text = out.read_text()
+    bill = json.loads(text)
+    assert bill["bomFormat"] == "CycloneDX"
+    assert bill["metadata"]["component"]["name"] == "unmask"
+    listed = {canonicalize_name(part["name"]): part["version"] for part in bill["components"]}
+    locked = (ROOT / "tools/locks/server.txt").read_text()
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+) \\$", locked, re.MULTILINE))
+    # Those with a marker may be for other platforms.
+    assert len(pinned) > 50
+    assert pinned.items() <= listed.items()
+    assert all(part["purl"] for part in bill["components"])
+    assert "://" not in re.sub(r'"\$schema": "[^"]*"', "", text)
 
 
 def test_every_extra_is_looked_at() -> None:
