@@ -67,8 +67,8 @@ def assert_sound(world: World) -> None:
 
 
 @asynccontextmanager
-async def empty(url: str, folder: Path) -> AsyncIterator[World]:
-    async with serving(url, folder) as world:
+async def empty(url: str, folder: Path, **options: object) -> AsyncIterator[World]:
+    async with serving(url, folder, **options) as world:
         yield world
 
 
@@ -296,8 +296,9 @@ async def test_numbers_that_contradict_stay_as_they_are(world: World, tmp_path: 
         assert_sound(other)
 
 
+@pytest.mark.parametrize("has_roots", [False, True])
 async def test_a_model_that_is_not_here_is_kept_by_its_description(
-    world: World, models: Path, tmp_path: Path
+    world: World, models: Path, tmp_path: Path, has_roots: bool
 ) -> None:
     await grown(world)
     parts = await exported(world)
@@ -306,13 +307,15 @@ async def test_a_model_that_is_not_here_is_kept_by_its_description(
             policy.model.source = "/nowhere/student"
         for teacher in part.records.teachers:
             teacher.model.source = "/nowhere/model"
-    async with empty(f"sqlite:///{tmp_path}/b.db", tmp_path / "b") as other:
+    options = {"model_roots": [str(models)]} if has_roots else {}
+    async with empty(f"sqlite:///{tmp_path}/b.db", tmp_path / "b", **options) as other:
         done = await imported(other, parts)
         assert any("is not here" in warning for warning in done.warnings)
         assert_sound(other)
         assert rollouts_of(await exported(other)) == rollouts_of(parts)
         node = diagnosis_pb2.GetNodeRequest(node=prefix())
-        await refused(other.stubs.diagnosis.GetNode(node), PRECONDITION, "/nowhere")
+        code = grpc.StatusCode.PERMISSION_DENIED if has_roots else PRECONDITION
+        await refused(other.stubs.diagnosis.GetNode(node), code, "/nowhere")
         # Registering the model where it is here is all it takes.
         await fill(other, models)
         mine = await world.stubs.diagnosis.GetNode(node)

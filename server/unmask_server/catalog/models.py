@@ -10,6 +10,7 @@ from dataclasses import replace
 from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from unmask_server.access.errors import SourceNotAllowed
 from unmask_server.access.sources import Sources
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.model_files import Fingerprints, read_model_files
@@ -88,7 +89,7 @@ class Models:
         """Whether its tokenizer can be read here, so that texts can be made."""
         try:
             self.tokenizer(model)
-        except FailedPrecondition:
+        except (FailedPrecondition, SourceNotAllowed):
             return False
         return True
 
