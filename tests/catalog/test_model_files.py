@@ -40,6 +40,13 @@ def test_end_tokens_come_from_the_configuration_if_there_is_no_other(tmp_path: P
     assert read_model_files(path, "model").eos_ids == ()
 
 
+@pytest.mark.parametrize("listed", [5, "Qwen2", [], [5], {"a": 1}, ["\ud800"], ["a\0"]])
+def test_an_architecture_that_is_none_is_unknown(tmp_path: Path, listed: object) -> None:
+    path = checkpoint(tmp_path)
+    change(tmp_path / "config.json", architectures=listed, model_type=None)
+    assert read_model_files(path, "model").architecture == "unknown"
+
+
 def test_the_language_part_of_a_larger_model_counts(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, text_config={"vocab_size": 21, "n_positions": 32})
     assert read_model_files(path, "model").max_context == 32

@@ -137,6 +137,14 @@ CASES: dict[str, tuple[Call, grpc.StatusCode, str]] = {
     "a NUL in a name": (align(prefix(), teachers=["a\0b"]), INVALID, "teachers[0]"),
     # algorithms
     "no loss": (align(prefix(), **algorithm()), INVALID, "algorithms[0].loss"),
+    "a weight whose square is no number": (
+        align(
+            prefix(),
+            **algorithm(loss=diagnosis_pb2.LOSS_REVERSE_KL, reward_weight=1e300),
+        ),
+        INVALID,
+        "algorithms[0].reward_weight",
+    ),
     "beta of 1": (
         align(prefix(), **algorithm(loss=diagnosis_pb2.LOSS_JSD, beta=1.0)),
         INVALID,

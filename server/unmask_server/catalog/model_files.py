@@ -95,7 +95,7 @@ def read_model_files(
         folder=folder,
         weights=weights,
         config=config,
-        architecture=(config.get("architectures") or [config.get("model_type", "unknown")])[0],
+        architecture=_architecture(config),
         vocab_size=vocab_size,
         max_context=contexts[0] if contexts else UNBOUNDED_CONTEXT,
         eos_ids=_eos_ids(folder, config, text, field),
@@ -220,6 +220,12 @@ _NORMS = ("model.norm.weight", "transformer.ln_f.weight", "model.language_model.
 
 def _is_head(tensor: str) -> bool:
     return tensor == "lm_head.weight" or tensor.endswith(".lm_head.weight")
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    listed = config.get("architectures")
+    first = listed[0] if isinstance(listed, list) and listed else config.get("model_type")
+    return first if isinstance(first, str) and first.isprintable() else "unknown"
 
 
 def _eos_ids(
