@@ -175,6 +175,14 @@ CASES: dict[str, tuple[Call, grpc.StatusCode, str]] = {
     # growth
     "no request_id": (grow_with(request_id=""), INVALID, "request_id"),
     "long request_id": (grow_with(request_id="x" * 201), INVALID, "request_id"),
+    "a half width whose square is no number": (
+        grow_with(
+            allocation=growth_pb2.ALLOCATION_ADAPTIVE,
+            precision=growth_pb2.Precision(half_width=1e300),
+        ),
+        INVALID,
+        "precision.half_width",
+    ),
     "no targets": (grow_with(targets=[]), INVALID, "targets"),
     "an empty target": (
         grow_with(targets=[growth_pb2.GrowthTarget()]),

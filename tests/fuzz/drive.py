@@ -161,6 +161,11 @@ def _note(known: Known, rpc: Rpc, answer: Answer) -> None:
         for trajectory in getattr(told, "trajectories", ()):
             if hasattr(trajectory, "id"):
                 known.trajectory2, known.trajectory = known.trajectory, trajectory.id
+        if rpc.path.endswith("/SampleTrajectories"):
+            known.generations = [
+                {"question": one.question_id, "tokens": [t.id for t in one.tokens], "ordinal": i}
+                for i, one in enumerate(told.trajectories)  # type: ignore[attr-defined]
+            ]
         if hasattr(told, "growth"):
             known.growth = told.growth.id
         if getattr(getattr(told, "records", None), "rollouts", None):

@@ -232,9 +232,9 @@ SEEDS: list[tuple[str, dict[str, Any]]] = [
             "run": "r",
             "sampling": {"temperature": 1.0},
             "maxNewTokens": 6,
-            "scored": 1,
+            "scored": 3,
             "tolerance": 1.0,
-            "generations": [{"question": "one", "tokens": [4, 5, 0], "ordinal": 1}],
+            "generations": "$generations",
         },
     ),
     ("Check", {}),
@@ -253,6 +253,8 @@ class Known:
     trajectory2: str = ""
     growth: str = ""
     records: Any = None
+    generations: Any = None
+    """Of the student, as a trainer would have them."""
 
 
 def make_models(folder: Path) -> list[Path]:

@@ -80,7 +80,7 @@ def _complaints(log: str) -> Iterator[str]:
         except ValueError:
             others.append(line)
             continue
-        if (raised := said.get("exception", "")) and not _is_busy(raised):
+        if (raised := said.get("exception", "")) and not _is_usual(raised):
             yield f"{said.get('method', said.get('event'))}: {raised}"
     told = "\n".join(others)
     for before, after in itertools.pairwise(told.split("Traceback (most recent call last):")):
@@ -91,9 +91,10 @@ def _complaints(log: str) -> Iterator[str]:
         yield told[-3000:]
 
 
-def _is_busy(raised: str) -> bool:
-    """Whether a growth was told that the database is busy: it is tried again, and goes on."""
-    return "TimeoutError: another writer held the database" in raised
+def _is_usual(raised: str) -> bool:
+    """Whether a growth was told that the database is busy, and goes on; or a client went away."""
+    usual = ("TimeoutError: another writer held the database", "ExecuteBatchError")
+    return any(one in raised for one in usual)
 
 
 @asynccontextmanager

@@ -851,9 +851,7 @@ class Algorithm(_message.Message):
     no gradient beyond it. Above 0; absent: no cut.
     """
     reward_weight: _builtins.float
-    """Losses with a teacher: this many times the step of reward_loss is added. Above 0 and at most
-    1,000,000; absent: none.
-    """
+    """Losses with a teacher: this many times the step of reward_loss is added. Above 0; absent: none."""
     reward_loss: Global___Loss.ValueType
     """With reward_weight: GRPO or DR_GRPO. UNSPECIFIED: DR_GRPO."""
     student_share: _builtins.float

@@ -11,6 +11,9 @@ from unmask_server.catalog.types import Teacher
 from unmask_server.diagnosis import Algorithm, Form, Loss, Rest, TopKOf
 from unmask_server.reasons import Reason
 
+MAX_REWARD_WEIGHT = 1e6
+"""A larger one leaves nothing of the teacher's loss, and its square overflows sooner or later."""
+
 _LOSSES: Mapping[int, Loss] = {pb.Loss.Value(f"LOSS_{loss.name}"): loss for loss in Loss}
 _FORMS: Mapping[int, Form] = {pb.Form.Value(f"FORM_{form.name}"): form for form in Form}
 _RESTS: Mapping[int, Rest] = {pb.TopKRest.Value(f"TOP_K_REST_{rest.name}"): rest for rest in Rest}
@@ -25,7 +28,7 @@ def parse_algorithms(wanted: Sequence[pb.Algorithm], field: str) -> list[Algorit
     """The algorithms asked for; expected reverse KL if none was."""
     if not wanted:
         return [Algorithm(Loss.REVERSE_KL)]
-    parsed = [_parse(algorithm) for algorithm in wanted]
+    parsed = [_parse(algorithm, f"{field}[{i}]") for i, algorithm in enumerate(wanted)]
     for i, algorithm in enumerate(parsed):
         if algorithm in parsed[:i]:
             raise InvalidArgument(f"{field}[{i}]", "named twice")
@@ -84,8 +87,17 @@ def check_teachers(algorithm: Algorithm, teachers: Sequence[Teacher], field: str
             )
 
 
-def _parse(wanted: pb.Algorithm) -> Algorithm:
-    """Of a request that keeps to the contract: UNSPECIFIED is in none of the tables."""
+def _parse(wanted: pb.Algorithm, field: str) -> Algorithm:
+    """Of a request that keeps to the contract: UNSPECIFIED is in none of the tables.
+
+    Raises:
+        InvalidArgument: rewards with a weight above `MAX_REWARD_WEIGHT`.
+
+    """
+    if wanted.reward_weight > MAX_REWARD_WEIGHT:
+        raise InvalidArgument(
+            f"{field}.reward_weight", f"{wanted.reward_weight:g} is above {MAX_REWARD_WEIGHT:g}"
+        )
     loss = _LOSSES[wanted.loss]
     of = TopKOf.TEACHER if loss is Loss.FORWARD_KL else TopKOf.STUDENT
     return Algorithm(

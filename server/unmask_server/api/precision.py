@@ -7,6 +7,8 @@ from unmask.v1 import growth_pb2 as pb
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.diagnosis.allocation import FLAT_NORM, Forecast, Objective, Range, Statistic
 
+MAX_HALF_WIDTH = 1e9
+"""Nothing that is estimated is as wide, and its square is still a number."""
 _CONFIDENCE = 0.95
 _STATISTICS = {
     pb.STATISTIC_UNSPECIFIED: Statistic.COSINE,
@@ -25,6 +27,10 @@ def parse_precision(wanted: pb.Precision, teachers: int, field: str) -> Objectiv
     if not wanted.HasField("half_width"):
         # Of one that is extended and had none; requests that start one are held to the contract.
         raise InvalidArgument(f"{field}.half_width", "say the half_width to be reached")
+    if wanted.half_width > MAX_HALF_WIDTH:
+        raise InvalidArgument(
+            f"{field}.half_width", f"{wanted.half_width:g} is above {MAX_HALF_WIDTH:g}"
+        )
     least = {Statistic.COSINE: 0, Statistic.RANKING: 2}.get(statistic, 1)
     if teachers < least:
         raise InvalidArgument(

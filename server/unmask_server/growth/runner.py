@@ -303,4 +303,7 @@ def _may_pass(error: Exception) -> bool:
 
 async def _to_the_end(work: Awaitable[Result]) -> Result:
     """Await something that goes on to its end even if the caller is cancelled."""
-    return await asyncio.shield(asyncio.ensure_future(work))
+    task = asyncio.ensure_future(work)
+    # What it raises when nobody waits any more is nobody's to know.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
