@@ -22,7 +22,8 @@ RUN --mount=type=cache,target=/root/.cache \
 
 # What changes seldom comes first. EXTRAS=transformers adds the embedded engine and torch, for Linux
 # with CUDA unless TORCH_OPTIONS says otherwise: "--torch-backend cpu". What is left of the packages
-# is compiled for files of any date: a user that may not write cannot do it later.
+# is compiled for files of any date: a user that may not write cannot do it later. Some
+# of torch's files are for newer versions of Python and do not compile.
 ARG EXTRAS=""
 ARG TORCH_OPTIONS=""
 COPY constraints.txt ./
@@ -36,7 +37,7 @@ RUN --mount=type=cache,target=/root/.cache \
     esac \
  && $install --require-hashes --no-deps -r "tools/locks/$lock.txt" \
  && find /opt/unmask/lib -type d -name tests -prune -exec rm -r {} + \
- && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/unmask/lib
+ && (python3 -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/unmask/lib || true)
 
 COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
