@@ -331,7 +331,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=4.0, help="calls a second of each client")
+    parser.add_argument("--rate", type=float, default=1.0, help="calls a second of each client")
     parser.add_argument("--growths", type=int, default=8, help="at once")
     parser.add_argument("--store", action="append", choices=STORES, help="both by default")
     parser.add_argument("--page", type=Path, help="whose table is replaced")
