@@ -38,7 +38,7 @@ from unmask.v1 import (
 TABLES = ("model", "verifier", "policy", "teacher", "question", "trajectory",
           "trajectory_outcome", "tree", "tree_verifier", "node", "node_stat", "rollout",
           "outcome", "distribution", "rollout_score", "growth", "growth_subject", "growth_client",
-          "retention")  # fmt: skip
+          "retention", "access_token", "client_total")  # fmt: skip
 MODELS = Path("examples/models").resolve()
 LENGTH = 12
 
@@ -67,11 +67,15 @@ def main(out: Path) -> None:
         finally:
             server.kill()
             server.wait()
-        # Earlier revisions know no such thing.
-        subprocess.run(
-            [sys.executable, "-m", "unmask_server", "retention", "student", "--days", "30",
-             "--database", f"sqlite:///{database}"], check=False,
-        )  # fmt: skip
+        for command in (
+            ["retention", "student", "--days", "30"],
+            ["token", "create", "ann", "--scope", "grow"],
+        ):
+            # Earlier revisions know no such thing.
+            subprocess.run(
+                [sys.executable, "-m", "unmask_server", *command, "--database",
+                 f"sqlite:///{database}"], check=False,
+            )  # fmt: skip
         with sqlite3.connect(database) as connection:
             connection.row_factory = sqlite3.Row
             revision = connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
