@@ -149,7 +149,7 @@ def test_retries_end(database: Engine, database_url: str, monkeypatch: pytest.Mo
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0], sleep=sleep)
     monkeypatch.setattr(connect, "time", clock)
     impatient = open_database(database_url, Limits(patience=10.0))
     tries = []

@@ -26,6 +26,7 @@ from unmask_server.doctor.finding import Level
 from tests.access.making import Authority
 from tests.chaos.model import make_model
 from tests.sglang.stand_in import StandIn
+from tests.stores import new_database
 
 Found = list[dict[str, str]]
 Doctor = Callable[..., Found]
@@ -143,10 +144,12 @@ def test_a_database_at_another_revision(doctor: Doctor, url: str, tmp_path: Path
     assert "install" in only(doctor(of="schema", code=1), "problem")["todo"]
 
 
-def test_postgresql(doctor: Doctor, postgresql_shared_url: str) -> None:
-    found = doctor("--database-pool", "2", database=postgresql_shared_url)
+def test_postgresql(doctor: Doctor, postgresql_url: str) -> None:
+    url = new_database(postgresql_url)
+    migrate(url)
+    found = doctor("--database-pool", "2", database=url)
     assert {"database", "schema", "clock", "connections"} <= {one["subject"] for one in found}
-    many = doctor("--database-pool", "900", of="connections", database=postgresql_shared_url)
+    many = doctor("--database-pool", "900", of="connections", database=url)
     only(many, "warning")
 
 

@@ -200,7 +200,7 @@ def _observed(
 
 
 class _Context:
-    """A call's context; whoever ends the call with an error tells the request id, too."""
+    """A call's context; however the call ends, its request id is told."""
 
     __slots__ = ("_call", "_context")
 
@@ -210,6 +210,11 @@ class _Context:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
+
+    def set_trailing_metadata(self, trailing_metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """See `grpc.aio.ServicerContext.set_trailing_metadata`; the request id stays."""
+        told = ((calls.REQUEST_ID, self._call.id), *trailing_metadata)
+        self._context.set_trailing_metadata(told)
 
     async def abort(
         self,
