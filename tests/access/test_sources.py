@@ -12,9 +12,11 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
+from sqlalchemy import insert
 from unmask.v1 import catalog_pb2
 from unmask_server.access import sources as module
 from unmask_server.access.errors import SourceNotAllowed
@@ -22,8 +24,14 @@ from unmask_server.access.listening import sources_of
 from unmask_server.access.sources import Sources
 from unmask_server.catalog import Catalog, Grader
 from unmask_server.config import Settings
+from unmask_server.database import schema
+from unmask_server.database.connect import open_database, write
+from unmask_server.database.migrate import migrate
 from unmask_server.engines.base import EngineError, Sampling
+from unmask_server.engines.pool import EnginePool
 from unmask_server.engines.sglang import MismatchError, server_info
+from unmask_server.launched import LaunchedModels
+from unmask_server.readiness.models import ModelsCheck
 
 from tests.access.test_calls import reason_of
 from tests.catalog.checkpoints import checkpoint
@@ -295,6 +303,24 @@ async def test_whoever_answers_cannot_send_the_server_elsewhere() -> None:
         with pytest.raises(MismatchError, match="sends callers elsewhere"):
             await server_info(url)
         assert not asked
+
+
+async def test_whether_a_server_is_well_is_asked_of_nobody_it_points_to(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'unmask.db'}"
+    migrate(url)
+    database = open_database(url)
+    engines = EnginePool(Mock(), max_engines=1)
+    check = ModelsCheck(database, engines, LaunchedModels(Settings()), Sources(None, None))
+    with listening() as (secret, asked), listening(redirect=secret) as (endpoint, probed):
+        with write(database) as connection:
+            model = {"architecture": "", "vocab_size": 1, "max_context": 1, "eos_ids": []}
+            of = {"fingerprint": "a", "tokenizer_fingerprint": "a", "created_at": 1.0}
+            row = {**model, **of, "source": str(tmp_path), "endpoints": [endpoint]}
+            connection.execute(insert(schema.model), row)
+        assert await check.problem(store_is_there=True) == f"{endpoint} does not answer"
+        assert probed == ["/health"]
+        assert not asked
+    database.dispose()
 
 
 def test_servers_that_were_started_here_may_be_called() -> None:

@@ -106,7 +106,9 @@ class ModelsCheck:
 
         async def answers(session: ClientSession, url: str) -> bool:
             try:
-                async with session.get(f"{url.rstrip('/')}/health", timeout=timeout) as response:
+                async with session.get(
+                    f"{url.rstrip('/')}/health", timeout=timeout, allow_redirects=False
+                ) as response:
                     return response.status == 200
             except (ClientError, TimeoutError, OSError):
                 return False

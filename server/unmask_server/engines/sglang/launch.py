@@ -241,7 +241,7 @@ class ManagedSglang:
 
     async def _probe(self, session: aiohttp.ClientSession) -> bool:
         try:
-            async with session.get(f"{self.url}/health") as answer:
+            async with session.get(f"{self.url}/health", allow_redirects=False) as answer:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
