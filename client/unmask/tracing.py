@@ -6,6 +6,7 @@ provider, sampler and propagators are used; without one that records, nothing is
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def calling(path: str, metadata: Metadata) -> Iterator[Metadata]:
         code = error.code()
         span.set_status(trace.Status(trace.StatusCode.ERROR, code.name))
         raise
-    except GeneratorExit:
+    except (GeneratorExit, asyncio.CancelledError):
         code = grpc.StatusCode.CANCELLED
         raise
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -18,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from unmask.tracing import calling
 from unmask.v1 import catalog_pb2
 from unmask_server.app import build
 from unmask_server.catalog.types import Model
@@ -227,3 +229,17 @@ async def test_a_server_sends_its_spans_to_a_collector(tmp_path: Path) -> None:
         line = await told.line(event="call")
         assert len(line["trace_id"]) == 32
     server.stop(None)
+
+
+@pytest.mark.parametrize("given_up", [asyncio.CancelledError, GeneratorExit])
+def test_the_span_of_a_call_that_was_given_up_says_so(
+    given_up: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    with pytest.raises(given_up), calling("/unmask.v1.CatalogService/GetPolicy", ()):
+        raise given_up
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes is not None
+    assert span.attributes["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
