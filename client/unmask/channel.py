@@ -103,8 +103,8 @@ def connection(
         raise ValueError("address: empty; e.g. localhost:50051 or unix:/run/unmask.sock")
     if tls is None and not target.startswith(_SOCKETS):
         ca = ca or os.environ.get("UNMASK_TLS_CA")
-        cert = cert or os.environ.get("UNMASK_TLS_CERT")
-        key = key or os.environ.get("UNMASK_TLS_KEY")
+        cert = cert or os.environ.get("UNMASK_CLIENT_CERT")
+        key = key or os.environ.get("UNMASK_CLIENT_KEY")
     found = _credentials(tls, ca, cert, key)
     source = _token(token)
     if source and found is None and tls is None and not _stays_here(target):

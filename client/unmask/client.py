@@ -45,8 +45,8 @@ class BaseClient:
                 credentials of gRPC's; False: in the clear, whatever the environment says; None:
                 TLS if any of the following is given.
             ca: a PEM file of certificate authorities; None: $UNMASK_TLS_CA.
-            cert: a PEM file with the client's own certificate; None: $UNMASK_TLS_CERT.
-            key: a PEM file with its private key; None: $UNMASK_TLS_KEY.
+            cert: a PEM file with the client's own certificate; None: $UNMASK_CLIENT_CERT.
+            key: a PEM file with its private key; None: $UNMASK_CLIENT_KEY.
             timeout: seconds that an answer may take, retries included; None: for ever. Streams have
                 no limit.
 

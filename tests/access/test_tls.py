@@ -185,9 +185,11 @@ def test_the_client_says_what_does_not_go_together(
         unmask.Client("host:1", ca="no/such/file")
     with pytest.raises(ValueError, match="in the clear"):
         unmask.Client("host:1", token="t")
+    for name in ("CERT", "KEY"):  # those are a server's
+        monkeypatch.setenv(f"UNMASK_TLS_{name}", "no/such/file")
     monkeypatch.setenv("UNMASK_TLS_CA", str(authority.path))
-    monkeypatch.setenv("UNMASK_TLS_CERT", str(certificate))
-    monkeypatch.setenv("UNMASK_TLS_KEY", str(key))
+    monkeypatch.setenv("UNMASK_CLIENT_CERT", str(certificate))
+    monkeypatch.setenv("UNMASK_CLIENT_KEY", str(key))
     unmask.Client("host:1", token="t").close()
 
 

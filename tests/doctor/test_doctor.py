@@ -208,6 +208,12 @@ def test_a_variable_that_nothing_reads(doctor: Doctor, monkeypatch: pytest.Monke
     assert "'max_batch'" in found["todo"]
 
 
+def test_variables_of_the_client_are_read(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CLIENT_CERT", "CLIENT_KEY"):
+        monkeypatch.setenv(f"UNMASK_{name}", "file.pem")
+    assert doctor(of="environment") == []
+
+
 def test_a_file_with_secrets_that_others_can_read(doctor: Doctor, tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text('sglang_command = "python --api-key hidden"\n')

@@ -20,7 +20,17 @@ from unmask_server.doctor.finding import Finding, ok, problem, warning
 
 OTHERS = frozenset(
     f"UNMASK_{name}"
-    for name in ("ADDRESS", "CONFIG", "TOKEN", "TLS_CA", "DEVICE", "DTYPE", "THREADS")
+    for name in (
+        "ADDRESS",
+        "CONFIG",
+        "TOKEN",
+        "TLS_CA",
+        "CLIENT_CERT",
+        "CLIENT_KEY",
+        "DEVICE",
+        "DTYPE",
+        "THREADS",
+    )
 )
 """Variables that are no settings of a server: the client's."""
 EXPIRY_DAYS = 21.0
