@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, insert, select, update
@@ -12,6 +15,7 @@ from unmask_server.access.principals import Budget
 from unmask_server.catalog.errors import BudgetSpent, InvalidArgument, QuotaExceeded
 from unmask_server.database.connect import read, write
 from unmask_server.database.schema import client_total, growth, growth_client
+from unmask_server.growth import quota
 from unmask_server.growth.quota import DAY_SECONDS, Quota, Quotas
 from unmask_server.growth.spec import State
 
@@ -181,3 +185,32 @@ async def test_sampling_that_fails_counts_as_far_as_it_came(database: Engine) ->
     with pytest.raises(QuotaExceeded):
         quotas.charge("b", rollouts=10, tokens=0, budget=Budget())
     quotas.charge("b", rollouts=9, tokens=1000, budget=Budget())
+
+
+async def test_sampling_that_is_cancelled_while_it_is_admitted_counts_nothing(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quotas = Quotas(database, Quota(rollouts=10))
+    admit, entered, let_go = quota._admit, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> None:
+        entered.set()
+        assert let_go.wait(60)
+        admit(*arguments)
+
+    async def sample() -> None:
+        async with quotas.sampling("a", Budget(), 8, 800):
+            raise AssertionError("it was cancelled before")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quota, "_admit", slow)
+        call = asyncio.create_task(sample())
+        assert await asyncio.to_thread(entered.wait, 60)
+        call.cancel()
+        let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    with read(database) as connection:
+        counted = select(growth_client.c.rollouts_done, growth_client.c.tokens_done)
+        assert connection.execute(counted).all() == [(0, 0)]
+    quotas.charge("a", rollouts=10, tokens=0, budget=Budget())

@@ -141,17 +141,26 @@ class Quotas:
             yield sampled
             return
         values = _row("sampling", rollouts, tokens)
-        await asyncio.to_thread(transact, self._engine, partial(_admit, client, values, limits))
+        # Who is cancelled meanwhile does not stop the thread: what it counts is put right, too.
+        work = partial(_admit, client, values, limits)
+        admitted = asyncio.create_task(asyncio.to_thread(transact, self._engine, work))
         try:
+            await asyncio.shield(admitted)
             yield sampled
         finally:
-            change = (
-                update(growth_client)
-                .where(growth_client.c.request_id == values["request_id"])
-                .values(rollouts_done=sampled.rollouts, tokens_done=sampled.tokens)
-            )
-            done = asyncio.to_thread(transact, self._engine, lambda c: c.execute(change))
-            await asyncio.shield(asyncio.ensure_future(done))
+            await asyncio.shield(asyncio.create_task(self._settle(admitted, values, sampled)))
+
+    async def _settle(self, admitted: asyncio.Task[None], values: Values, sampled: Sampled) -> None:
+        """Count what was sampled instead of what was asked for."""
+        await asyncio.wait([admitted])
+        if admitted.exception() is not None:
+            return
+        change = (
+            update(growth_client)
+            .where(growth_client.c.request_id == values["request_id"])
+            .values(rollouts_done=sampled.rollouts, tokens_done=sampled.tokens)
+        )
+        await asyncio.to_thread(transact, self._engine, lambda c: c.execute(change))
 
     def _limits(self, budget: Budget) -> list[_Limit]:
         """Of each kind that is limited."""
