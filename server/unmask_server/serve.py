@@ -10,7 +10,7 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
@@ -129,18 +129,27 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
         guard.start()
         yield bound
     finally:
-        await health.stop()
-        await asyncio.sleep(settings.grace_notice_seconds)
-        # From now on new calls are refused, while those that run come to their end; growths are
-        # left at once, for another server to go on with.
-        stopping = asyncio.gather(*(each.stop(_LONG) for each in servers))
-        await asyncio.gather(guard.drain(settings.grace_seconds), app.runner.close())
-        health.servicer.end_watches()
-        await asyncio.gather(*(each.stop(_LAST) for each in servers))
-        await stopping
-        store.close()
-        await told.aclose()
-        await app.close()
+        async with contextlib.AsyncExitStack() as last:
+            # These are done whatever fails before; the lowest one first.
+            last.push_async_callback(app.close)
+            last.push_async_callback(told.aclose)
+            last.callback(store.close)
+            last.push_async_callback(_end_calls, servers, health)
+            await health.stop()
+            await asyncio.sleep(settings.grace_notice_seconds)
+            # From now on new calls are refused, while those that run come to their end; growths are
+            # left at once, for another server to go on with.
+            stopping = [asyncio.ensure_future(each.stop(_LONG)) for each in servers]
+            leaving = asyncio.ensure_future(app.runner.close())
+            last.push_async_callback(asyncio.wait, [leaving])
+            await guard.drain(settings.grace_seconds)
+        await asyncio.gather(*stopping, leaving)
+
+
+async def _end_calls(servers: Sequence[grpc.aio.Server], health: Health) -> None:
+    """End what is still open: streams of health and reflection."""
+    health.servicer.end_watches()
+    await asyncio.gather(*(each.stop(_LAST) for each in servers))
 
 
 def _admin_server(settings: Settings, health: Health) -> grpc.aio.Server:

@@ -211,6 +211,13 @@ async def test_after_the_grace_calls_are_told(tmp_path: Path) -> None:
         await service.growths.ended.acquire()
 
 
+async def test_the_last_call_may_end_as_the_grace_does() -> None:
+    guard = CallGuard(Settings())
+    # Nothing runs any more, and nobody who waits has been told yet.
+    guard._idle.clear()
+    await guard.drain(0.0)
+
+
 @pytest.mark.parametrize(
     ("method", "kind"),
     [

@@ -13,15 +13,19 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from sqlalchemy import Engine, func, select
 from unmask.v1 import cache_pb2, growth_pb2, trajectory_pb2
+from unmask_server.api.guard import CallGuard
+from unmask_server.app import App
 from unmask_server.database.connect import open_database, read
 from unmask_server.database.schema import growth, rollout
 from unmask_server.growth.rounds import FLUSH_ROLLOUTS
+from unmask_server.readiness.store import StoreCheck
 from unmask_server.serve import HARD_STATUS
 from unmask_server.tree import fsck
 
 from tests.chaos.audit import audit
 from tests.chaos.model import make_model
 from tests.chaos.team import Server, Team
+from tests.e2e.conftest import serving
 
 BUDGET = 20_000
 """Rollouts of a growth, more than are sampled before a test is over."""
@@ -196,3 +200,30 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing_acknowledged(
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     # Of the growth and of the call: what was sampled and told to nobody.
     assert_whole(team, in_flight=4 * FLUSH_ROLLOUTS)
+
+
+async def test_a_stop_that_fails_puts_the_rest_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("drained badly")
+
+    put_away: list[str] = []
+    close, close_check = App.close, StoreCheck.close
+
+    async def closed(app: App) -> None:
+        await close(app)
+        put_away.append("app")
+
+    def check_closed(check: StoreCheck) -> None:
+        close_check(check)
+        put_away.append("check")
+
+    monkeypatch.setattr(CallGuard, "drain", fail)
+    monkeypatch.setattr(App, "close", closed)
+    monkeypatch.setattr(StoreCheck, "close", check_closed)
+    with pytest.raises(RuntimeError, match="drained badly"):
+        async with serving(f"sqlite:///{tmp_path / 'unmask.db'}", tmp_path):
+            pass
+    assert put_away == ["check", "app"]
+    assert not (tmp_path / "socket").exists()

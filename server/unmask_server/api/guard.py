@@ -119,7 +119,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
             for task, call in self._running.items():
                 self._end(task, call, ServerStoppingError(STOPPING, STOPPING_SECONDS))
             # What they have to put away, such as rollouts that were sampled, they do now.
-            await asyncio.wait(list(self._running), timeout=max(1.0, grace))
+            # The last one may have ended in this very moment.
+            if self._running:
+                await asyncio.wait(list(self._running), timeout=max(1.0, grace))
         if self._sweeper is not None:
             self._sweeper.cancel()
 
