@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -161,6 +162,37 @@ async def test_one_missed_look_is_forgiven(plain: World) -> None:
         seen.append(bool(health.problems["engine"]))
     assert seen == [False, False, False, False, True, False]
     await health.stop()
+
+
+async def test_the_store_is_told_while_the_models_cannot_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = Hangs()
+    health = health_module.Health(SERVICES, Looks(["", "away"]), models)
+    request = health_pb2.HealthCheckRequest(service="")
+    for status in (SERVING, NOT_SERVING):
+        looking = asyncio.create_task(health.look())
+        await models.asked.acquire()
+        assert (await health.servicer.Check(request, Mock())).status == status
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+    # Nor does it go on for ever: then the engines are what they were.
+    monkeypatch.setattr(health_module, "ENGINES_SECONDS", 0.0)
+    health = health_module.Health(SERVICES, Looks(["away"]), Hangs())
+    await health.look()
+    assert health.problems == {"store": "away", "engine": ""}
+
+
+class Hangs:
+    """Models that are never done being looked at."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Semaphore(0)
+
+    async def problem(self, **_: Any) -> str:
+        self.asked.release()
+        await asyncio.Event().wait()
+        return ""
 
 
 class Looks:

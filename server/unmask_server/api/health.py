@@ -25,6 +25,8 @@ LOOK_SECONDS = 2.0
 """How often the parts are looked at."""
 MISSES = 2
 """Looks in a row that an engine must miss: one slow answer under load is no reason to leave."""
+ENGINES_SECONDS = 10.0
+"""What a look at the models may take; without an answer they are what they were."""
 
 VERSION_METADATA = "unmask-version"
 """Trailing metadata of Check."""
@@ -110,16 +112,23 @@ class Health:
     async def look(self) -> None:
         """Look at everything now."""
         store = await self._store.problem()
+        # Told first: to look at the models takes what others of this server may be waiting for.
+        self._tell(STORE, store)
+        await self._set_all()
         try:
-            engine = await self._models.problem(store_is_there=not store)
+            async with asyncio.timeout(ENGINES_SECONDS):
+                engine = await self._models.problem(store_is_there=not store)
         except Exception as error:
-            log.warning("the engines could not be looked at", error=str(error))
+            log.warning("the engines could not be looked at", error=str(error) or "no time left")
             engine = self._problems[ENGINE]
         self._misses = self._misses + 1 if engine else 0
         if engine and self._misses < MISSES and self._task is not None:
             engine = self._problems[ENGINE]
-        self._tell(STORE, store)
         self._tell(ENGINE, engine)
+        await self._set_all()
+
+    async def _set_all(self) -> None:
+        store, engine = self._problems[STORE], self._problems[ENGINE]
         for name in ("", *self._services):
             await self._set(name, not store and not (engine and name in SAMPLING))
         await self._set(STORE, not store)
