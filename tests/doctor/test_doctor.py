@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,16 @@ def test_variables_of_the_client_are_read(doctor: Doctor, monkeypatch: pytest.Mo
     for name in ("CLIENT_CERT", "CLIENT_KEY"):
         monkeypatch.setenv(f"UNMASK_{name}", "file.pem")
     assert doctor(of="environment") == []
+
+
+def test_what_the_client_reads_is_known(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Path(str(files("unmask")))
+    text = "".join(file.read_text() for file in client.rglob("*.py"))
+    names = set(re.findall(r"\bUNMASK_[A-Z_]*[A-Z]\b", text))
+    assert names >= settings.OTHERS
+    assert names - settings.OTHERS <= {loading.variable(name) for name in Settings.model_fields}
+    monkeypatch.setenv("UNMASK_TOKEN_FILE", "token")
+    assert not doctor(of="environment")
 
 
 def test_a_file_with_secrets_that_others_can_read(doctor: Doctor, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ OTHERS = frozenset(
         "ADDRESS",
         "CONFIG",
         "TOKEN",
+        "TOKEN_FILE",
         "TLS_CA",
         "CLIENT_CERT",
         "CLIENT_KEY",
