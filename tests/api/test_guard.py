@@ -211,6 +211,12 @@ async def test_after_the_grace_calls_are_told(tmp_path: Path) -> None:
         await service.growths.ended.acquire()
 
 
+async def test_what_is_missing_in_a_method_of_ours_is_a_fault(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        code, reason, _ = await refused(service.stub.ListGrowths(growth_pb2.ListGrowthsRequest()))
+        assert (code, reason) == (grpc.StatusCode.INTERNAL, "UNFORESEEN")
+
+
 async def test_the_last_call_may_end_as_the_grace_does() -> None:
     guard = CallGuard(Settings())
     # Nothing runs any more, and nobody who waits has been told yet.

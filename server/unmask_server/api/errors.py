@@ -23,6 +23,7 @@ from unmask_server.access.errors import (
     SourceNotAllowed,
 )
 from unmask_server.api.answers import encode
+from unmask_server.api.contract import OUR_METHODS
 from unmask_server.api.limits import CallRefusedError, CallTooLongError
 from unmask_server.api.sizes import fit
 from unmask_server.catalog.errors import (
@@ -271,7 +272,7 @@ async def _abort(
     # What was said already, or cannot be said any more: the client is gone.
     if isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError | grpc.aio.InternalError):
         raise error
-    if isinstance(error, NotImplementedError):
+    if isinstance(error, NotImplementedError) and not method.startswith(OUR_METHODS):
         # A method of the health service that its package does not have yet.
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
     found = status_of(error)
