@@ -159,6 +159,12 @@ class Settings(AccessSettings):
         ge=1,
         description="Calls running on one connection; more wait at the client.",
     )
+    max_concurrent_calls: int = Field(
+        default=4000,
+        ge=1,
+        description="Calls of all clients at once, from before their messages are read, health "
+        "checks among them; more are refused.",
+    )
     client_calls: int = Field(
         default=512, ge=0, description="Calls that one client may have running; 0: any number."
     )

@@ -101,6 +101,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
             ContractInterceptor(Contract(pool)),
         ],
         options=options(settings),
+        maximum_concurrent_rpcs=settings.max_concurrent_calls,
     )
     catalog_pb2_grpc.add_CatalogServiceServicer_to_server(app.catalog_service, server)
     trajectory_pb2_grpc.add_TrajectoryServiceServicer_to_server(app.trajectory_service, server)

@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -64,6 +65,21 @@ async def test_so_many_calls_run_on_a_connection(tmp_path: Path) -> None:
             settings = await connection.frame_of(SETTINGS)
         told = dict(struct.iter_unpack(">HI", settings))
         assert told[MAX_CONCURRENT_STREAMS] == 17
+
+
+async def test_so_many_calls_run_at_all(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'unmask.db'}"
+    async with serving(url, tmp_path, max_concurrent_calls=1) as world:
+        path, check = "/grpc.health.v1.Health/", {"timeout": 60.0}
+        watch: Any = world.stubs.channel.unary_stream(f"{path}Watch")(b"", **check)
+        await watch.read()
+        # Larger than the server takes: it is not read.
+        message = bytes(world.settings.max_message_mib * 2**20 + 1)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await world.stubs.channel.unary_unary(f"{path}Check")(message, **check)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "Concurrent RPC limit" in str(caught.value.details())
+        watch.cancel()
 
 
 async def test_whoever_pings_too_often_is_disconnected(tmp_path: Path) -> None:
