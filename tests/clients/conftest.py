@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -115,9 +116,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         text=True,
     ).stdout.strip()
     store = open_database(database)
-    Quotas(store, Quota()).charge(
-        "token:ann", rollouts=1, tokens=0, budget=Budget(rollouts_per_day=DAILY)
-    )
+    asyncio.run(_sample_one(Quotas(store, Quota())))
     store.dispose()
     settings = {
         "UNMASK_AUTH": "tokens",
@@ -128,3 +127,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     trusted = grpc.ssl_channel_credentials(authority.path.read_bytes())
     with serving(folder, trusted, **settings) as address:
         yield Server(address, authority.path, token)
+
+
+async def _sample_one(quotas: Quotas) -> None:
+    async with quotas.sampling("token:ann", Budget(rollouts_per_day=DAILY), 1, 0) as sampled:
+        sampled.rollouts = 1

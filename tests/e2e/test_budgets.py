@@ -66,5 +66,12 @@ async def test_a_tokens_budget_is_what_may_be_sampled(tmp_path: Path, models: Pa
         assert error.reason == "BUDGET_SPENT"
         # The same again is the same growth.
         await ann.grow(trajectory, rollouts=10, rollouts_per_node=4, request_id="g")
+
+        # One that has ended goes on if what is left of its budget fits.
+        ended = await growth.wait()
+        await sample(ann, 12 - ended.rollouts_sampled, seed=5)
+        error = await refused(ann.extend_growth(growth.id, rollouts_per_node=9))
+        assert error.reason == "BUDGET_SPENT"
+        assert (await growth.wait()).rollouts_per_node == 4
         await ann.close()
         await bob.close()

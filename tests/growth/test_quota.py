@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Connection, Engine, insert, select, update
 from unmask_server.access.principals import Budget
 from unmask_server.catalog.errors import BudgetSpent, InvalidArgument, QuotaExceeded
 from unmask_server.database.connect import read, write
 from unmask_server.database.schema import client_total, growth, growth_client
 from unmask_server.growth import quota
+from unmask_server.growth.control import GrowthControl
 from unmask_server.growth.quota import DAY_SECONDS, Quota, Quotas
-from unmask_server.growth.spec import State
+from unmask_server.growth.spec import Growth, GrowthSpec, State
+
+from tests.growth.making import spec
 
 Start = Callable[..., None]
 
@@ -32,7 +39,8 @@ def start(database: Engine) -> Start:
         state = State.RUNNING if sampled is None else State.SUCCEEDED
         numbers = ("rollouts_cached", "rollouts_planned", "nodes", "nodes_flat", "attempt")
         row = {
-            "id": request_id, "request_id": request_id, "spec": {}, "state": state.value,
+            "id": request_id, "request_id": request_id, "state": state.value,
+            "spec": spec(max_rollouts=rollouts).to_json(),
             "rollouts_sampled": sampled or 0, "tokens_sampled": 0, "created_at": 0.0,
             "updated_at": 0.0, **dict.fromkeys(numbers, 0),
         }  # fmt: skip
@@ -42,6 +50,33 @@ def start(database: Engine) -> Start:
                 connection.execute(insert(growth), row)
 
     return admit
+
+
+def ask(quotas: Quotas, client: str, rollouts: int, tokens: int = 0) -> None:
+    """Have something admitted."""
+    quotas.admit(client, uuid.uuid4().hex, rollouts=rollouts, tokens=tokens)
+
+
+def extend(quotas: Quotas, client: str, growth_id: str, rollouts: int) -> Growth:
+    """Give a growth so many rollouts in all."""
+    control, charge = GrowthControl(quotas._engine), quotas.charging(client, Budget())
+    return control.extend(growth_id, lambda old: replace(old, max_rollouts=rollouts), charge)
+
+
+def end(database: Engine, growth_id: str, state: State, sampled: int) -> None:
+    values = {"state": state.value, "rollouts_sampled": sampled}
+    with write(database) as connection:
+        connection.execute(update(growth).where(growth.c.id == growth_id).values(values))
+
+
+def counted(database: Engine, client: str) -> int:
+    """Rollouts that a client is counted for in all."""
+    found = Quotas(database, Quota())
+    with pytest.raises(BudgetSpent) as spent:
+        found.admit(client, "more", rollouts=10**6, tokens=None, budget=Budget(rollouts=10**6))
+    left = re.search(r"than the (\d+) that are left", spent.value.args[0])
+    assert left is not None
+    return 10**6 - int(left[1])
 
 
 def test_budgets_count_until_they_are_used_up(start: Start) -> None:
@@ -152,24 +187,106 @@ def test_the_smaller_of_all_limits_holds(database: Engine) -> None:
 def test_who_adds_to_a_growth_pays_for_it(database: Engine, start: Start) -> None:
     quotas = Quotas(database, Quota(rollouts=100))
     start("a", "1", 30)
-    quotas.charge("b", rollouts=90, tokens=0, budget=Budget())
+    for _ in range(2):
+        # Again the same adds nothing.
+        extend(quotas, "b", "1", 120)
     with pytest.raises(QuotaExceeded):
-        quotas.charge("b", rollouts=11, tokens=0, budget=Budget())
-    with write(database) as connection:
-        ended = {"state": State.SUCCEEDED.value, "rollouts_sampled": 120}
-        connection.execute(update(growth).values(ended))
-    quotas.charge("a", rollouts=70, tokens=0, budget=Budget())
+        ask(quotas, "b", 11)
+    end(database, "1", State.SUCCEEDED, 120)
+    ask(quotas, "a", 70)
+
+
+def test_an_extension_that_is_refused_or_fails_counts_nothing_and_changes_nothing(
+    database: Engine, start: Start
+) -> None:
+    quotas, control = Quotas(database, Quota(rollouts=100)), GrowthControl(database)
+    start("a", "1", 30)
+    with pytest.raises(QuotaExceeded):
+        extend(quotas, "b", "1", 131)
+
+    def fail(connection: Connection, found: Growth, then: GrowthSpec) -> None:
+        quotas.charging("b", Budget())(connection, found, then)
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError):
+        control.extend("1", lambda old: replace(old, max_rollouts=130), fail)
+    assert extend(quotas, "b", "1", 130).spec.max_rollouts == 130
+
+
+def test_two_that_extend_alike_at_once_are_counted_once(database: Engine, start: Start) -> None:
+    quotas = Quotas(database, Quota(rollouts=100))
+    start("a", "1", 30)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: extend(quotas, "b", "1", 120), range(8)))
+    ask(quotas, "b", 10)
+    with pytest.raises(QuotaExceeded):
+        ask(quotas, "b", 1)
+
+
+@pytest.mark.parametrize("state", [State.CANCELLED, State.FAILED, State.SUCCEEDED])
+@pytest.mark.parametrize("days", [0, 2])
+def test_who_lets_what_has_ended_go_on_pays_for_what_is_left(
+    database: Engine, start: Start, monkeypatch: pytest.MonkeyPatch, state: State, days: int
+) -> None:
+    quotas, later = Quotas(database, Quota(rollouts=100)), time.time() + days * DAY_SECONDS
+    start("a", "1", 100)
+    end(database, "1", state, 10)
+    monkeypatch.setattr(time, "time", lambda: later)
+    ask(quotas, "b", 8)
+    growth_id, in_all = "1", 101 if state is State.SUCCEEDED else 100
+    with pytest.raises(QuotaExceeded):
+        extend(quotas, "b", growth_id, 103)
+    assert extend(quotas, "b", growth_id, in_all).state is State.QUEUED
+    assert (counted(database, "a"), counted(database, "b")) == (10, 8 + in_all - 10)
+    with pytest.raises(QuotaExceeded):
+        ask(quotas, "b", 100 - 8 - in_all + 10 + 1)
+    end(database, "1", State.CANCELLED, 30)
+    assert (counted(database, "a"), counted(database, "b")) == (10, 8 + 20)
+    # Days later, and once more.
+    later += 2 * DAY_SECONDS
+    assert extend(quotas, "a", growth_id, in_all).state is State.QUEUED
+    assert (counted(database, "a"), counted(database, "b")) == (10 + in_all - 30, 20)
+
+
+@pytest.mark.parametrize("move", ["resume", "retry"])
+def test_what_fails_again_and_again_counts_as_it_is(
+    database: Engine, start: Start, move: str
+) -> None:
+    quotas = Quotas(database, Quota(rollouts=100))
+    start("a", "1", 100)
+    go_on = partial(getattr(GrowthControl(database), move), "1")
+    for sampled in (10, 20, 30):
+        end(database, "1", State.FAILED, sampled)
+        assert counted(database, "a") == sampled
+        for _ in range(2):
+            assert go_on(quotas.charging("a", Budget())).state is State.QUEUED
+        assert counted(database, "a") == 100
+    end(database, "1", State.FAILED, 40)
+    ask(quotas, "a", 60)
+    with pytest.raises(QuotaExceeded):
+        go_on(quotas.charging("a", Budget()))
+    # Who is not limited lets it go on, at nobody's cost.
+    assert go_on(Quotas(database, Quota()).charging("c", Budget())).state is State.QUEUED
+    assert counted(database, "a") == 100
+
+
+def test_what_goes_on_must_say_what_is_counted(database: Engine, start: Start) -> None:
+    quotas = Quotas(database, Quota(tokens=100))
+    start("a", "1", 100)
+    end(database, "1", State.FAILED, 10)
+    with pytest.raises(InvalidArgument, match=r"budget.tokens: the growth leaves open"):
+        GrowthControl(database).resume("1", quotas.charging("a", Budget()))
 
 
 async def test_sampling_counts_in_full_until_it_is_known_what_it_was(database: Engine) -> None:
     quotas = Quotas(database, Quota(rollouts=10, tokens=1000))
     async with quotas.sampling("a", Budget(), 8, 800) as sampled:
         with pytest.raises(QuotaExceeded):
-            quotas.charge("a", rollouts=3, tokens=0, budget=Budget())
+            ask(quotas, "a", 3, 0)
         sampled.rollouts, sampled.tokens = 4, 100
-    quotas.charge("a", rollouts=6, tokens=900, budget=Budget())
+    ask(quotas, "a", 6, 900)
     with pytest.raises(QuotaExceeded):
-        quotas.charge("a", rollouts=0, tokens=1, budget=Budget())
+        ask(quotas, "a", 0, 1)
 
 
 async def test_sampling_that_fails_counts_as_far_as_it_came(database: Engine) -> None:
@@ -183,8 +300,8 @@ async def test_sampling_that_fails_counts_as_far_as_it_came(database: Engine) ->
     with pytest.raises(RuntimeError, match="broken"):
         await fail()
     with pytest.raises(QuotaExceeded):
-        quotas.charge("b", rollouts=10, tokens=0, budget=Budget())
-    quotas.charge("b", rollouts=9, tokens=1000, budget=Budget())
+        ask(quotas, "b", 10, 0)
+    ask(quotas, "b", 9, 1000)
 
 
 async def test_sampling_that_is_cancelled_while_it_is_admitted_counts_nothing(
@@ -213,4 +330,4 @@ async def test_sampling_that_is_cancelled_while_it_is_admitted_counts_nothing(
     with read(database) as connection:
         counted = select(growth_client.c.rollouts_done, growth_client.c.tokens_done)
         assert connection.execute(counted).all() == [(0, 0)]
-    quotas.charge("a", rollouts=10, tokens=0, budget=Budget())
+    ask(quotas, "a", 10, 0)

@@ -28,6 +28,7 @@ from unmask_server.api.precision import forecast_message, parse_precision
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Policy, Question, Teacher
 from unmask_server.config import Settings
+from unmask_server.growth.control import Charge
 from unmask_server.growth.quota import Quotas
 from unmask_server.growth.runner import GrowthRunner
 from unmask_server.growth.spec import Allocation, Growth, GrowthSpec, Origin, Target
@@ -87,7 +88,9 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
             budget=budget_of_caller(),
         )
         origin = Origin(calls.current_id(), tracing.parent())
-        growth = await self._runner.start(request.request_id, spec, subjects, origin)
+        growth = await self._runner.start(
+            request.request_id, spec, subjects, origin, self._charging(context)
+        )
         return pb.StartGrowthResponse(growth=self._message(growth))
 
     async def GetGrowth(
@@ -132,26 +135,22 @@ class GrowthService(growth_pb2_grpc.GrowthServiceServicer):
         self, request: pb.ResumeGrowthRequest, context: Context
     ) -> pb.ResumeGrowthResponse:
         """Go on."""
-        growth = await self._runner.resume(request.growth)
+        growth = await self._runner.resume(request.growth, self._charging(context))
         return pb.ResumeGrowthResponse(growth=self._message(growth))
 
     async def ExtendGrowth(
         self, request: pb.ExtendGrowthRequest, context: Context
     ) -> pb.ExtendGrowthResponse:
         """More to spend, or more to reach."""
-        now = (await self._runner.get(request.growth)).spec
-        then = extended(request, now, self._settings)
-        await asyncio.to_thread(
-            self._quotas.charge,
-            client_of(context).account,
-            rollouts=max(0, (then.max_rollouts or 0) - (now.max_rollouts or 0)),
-            tokens=max(0, (then.max_tokens or 0) - (now.max_tokens or 0)),
-            budget=budget_of_caller(),
-        )
         growth = await self._runner.extend(
-            request.growth, lambda spec: extended(request, spec, self._settings)
+            request.growth,
+            lambda spec: extended(request, spec, self._settings),
+            self._charging(context),
         )
         return pb.ExtendGrowthResponse(growth=self._message(growth))
+
+    def _charging(self, context: Context) -> Charge:
+        return self._quotas.charging(client_of(context).account, budget_of_caller())
 
     def _listing(self, request: pb.ListGrowthsRequest) -> Listing:
         policy = self._resolver.policy(request.policy, "policy").id if request.policy else ""

@@ -15,6 +15,14 @@ from unmask_server.growth.rows import OPEN, QUEUED, growth_of
 from unmask_server.growth.spec import Growth, GrowthSpec, State
 from unmask_server.reasons import Reason
 
+Charge = Callable[[Connection, Growth, GrowthSpec], None]
+"""Counts a change of a growth as it was to one with a spec, in the transaction that makes it; it
+raises to refuse. A growth that has ended is queued by the change."""
+
+
+def nothing(_connection: Connection, _found: Growth, _spec: GrowthSpec) -> None:
+    """Count nothing: a `Charge`."""
+
 
 class GrowthControl:
     """Pausing, resuming, extending and cancelling. Synchronous: called from threads.
@@ -48,7 +56,7 @@ class GrowthControl:
             )
         return found
 
-    def resume(self, growth_id: str) -> Growth:
+    def resume(self, growth_id: str, charge: Charge = nothing) -> Growth:
         """Queue a growth that is paused or has failed; nothing if it is at work.
 
         Raises:
@@ -56,7 +64,8 @@ class GrowthControl:
             FailedPrecondition: it is done or was cancelled.
 
         """
-        found = self._move(growth_id, (State.PAUSED.value, State.FAILED.value), QUEUED)
+        from_ = (State.PAUSED.value, State.FAILED.value)
+        found = self._move(growth_id, from_, QUEUED, charge)
         if found.state.ended:
             raise FailedPrecondition(
                 Reason.GROWTH_ENDED,
@@ -66,7 +75,16 @@ class GrowthControl:
             )
         return found
 
-    def extend(self, growth_id: str, change: Callable[[GrowthSpec], GrowthSpec]) -> Growth:
+    def retry(self, growth_id: str, charge: Charge = nothing) -> Growth:
+        """Queue a growth that has failed; nothing if it has not. Raises NotFound."""
+        return self._move(growth_id, (State.FAILED.value,), QUEUED, charge)
+
+    def extend(
+        self,
+        growth_id: str,
+        change: Callable[[GrowthSpec], GrowthSpec],
+        charge: Charge = nothing,
+    ) -> Growth:
         """Change what a growth is to reach, and queue it if it has ended.
 
         Args:
@@ -74,6 +92,7 @@ class GrowthControl:
             change: the new spec from the one it has; the same one: nothing changes but that a
                 growth that failed or was cancelled is queued. Called in the transaction, perhaps
                 more than once.
+            charge: counts what it adds.
 
         Raises:
             NotFound: there is none.
@@ -97,24 +116,36 @@ class GrowthControl:
             if found.state.ended and (values or found.state is not State.SUCCEEDED):
                 values |= QUEUED
             if values:
+                charge(connection, found, spec)
                 values["updated_at"] = time.time()
                 connection.execute(update(growth).where(growth.c.id == growth_id).values(values))
             return growth_of(connection.execute(wanted).one())
 
         return transact(self._engine, work)
 
-    def _move(self, growth_id: str, from_: Sequence[str], values: dict[str, Any]) -> Growth:
+    def _move(
+        self,
+        growth_id: str,
+        from_: Sequence[str],
+        values: dict[str, Any],
+        charge: Charge = nothing,
+    ) -> Growth:
         wanted = select(growth).where(growth.c.id == growth_id)
 
         def work(connection: Connection) -> Growth:
-            connection.execute(
-                update(growth)
-                .where(growth.c.id == growth_id, growth.c.state.in_(from_))
-                .values(values | {"waits_for": None, "updated_at": time.time()})
-            )
-            row = connection.execute(wanted).first()
+            row = connection.execute(wanted.with_for_update()).first()
             if row is None:
                 raise NotFound("growth", growth_id)
-            return growth_of(row)
+            found = growth_of(row)
+            if found.state.value not in from_:
+                return found
+            if found.state.ended:
+                charge(connection, found, found.spec)
+            connection.execute(
+                update(growth)
+                .where(growth.c.id == growth_id)
+                .values(values | {"waits_for": None, "updated_at": time.time()})
+            )
+            return growth_of(connection.execute(wanted).one())
 
         return transact(self._engine, work)

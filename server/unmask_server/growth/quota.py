@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +19,18 @@ from unmask_server.catalog.errors import BudgetSpent, InvalidArgument, QuotaExce
 from unmask_server.database.connect import transact
 from unmask_server.database.rows import AnyRow
 from unmask_server.database.schema import client_total, growth, growth_client
-from unmask_server.growth.spec import State
+from unmask_server.growth.control import Charge
+from unmask_server.growth.spec import Growth, GrowthSpec, State
 
 DAY_SECONDS = 86_400.0
 _MAKING_SECONDS = 60.0
 """A growth that was admitted so long ago and is not there was never made."""
 _ENDED = tuple(state.value for state in State if state.ended)
 _KINDS = ("rollouts", "tokens")
+_ROWS = select(
+    growth_client, growth.c.state, growth.c.rollouts_sampled, growth.c.tokens_sampled
+).select_from(growth_client.outerjoin(growth, growth.c.request_id == growth_client.c.request_id))
+"""Each with the growth that it counts, if it counts one that is there."""
 
 Values = dict[str, str | int]
 """A row of `growth_client`, but for the client and the time."""
@@ -111,18 +116,19 @@ class Quotas:
         values: Values = {"request_id": request_id, **{k: asked[k] or 0 for k in _KINDS}}
         transact(self._engine, partial(_admit, client, values, limits))
 
-    def charge(self, client: str, *, rollouts: int, tokens: int, budget: Budget) -> None:
-        """Count what a client adds to a growth that is there, at once and in full.
+    def charging(self, client: str, budget: Budget) -> Charge:
+        """What counts a growth that is changed, in the transaction that changes it.
 
-        Raises:
+        What a client adds to one that has not ended counts at once and in full; one that is queued
+        again counts, for whoever does it, with what is left of its budget.
+
+        Raises (when it is called):
+            InvalidArgument: one that is queued again leaves open what is limited.
             QuotaExceeded: as `admit`.
             BudgetSpent: as `admit`.
 
         """
-        limits = self._limits(budget)
-        if limits and (rollouts or tokens):
-            values = _row("extension", rollouts, tokens)
-            transact(self._engine, partial(_admit, client, values, limits))
+        return partial(_charge, client, self._limits(budget))
 
     @asynccontextmanager
     async def sampling(
@@ -187,32 +193,99 @@ def _row(kind: str, rollouts: int, tokens: int) -> Values:
 
 def _admit(client: str, values: Values, limits: Sequence[_Limit], connection: Connection) -> None:
     now = time.time()
-    if connection.dialect.name == "postgresql":
-        # Two that start at once are counted one after the other.
-        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(client))))
+    _one_at_a_time(connection, client)
     known = select(growth.c.id).where(growth.c.request_id == values["request_id"])
     if connection.execute(known).first() is not None:
         return
-    row = growth_client.c
     _let_go(connection, now)
-    connection.execute(delete(growth_client).where(row.request_id == values["request_id"]))
-    wanted = (
-        select(growth_client, growth.c.state, growth.c.rollouts_sampled, growth.c.tokens_sampled)
-        .select_from(growth_client.outerjoin(growth, growth.c.request_id == row.request_id))
-        .where(row.client == client)
-        .order_by(row.started_at)
+    connection.execute(
+        delete(growth_client).where(growth_client.c.request_id == values["request_id"])
     )
-    earlier = connection.execute(wanted).all()
+    _check(connection, client, values, limits, now)
+    connection.execute(insert(growth_client), {**values, "client": client, "started_at": now})
+
+
+def _charge(
+    client: str,
+    limits: Sequence[_Limit],
+    connection: Connection,
+    found: Growth,
+    spec: GrowthSpec,
+) -> None:
+    if found.state.ended:
+        _admit_again(client, limits, connection, found, spec)
+        return
+    rollouts = max(0, (spec.max_rollouts or 0) - (found.spec.max_rollouts or 0))
+    tokens = max(0, (spec.max_tokens or 0) - (found.spec.max_tokens or 0))
+    if limits and (rollouts or tokens):
+        _admit(client, _row("extension", rollouts, tokens), limits, connection)
+
+
+def _admit_again(
+    client: str,
+    limits: Sequence[_Limit],
+    connection: Connection,
+    found: Growth,
+    spec: GrowthSpec,
+) -> None:
+    """Count what is left of a growth that has ended and is about to be queued."""
+    now = time.time()
+    _one_at_a_time(connection, client)
+    _let_go(connection, now)
+    # What it came to until now stays with whom it was counted for.
+    of = growth_client.c.request_id == found.request_id
+    for row in connection.execute(_ROWS.where(of)):
+        done = {f"{kind}_done": _counted(row, kind, now) for kind in _KINDS}
+        settled = update(growth_client).where(of)
+        connection.execute(settled.values(request_id=f"growth-{uuid.uuid4().hex}", **done))
+    if not limits:
+        return
+    budget = {"rollouts": spec.max_rollouts, "tokens": spec.max_tokens}
+    sampled = {"rollouts": found.rollouts_sampled, "tokens": found.tokens_sampled}
+    for limit in limits:
+        if budget[limit.kind] is None:
+            raise InvalidArgument(
+                f"budget.{limit.kind}",
+                "the growth leaves open how many at most, and they are counted for each client "
+                "here: extend it by a budget",
+            )
+    in_all = {kind: max(budget[kind] or 0, sampled[kind]) for kind in _KINDS}
+    left = {kind: in_all[kind] - sampled[kind] for kind in _KINDS}
+    _check(connection, client, left, limits, now)
+    # The growth's own numbers go on from those it has: the second row takes these off.
+    again = {"request_id": found.request_id, **in_all, "rollouts_done": None, "tokens_done": None}
+    before = _row("before", -sampled["rollouts"], -sampled["tokens"])
+    connection.execute(
+        insert(growth_client),
+        [{**values, "client": client, "started_at": now} for values in (again, before)],
+    )
+
+
+def _one_at_a_time(connection: Connection, client: str) -> None:
+    """Two that a client starts at once are counted one after the other."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(client))))
+
+
+def _check(
+    connection: Connection,
+    client: str,
+    wanted: Mapping[str, str | int],
+    limits: Sequence[_Limit],
+    now: float,
+) -> None:
+    """Whether so much more fits into what a client may have."""
+    row = growth_client.c
+    earlier = connection.execute(_ROWS.where(row.client == client).order_by(row.started_at)).all()
     total = connection.execute(
         select(client_total).where(client_total.c.client == client)
     ).one_or_none()
     for limit in limits:
-        asked = int(values[limit.kind])
+        asked = int(wanted[limit.kind])
         before = int(getattr(total, limit.kind)) if total is not None else 0
         _check_total(limit, asked, before + sum(_counted(r, limit.kind, now) for r in earlier))
         recent = [r for r in earlier if r.started_at > now - DAY_SECONDS]
         _check_day(limit, asked, recent, now)
-    connection.execute(insert(growth_client), {**values, "client": client, "started_at": now})
 
 
 def _let_go(connection: Connection, now: float) -> None:

@@ -15,7 +15,7 @@ from unmask_server.database.faults import is_transient, message_of
 from unmask_server.diagnosis.allocation import Forecast
 from unmask_server.engines.base import EngineError
 from unmask_server.growth.adaptive import AdaptivePlanner
-from unmask_server.growth.control import GrowthControl
+from unmask_server.growth.control import Charge, GrowthControl, nothing
 from unmask_server.growth.planners import Next
 from unmask_server.growth.recorder import Recorder
 from unmask_server.growth.rounds import FLUSH_SECONDS, Rounds
@@ -84,9 +84,16 @@ class GrowthRunner:
         self._keeper = asyncio.create_task(self._keep())
 
     async def start(
-        self, request_id: str, spec: GrowthSpec, subjects: Subjects, origin: Origin = NOBODY
+        self,
+        request_id: str,
+        spec: GrowthSpec,
+        subjects: Subjects,
+        origin: Origin = NOBODY,
+        charge: Charge = nothing,
     ) -> Growth:
         """Start a growth, or find the one of that request_id; one that failed is taken up again.
+
+        `charge` counts the latter; who starts one has it admitted before.
 
         Raises:
             AlreadyExists: the request_id belongs to another spec.
@@ -94,6 +101,8 @@ class GrowthRunner:
         """
         create = self._store.create
         growth = await asyncio.to_thread(create, request_id, spec, subjects, origin)
+        if growth.state is State.FAILED:
+            growth = await asyncio.to_thread(self._control.retry, growth.id, charge)
         return await self._go_on(growth)
 
     async def predict(self, spec: GrowthSpec, limit: int) -> Prediction:
@@ -151,13 +160,19 @@ class GrowthRunner:
         """Stop a growth until it is resumed. Raises FailedPrecondition if it has ended."""
         return await _to_the_end(self._stop(growth_id, self._control.pause))
 
-    async def resume(self, growth_id: str) -> Growth:
+    async def resume(self, growth_id: str, charge: Charge = nothing) -> Growth:
         """Go on with one that is paused or failed; see `GrowthControl.resume`."""
-        return await self._go_on(await asyncio.to_thread(self._control.resume, growth_id))
+        return await self._go_on(await asyncio.to_thread(self._control.resume, growth_id, charge))
 
-    async def extend(self, growth_id: str, change: Callable[[GrowthSpec], GrowthSpec]) -> Growth:
+    async def extend(
+        self,
+        growth_id: str,
+        change: Callable[[GrowthSpec], GrowthSpec],
+        charge: Charge = nothing,
+    ) -> Growth:
         """Give a growth more to reach; see `GrowthControl.extend`."""
-        return await self._go_on(await asyncio.to_thread(self._control.extend, growth_id, change))
+        extend = self._control.extend
+        return await self._go_on(await asyncio.to_thread(extend, growth_id, change, charge))
 
     async def _go_on(self, growth: Growth) -> Growth:
         if growth.state in (State.QUEUED, State.RUNNING):

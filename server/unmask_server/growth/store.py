@@ -18,7 +18,6 @@ from unmask_server.database.schema import growth, growth_subject
 from unmask_server.diagnosis.allocation import Forecast
 from unmask_server.growth.rows import (
     OPEN,
-    QUEUED,
     LeaseLostError,
     expired,
     growth_of,
@@ -63,7 +62,7 @@ class GrowthStore:
     def create(
         self, request_id: str, spec: GrowthSpec, subjects: Subjects, origin: Origin = NOBODY
     ) -> Growth:
-        """The growth of that request_id, made if there is none; queued again if it failed.
+        """The growth of that request_id, made if there is none.
 
         `origin` is kept with one that is made.
 
@@ -109,13 +108,6 @@ class GrowthStore:
                 kind="growth",
                 name=growth_id,
             )
-        if found.state is State.FAILED:
-            self._execute(
-                update(growth)
-                .where(growth.c.id == growth_id, growth.c.state == State.FAILED.value)
-                .values(QUEUED)
-            )
-            return self.get(growth_id)
         return found
 
     def get(self, growth_id: str) -> Growth:
