@@ -463,8 +463,8 @@ async def test_it_is_told_where_objectives_disagree_about_a_teacher(grown: Grown
     ("terms", "field"),
     [
         ({"own": 0.0}, "options.objective"),
-        ({"own": float("nan")}, "options.objective"),
-        ({"own": float("inf")}, "options.objective"),
+        ({"own": float("nan")}, "options.objective[0].weight"),
+        ({"own": float("inf")}, "options.objective[0].weight"),
         ({"own": 1.0, "last_number": 1.0}, "options.objective"),
     ],
 )
@@ -537,7 +537,7 @@ async def test_what_cannot_be_compared_is_refused(grown: Grown) -> None:
     request = diagnosis_pb2.GetNodeRequest(node=prefix(), options=both)
     await refused(grown.world.stubs.diagnosis.GetNode(request), INVALID, "options.verifier")
     mixed = diagnosis_pb2.Objective(verifier="long", terms=parse_terms({"own": 1.0}))
-    await refused(comparison(grown, "own", mixed), INVALID, "objectives[1]")
+    await refused(comparison(grown, "own", mixed), INVALID, "objectives[1].verifier")
 
 
 @pytest.mark.parametrize(
