@@ -62,7 +62,8 @@ def _run(options: Options) -> None:
     if options.clock:
         right = time.time
         time.time = lambda: right() + options.clock
-    app_module._opener = lambda settings, *_: recording(opening(settings), options.answered)
+    opener = app_module._opener
+    app_module._opener = lambda *parts: recording(opening(opener(*parts)), options.answered)
     settings = Settings(
         database=options.url,
         listen=[f"unix:{options.socket}"],
@@ -79,12 +80,12 @@ def _log_to(path: Path) -> None:
     configure("console")
 
 
-def opening(settings: Settings) -> OpenEngine:
-    """Open what a policy of `make_model` is served by: SGLang, or the engine of that model."""
+def opening(open_engine: OpenEngine) -> OpenEngine:
+    """Open what serves a policy of `make_model`: SGLang as `open_engine` does, else its own."""
 
     async def opened(model: Model, vocab_size: int) -> ModelEngine:
         if model.endpoints:
-            return await app_module._sglang(settings, model, vocab_size)
+            return await open_engine(model, vocab_size)
         return ScriptedEngine()
 
     return opened
