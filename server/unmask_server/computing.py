@@ -12,15 +12,27 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-COMPUTING = 2
-"""Threads that compute at once. Python runs one of them at a time: more would finish no sooner, and
-the event loop, whose turn comes after theirs, would answer everybody later."""
+READING = 2
+"""Threads that compute answers at once. Python runs one of them at a time: more would finish no
+sooner, and the event loop, whose turn comes after theirs, would answer everybody later."""
+PLANNING = 1
+"""Threads that plan growths. They are not the readers' threads: who reads waits for readers only,
+however many growths have something to plan."""
 
-_threads = ThreadPoolExecutor(COMPUTING, thread_name_prefix="unmask-compute")
+_readers = ThreadPoolExecutor(READING, thread_name_prefix="unmask-compute")
+_planners = ThreadPoolExecutor(PLANNING, thread_name_prefix="unmask-plan")
 
 
 async def compute(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `asyncio.to_thread` does, for work that computes and waits for nothing."""
-    context = contextvars.copy_context()
-    call = partial(context.run, work, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_threads, call)
+    """What `asyncio.to_thread` does, for an answer that is computed and waits for nothing."""
+    return await _run(_readers, partial(work, *args, **kwargs))
+
+
+async def plan(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The same for what a growth does next."""
+    return await _run(_planners, partial(work, *args, **kwargs))
+
+
+async def _run(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    call = partial(contextvars.copy_context().run, work)
+    return await asyncio.get_running_loop().run_in_executor(threads, call)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask_server.computing import compute
+from unmask_server import computing
 from unmask_server.diagnosis.allocation import (
     CHECKS,
     LEAST_BATCH,
@@ -72,7 +72,7 @@ class AdaptivePlanner:
     async def next(self, now: Growth, pending: Counter[Item]) -> Next:
         """See `Planner`."""
         views = await self._work.read(self._paths)
-        return await compute(self._timed, views, pending.copy())
+        return await computing.plan(self._timed, views, pending.copy())
 
     async def forecast(
         self, limit: float, *, half_width: float | None = None, most: int = 16
@@ -96,7 +96,7 @@ class AdaptivePlanner:
             ahead = forecast(laid.problem, objective, limit=limit, most=most)
             return ahead, self._report(laid, found, Plan())
 
-        return await compute(look)
+        return await computing.plan(look)
 
     def _timed(self, views: Sequence[TreeView], pending: Counter[Item]) -> Next:
         begun = time.thread_time()
