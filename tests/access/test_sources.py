@@ -192,6 +192,11 @@ def test_code_that_comes_with_a_model_is_never_run() -> None:
         "http://0.0.0.0:30000",
         "http://[::]:30000",
         "http://224.0.0.1:30000",
+        "http://[64:ff9b::169.254.169.254]:80",  # NAT64
+        "http://[64:ff9b:1::100.100.100.200]",
+        "http://[2002:a9fe:a9fe::1]",  # 6to4 of 169.254.169.254
+        "http://[2001:0:a9fe:a9fe::1]",  # Teredo, by a server there
+        "http://[::169.254.169.254]",
     ],
 )
 def test_metadata_and_link_local_addresses_are_never_called(endpoint: str) -> None:
@@ -221,6 +226,15 @@ def test_metadata_and_link_local_addresses_are_never_called(endpoint: str) -> No
         (["127.0.0.1:30000"], "http://127.0.0.1:30000", True),
         (["127.0.0.1:30000"], "http://127.0.0.1:22", False),
         (["gpu"], "http://127.0.0.1:30000", False),
+        (["localhost"], "http://localhost:1", True),
+        (["*"], "http://localhost:1", False),
+        (["*"], "http://127.0.0.1:1", False),
+        (["*", "127.0.0.1"], "http://127.0.0.1:1", True),
+        (["*"], "http://[::ffff:127.0.0.1]:1", False),
+        (["*"], "http://[64:ff9b::127.0.0.1]:1", False),
+        (["*"], "http://[2002:7f00:1::1]:1", False),
+        (["*"], "http://[64:ff9b::192.0.2.1]:1", True),
+        (["*"], "http://[2002:c000:201::1]:1", True),
         ([], "http://gpu:30000", False),
         (None, "http://127.0.0.1:30000", True),
     ],
@@ -228,7 +242,7 @@ def test_metadata_and_link_local_addresses_are_never_called(endpoint: str) -> No
 def test_hosts_are_called_if_they_are_listed(
     hosts: list[str] | None, url: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = {"gpu": "192.0.2.1", "anything": "192.0.2.2"}
+    names = {"gpu": "192.0.2.1", "anything": "192.0.2.2", "localhost": "127.0.0.1"}
     look_up = module._look_up
 
     def known(host: str) -> list[Any]:
@@ -267,8 +281,9 @@ async def test_endpoints_of_requests_are_held_to_the_list(held: World, tmp_path:
         assert "secret" not in told
 
 
-async def test_a_name_that_comes_to_mean_another_machine_leads_nowhere(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "64:ff9b::a9fe:a9fe"])
+async def test_a_name_that_comes_to_mean_this_machine_or_a_metadata_address_leads_nowhere(
+    address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DNS rebinding: what was checked at registration is checked when it is called, too."""
     sources = Sources(None, ["rebound.example"])
@@ -278,15 +293,27 @@ async def test_a_name_that_comes_to_mean_another_machine_leads_nowhere(
         real = socket.getaddrinfo
 
         def rebound(host: Any, *args: Any, **kwargs: Any) -> Any:
-            return real("127.0.0.1" if host == "rebound.example" else host, *args, **kwargs)
+            return real(address if host == "rebound.example" else host, *args, **kwargs)
 
         monkeypatch.setattr(socket, "getaddrinfo", rebound)
         with pytest.raises(EngineError, match="no address that this server may call"):
             await server_info(target, may_call=sources.may_call([target]))
         assert not asked
-        # The same name is called where nothing is held back.
+
+
+async def test_a_name_is_called_at_whatever_other_address_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Names are listed whose DNS is trusted: here, one that means this machine all the time."""
+    sources = Sources(None, ["rebound.example", "127.0.0.0/8"])
+    with listening() as (url, asked):
+        target = f"http://rebound.example:{url.rpartition(':')[2]}"
+        real = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda host, *args, **kwargs: real("127.0.0.1", *args, **kwargs)
+        )
         with pytest.raises(MismatchError):
-            await server_info(target)
+            await server_info(target, may_call=sources.may_call([target]))
         assert asked
 
 

@@ -69,7 +69,7 @@ class AccessSettings(BaseSettings):
     endpoint_hosts: Annotated[list[str] | None, NoDecode] = Field(
         default=None,
         description="Hosts at which SGLang servers may be registered: HOST, HOST:PORT, *.DOMAIN, "
-        "networks (10.0.0.0/8) or *; likewise.",
+        "networks (10.0.0.0/8) or * (any but this machine); likewise.",
     )
 
     @field_validator("auth", "model_roots", "endpoint_hosts", mode="before")

@@ -28,6 +28,8 @@ _METADATA = tuple(
     map(ipaddress.ip_address, ("100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"))
 )
 """Where clouds tell machines their secrets, beside the link-local addresses."""
+_TRANSLATED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
+"""Networks whose last 32 bits are an IPv4 address that a router (NAT64) or this machine calls."""
 
 
 class SourceError(ValueError):
@@ -148,20 +150,18 @@ class Sources:
     def _may_call(self, parts: SplitResult, address: Address) -> bool:
         plain = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
         address = plain or address
-        if (
-            address.is_link_local
-            or address.is_multicast
-            or address.is_unspecified
-            or address in _METADATA
-        ):
+        meant = (address, *_within(address))
+        if any(map(_is_never_called, meant)):
             return False
         if self._hosts is None:
             return True
         if any(rule.holds(address) for rule in self._hosts):
             return True
-        # A name that means this very machine must be listed as such: its owner may point it here.
-        if address.is_loopback and not _is_loopback_name(parts.hostname or ""):
-            return False
+        if any(one.is_loopback for one in meant):
+            # This very machine must be listed as such: another name's owner may point it here.
+            return _is_loopback_name(parts.hostname or "") and any(
+                rule.names(parts) for rule in self._hosts if rule.host != "*"
+            )
         return self._names(parts)
 
 
@@ -174,7 +174,7 @@ class _Rule:
     """One entry of `endpoint_hosts`."""
 
     host: str = ""
-    """A name or address; with `*.` before it, all below it; `*`: any."""
+    """A name or address; with `*.` before it, all below it; `*`: any but this machine."""
     port: int | None = None
     network: Network | None = None
 
@@ -226,6 +226,25 @@ def _look_up(host: str) -> list[Address]:
     except (OSError, UnicodeError):
         return []
     return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+
+
+def _is_never_called(address: Address) -> bool:
+    return (
+        address.is_link_local
+        or address.is_multicast
+        or address.is_unspecified
+        or address in _METADATA
+    )
+
+
+def _within(address: Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses that a router may make of an IPv6 one: by NAT64, 6to4, or Teredo."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return []
+    found = [address.sixtofour, *(address.teredo or ())]
+    if any(address in network for network in _TRANSLATED):
+        found.append(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
+    return [one for one in found if one is not None]
 
 
 def _is_loopback_name(host: str) -> bool:
