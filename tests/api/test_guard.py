@@ -157,6 +157,81 @@ async def test_a_client_asks_so_often(tmp_path: Path) -> None:
         assert 900 < seconds <= 1000
 
 
+async def test_a_call_beyond_a_limit_is_refused_before_its_message_is_read(
+    tmp_path: Path,
+) -> None:
+    # More than the server takes: that would be said of a message that is read.
+    large = bytes(4 * 2**20 + 1)
+    async with serving(tmp_path, client_calls=1, client_streams=1) as service:
+        running, watch = service.get(), service.watch()
+        for _ in range(2):
+            await service.growths.begun.acquire()
+        get = service.channel.unary_unary("/unmask.v1.GrowthService/GetGrowth")
+        see = service.channel.unary_stream("/unmask.v1.GrowthService/WatchGrowth")
+        for call in (get(large), see(large)):
+            assert (await refused(call))[1] == "TOO_MANY_CALLS"
+        service.growths.go_on.set()
+        await running
+        watch.cancel()
+        with pytest.raises(grpc.aio.AioRpcError, match="larger than max"):
+            await get(large)
+        await service.get()
+    async with serving(tmp_path, client_rate=0.001, client_burst=1) as service:
+        service.growths.go_on.set()
+        await service.get()
+        get = service.channel.unary_unary("/unmask.v1.GrowthService/GetGrowth")
+        assert (await refused(get(large)))[1] == "RATE_LIMITED"
+
+
+async def test_a_message_on_its_way_counts_and_has_a_deadline(tmp_path: Path) -> None:
+    async with serving(tmp_path, client_calls=1, deadline_seconds=0.5) as service:
+        slow: Any = service.channel.stream_unary("/unmask.v1.GrowthService/GetGrowth")()
+        slow_ends = asyncio.create_task(refused(slow))
+        async with asyncio.timeout(60):
+            while not service.guard.running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await refused(service.get()))[1] == "TOO_MANY_CALLS"
+        assert (await slow_ends)[1] == "CALL_TOO_LONG"
+        service.growths.go_on.set()
+        await service.get()
+
+
+async def test_a_call_without_a_message_is_told_so(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        for path in ("unmask.v1.GrowthService/GetGrowth", "grpc.health.v1.Health/Check"):
+            code, reason, _ = await refused(service.channel.stream_unary(f"/{path}")(iter(())))
+            assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+        assert not service.guard.running
+
+
+async def test_a_client_watches_the_health_so_often_at_once(tmp_path: Path) -> None:
+    async with serving(tmp_path, client_calls=1, client_streams=1) as service:
+        health = health_pb2_grpc.HealthStub(service.channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        code, reason, seconds = await refused(health.Watch(health_pb2.HealthCheckRequest()))
+        assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+        assert seconds
+        # What it has of this API's own streams is another matter, and so are checks.
+        growth = service.watch()
+        await growth.read()
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status
+        # Another client is not held to it.
+        other = health.Watch(health_pb2.HealthCheckRequest(), metadata=(("principal", "ann"),))
+        await other.read()
+        for call in (watch, growth, other):
+            call.cancel()
+        async with asyncio.timeout(60):
+            while True:
+                again = health.Watch(health_pb2.HealthCheckRequest())
+                try:
+                    await again.read()
+                except grpc.aio.AioRpcError:
+                    continue
+                break
+        again.cancel()
+
+
 async def test_a_call_without_a_deadline_has_one(tmp_path: Path) -> None:
     async with serving(tmp_path, deadline_seconds=0.05, deadline_stream_seconds=0.05) as service:
         for call in (service.get(), service.get(timeout=1000.0), service.watch()):

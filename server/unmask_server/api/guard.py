@@ -6,11 +6,12 @@ import asyncio
 import enum
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from unmask_server.api.callers import client_of
@@ -34,6 +35,8 @@ ENDLESS = frozenset(("/unmask.v1.GrowthService/WatchGrowth",))
 STOPPING = "the server stops; the call may be made again, at another server or after the restart"
 STOPPING_SECONDS = 1.0
 """When to try again then."""
+CANCEL_SECONDS = 0.1
+"""So soon gRPC cancels a call whose message cannot be read."""
 
 _QUICK = ("Get", "List", "Preview", "Cancel", "Pause", "Resume", "Extend")
 
@@ -75,11 +78,17 @@ Task = asyncio.Task[Any]
 class CallGuard(grpc.aio.ServerInterceptor):
     """Counts calls by client, ends those that take too long, and all when the server stops.
 
-    Health, reflection and channelz pass: whoever looks after a server must always get in.
+    A call is counted before its message is read: gRPC reads a message before it calls a handler,
+    but for handlers of streams of messages, so these are such, and read the one themselves.
+
+    Health and reflection are counted apart, and neither timed nor refused while the server stops:
+    whoever looks after a server must get in.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._counts = ClientCounts(ClientLimits.of(settings))
+        limits = ClientLimits.of(settings)
+        self._counts = ClientCounts(limits)
+        self._counts_open = ClientCounts(replace(limits, rate=0.0))
         self._seconds = {
             Kind.QUICK: settings.deadline_seconds or float("inf"),
             Kind.WORK: settings.deadline_work_seconds or float("inf"),
@@ -135,8 +144,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
         """Wrap the method's handler, once."""
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(OUR_METHODS):
-            return handler  # type: ignore[no-any-return]
+        if handler is None:
+            return None
         known = self._wrapped.get(method)
         if known is None or known[0] is not handler:
             known = self._wrapped[method] = (handler, self._wrap(handler, method))
@@ -144,24 +153,25 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
     def _wrap(self, handler: Any, method: str) -> Any:
         kind = Kind.of(method, is_stream=handler.response_streaming)
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(handler.unary_stream, kind, method in ENDLESS),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(handler.unary_unary, kind),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+        if not method.startswith(OUR_METHODS):
+            guarded = self._open(handler, is_stream=handler.response_streaming)
+        elif handler.response_streaming:
+            guarded = self._stream(handler.unary_stream, kind, method in ENDLESS)
+        else:
+            guarded = self._unary(handler.unary_unary, kind)
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
         )
+        return make(guarded, handler.request_deserializer, handler.response_serializer)
 
     def _unary(self, call: Any, kind: Kind) -> Any:
-        async def guarded(request: Any, context: Any) -> Any:
+        async def guarded(_: Any, context: Any) -> Any:
             client = client_of(context).limited
             running = await self._enter(client, kind, context)
             try:
-                return await call(request, context)
+                return await call(await _message(context), context)
             except asyncio.CancelledError:
                 await self._tell(running, context)
                 raise
@@ -171,11 +181,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
         return guarded
 
     def _stream(self, call: Any, kind: Kind, is_endless: bool) -> Any:
-        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+        async def guarded(_: Any, context: Any) -> AsyncIterator[Any]:
             client = client_of(context).limited
             running = await self._enter(client, kind, context, is_endless=is_endless)
             try:
-                async for response in call(request, context):
+                async for response in call(await _message(context), context):
                     yield response
             except asyncio.CancelledError:
                 await self._tell(running, context)
@@ -184,6 +194,37 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 self._leave(client, kind)
 
         return guarded
+
+    def _open(self, handler: Any, *, is_stream: bool) -> Any:
+        """Of a method of health or reflection."""
+        counts = self._counts_open
+
+        async def enter(context: Any) -> str:
+            client = client_of(context).limited
+            try:
+                counts.enter(client, is_stream=is_stream)
+            except CallRefusedError as error:
+                await _abort(context, error)
+            return client
+
+        async def guarded(_: Any, context: Any) -> Any:
+            client = await enter(context)
+            try:
+                # Health's streams are written by their handlers.
+                call = handler.unary_stream if is_stream else handler.unary_unary
+                return await call(await _message(context), context)
+            finally:
+                counts.leave(client, is_stream=is_stream)
+
+        async def guarded_stream(requests: Any, context: Any) -> AsyncIterator[Any]:
+            client = await enter(context)
+            try:
+                async for response in handler.stream_stream(requests, context):
+                    yield response
+            finally:
+                counts.leave(client, is_stream=True)
+
+        return guarded_stream if handler.request_streaming else guarded
 
     async def _enter(
         self, client: str, kind: Kind, context: Any, *, is_endless: bool = False
@@ -238,6 +279,16 @@ class CallGuard(grpc.aio.ServerInterceptor):
                             "ask for less at once"
                         ),
                     )
+
+
+async def _message(context: Any) -> Any:
+    """The message of a call that has one."""
+    message = await context.read()
+    if message is grpc.aio.EOF:
+        # So it is, too, where the client has given up or sends too much; then gRPC cancels this.
+        await asyncio.sleep(CANCEL_SECONDS)
+        await _abort(context, DecodeError("no message was sent"))
+    return message
 
 
 async def _abort(context: Any, error: Exception) -> None:

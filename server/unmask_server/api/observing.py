@@ -156,13 +156,11 @@ def _observed(
                 await context.write(response)
 
     async def observe(request: Any, context: Context) -> Any:
-        begun = time.perf_counter()
         call = calls.current()
         assert call is not None
+        call.begun = time.perf_counter()
         context.set_trailing_metadata(((calls.REQUEST_ID, call.id),))
         counts.started += 1
-        if isinstance(request, bytes):
-            call.request = request
         code = OK
         try:
             if is_generator:
@@ -177,7 +175,7 @@ def _observed(
             raise
         finally:
             code = _known(context.code()) or code
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - call.begun
             counts.end(code, seconds)
             if method.is_ours:
                 counts.received += len(call.request)
@@ -200,7 +198,7 @@ def _observed(
 
 
 class _Context:
-    """A call's context; however the call ends, its request id is told."""
+    """A call's context; what it reads is noted, and however it ends, its request id is told."""
 
     __slots__ = ("_call", "_context")
 
@@ -210,6 +208,14 @@ class _Context:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
+
+    async def read(self) -> Any:
+        """See `grpc.aio.ServicerContext.read`."""
+        message = await self._context.read()
+        if isinstance(message, bytes):
+            self._call.request = message
+            self._call.begun = time.perf_counter()
+        return message
 
     def set_trailing_metadata(self, trailing_metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """See `grpc.aio.ServicerContext.set_trailing_metadata`; the request id stays."""

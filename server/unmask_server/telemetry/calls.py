@@ -35,6 +35,8 @@ class Call:
     """Whether a kept answer was sent."""
     request: bytes = b""
     """What the client sent, so that it can be taken out of what is logged."""
+    begun: float = 0.0
+    """When its message was there, or else when it began; of `time.perf_counter()`."""
     sent: int = 0
     """Bytes of answers."""
 
