@@ -180,6 +180,12 @@ class Settings(AccessSettings):
     client_burst: int = Field(
         default=0, ge=0, description="Calls at once after a rest; 0: those of two seconds."
     )
+    client_failures: float = Field(
+        default=10.0,
+        ge=0,
+        description="Credentials a second from one address that may turn out not to hold, in the "
+        "long run; more are refused without a look, but for those that held before. 0: any number.",
+    )
     deadline_seconds: float = Field(
         default=120.0,
         ge=0,

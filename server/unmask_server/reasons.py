@@ -302,8 +302,10 @@ class Reason(enum.Enum):
         "Wait for one to end; make fewer at once; close streams that nobody reads.",
     )
     RATE_LIMITED = _exhausted(
-        "The client makes calls more often than one may.",
-        "Wait as long as RetryInfo says; ask for more at once, e.g. for whole trajectories.",
+        "The client makes calls more often than one may, or credentials from its address failed "
+        "too often.",
+        "Wait as long as RetryInfo says; ask for more at once, e.g. for whole trajectories. Look "
+        "for who sends tokens that do not hold.",
     )
     DATABASE_FULL = _exhausted(
         "The database has no room left. What was acknowledged is kept.",

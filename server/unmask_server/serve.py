@@ -94,7 +94,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     server = grpc.aio.server(
         interceptors=[
             ObservingInterceptor(settings.access_log, SERVICES),
-            *([AccessInterceptor(who)] if who else []),
+            *([AccessInterceptor(who, settings.client_failures)] if who else []),
             guard,
             AnswerInterceptor(app.answers),
             ErrorInterceptor(),

@@ -108,6 +108,38 @@ async def test_credentials_that_do_not_hold_are_refused(
     assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID")
 
 
+async def test_an_address_fails_so_often_and_what_held_before_holds(tmp_path: Path) -> None:
+    options = {"auth": ["tokens"], "client_failures": 0.01}
+    async with serving(f"sqlite:///{tmp_path}/unmask.db", tmp_path, **options) as world:
+        store, path = TokenStore(world.app.database), "/unmask.v1.CatalogService/ListPolicies"
+        old, new = (
+            store.create(name, Scope.READ, expires_at=None, budget=Budget())[1]
+            for name in ("old", "new")
+        )
+        assert (await outcome(world, path, bearing(old)))[0] is grpc.StatusCode.OK
+        # Nobody is asked about a call without a token, so it is no failure.
+        assert (await outcome(world, path))[1] == "CREDENTIALS_MISSING"
+        wrong = bearing("unmask_" + "x" * 43)
+        assert (await outcome(world, path, wrong))[1] == "CREDENTIALS_INVALID"
+        for refused in (wrong, bearing(new)):
+            assert await outcome(world, path, refused) == (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "RATE_LIMITED",
+            )
+        assert (await outcome(world, path, bearing(old)))[0] is grpc.StatusCode.OK
+
+
+async def test_what_is_not_there_is_told_to_those_who_may_know(
+    guarded: World, secrets: Secrets
+) -> None:
+    path = "/unmask.v1.New/Call"
+    assert (await outcome(guarded, path))[0] is grpc.StatusCode.UNAUTHENTICATED
+    code, _ = await outcome(guarded, path, bearing(secrets[Scope.GROW]))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    code, _ = await outcome(guarded, path, bearing(secrets[Scope.ADMIN]))
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+
+
 async def test_two_tokens_in_one_call_are_none(guarded: World, secrets: Secrets) -> None:
     both = bearing(secrets[Scope.READ], secrets[Scope.ADMIN])
     code, reason = await outcome(guarded, "/unmask.v1.CatalogService/ListPolicies", both)

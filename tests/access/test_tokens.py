@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import threading
 import time
 
 import pytest
@@ -10,7 +12,7 @@ from sqlalchemy import Engine, select
 from unmask_server.access import tokens
 from unmask_server.access.errors import CredentialsError
 from unmask_server.access.principals import Budget, Principal, Scope
-from unmask_server.access.tokens import TokenStore, TokenVerifier
+from unmask_server.access.tokens import Token, TokenStore, TokenVerifier
 from unmask_server.database.connect import read
 from unmask_server.database.schema import access_token
 
@@ -135,4 +137,48 @@ async def test_look_ups_are_remembered_but_never_many(
     for i in range(10):
         with pytest.raises(CredentialsError):
             await verifier.verify(f"unmask_{i:043}")
-    assert len(verifier._known) == 3
+    assert len(verifier._missing) == 3
+    await verifier.verify(secret)
+    # Those that there are not push out none that there are.
+    assert len(asked) == 11
+
+
+async def test_made_up_tokens_hold_up_none_that_was_there_before(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, secret = store.create("alice", Scope.READ, expires_at=None, budget=NONE)
+    verifier = TokenVerifier(store)
+    await verifier.verify(secret)
+    monkeypatch.setattr(tokens, "FRESH_SECONDS", 0.0)
+    go_on = threading.Event()
+
+    def slow(digest: bytes) -> Token | None:
+        if digest == tokens.hash_of(secret):
+            return made
+        go_on.wait()
+        return None
+
+    monkeypatch.setattr(store, "find", slow)
+    flood = [asyncio.create_task(verifier.verify(f"unmask_{i:043}")) for i in range(50)]
+    try:
+        # All look-ups of unknown tokens wait for the database, and more for these.
+        while not verifier._asking_unknown.locked():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert (await verifier.verify(secret)).name == "token:alice"
+    finally:
+        go_on.set()
+    failed = await asyncio.gather(*flood, return_exceptions=True)
+    assert all(isinstance(error, CredentialsError) for error in failed)
+
+
+async def test_a_token_that_many_calls_bring_is_looked_up_once(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, secret = store.create("alice", Scope.READ, expires_at=None, budget=NONE)
+    asked = []
+    found = store.find
+    monkeypatch.setattr(store, "find", lambda digest: asked.append(digest) or found(digest))
+    monkeypatch.setattr(tokens, "UNKNOWN_AT_ONCE", 1)
+    verifier = TokenVerifier(store)
+    await asyncio.gather(*(verifier.verify(secret) for _ in range(20)))
+    assert len(asked) == 1

@@ -69,5 +69,6 @@ def test_memory_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1000):
         counts.enter(f"client {number}", is_stream=False)
         counts.leave(f"client {number}", is_stream=False)
-    assert len(counts._buckets) == 100
+    assert counts._buckets is not None
+    assert len(counts._buckets._left) == 100
     assert not counts._calls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ ALGORITHMS: Mapping[str, tuple[str, ...]] = {
 }
 """By the type of a key, what it may sign by. Nothing symmetric, and never `none`: what verifies a
 token is no secret, so a token whose signature is made from it proves nothing."""
+
+REMEMBERED = 4096
+"""Tokens that held, of which the digests are kept in memory."""
 
 _REQUIRED = ["exp", "iss", "aud"]
 _MAX_NAME = 190
@@ -47,10 +51,15 @@ class OidcVerifier:
         self._scope_claim = scope_claim.split(".")
         self._scopes = {value: Scope.named(name) for value, name in scopes.items()}
         self._leeway = leeway
+        self._held: OrderedDict[bytes, None] = OrderedDict()
 
     def knows_form(self, credentials: str) -> bool:
         """Whether credentials look like a signed JWT: three parts."""
         return credentials.count(".") == 2
+
+    def held(self, credentials: str) -> bool:
+        """Whether they held when they were last verified; nobody is asked."""
+        return _digest(credentials) in self._held
 
     async def verify(self, credentials: str) -> Principal:
         """Whose token it is.
@@ -71,7 +80,11 @@ class OidcVerifier:
         found = await self._keys.find(kid if isinstance(kid, str) else None)
         if found is None:
             raise _invalid("the token is signed by a key that the issuer does not publish")
-        return self._principal(self._claims(credentials, found, str(algorithm)))
+        principal = self._principal(self._claims(credentials, found, str(algorithm)))
+        self._held[_digest(credentials)] = None
+        if len(self._held) > REMEMBERED:
+            self._held.popitem(last=False)
+        return principal
 
     def _claims(self, credentials: str, found: Jwk, algorithm: str) -> Mapping[str, Any]:
         if algorithm not in ALGORITHMS.get(str(found.get("kty")), ()) or (
@@ -111,6 +124,10 @@ class OidcVerifier:
                 f"the token's {'.'.join(self._scope_claim)} holds none of {', '.join(self._scopes)}"
             )
         return Principal(f"oidc:{name}", max(allowed))
+
+
+def _digest(credentials: str) -> bytes:
+    return hashlib.sha256(credentials.encode(errors="replace")).digest()
 
 
 def _invalid(message: str) -> CredentialsError:

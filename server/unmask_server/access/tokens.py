@@ -33,9 +33,11 @@ MAX_NAME = 190
 FRESH_SECONDS = 3.0
 """How long a look-up stands: a revoked token ends so soon, on every server."""
 REMEMBERED = 4096
-"""Look-ups kept in memory, those of unknown tokens included."""
+"""Tokens kept in memory; as many again that there are not."""
 AT_ONCE = 8
-"""Look-ups in the database at a time: made-up tokens must not take all its connections."""
+"""Look-ups at a time of tokens that were there before: made-up ones must not hold them up."""
+UNKNOWN_AT_ONCE = 4
+"""Look-ups at a time of all others: made-up tokens must not take all connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +145,18 @@ class TokenVerifier:
     def __init__(self, store: TokenStore) -> None:
         self._store = store
         self._asking = asyncio.Semaphore(AT_ONCE)
-        self._known: OrderedDict[bytes, tuple[float, Token | None]] = OrderedDict()
+        self._asking_unknown = asyncio.Semaphore(UNKNOWN_AT_ONCE)
+        self._found: OrderedDict[bytes, tuple[float, Token]] = OrderedDict()
+        self._missing: OrderedDict[bytes, tuple[float, None]] = OrderedDict()
 
     def knows_form(self, credentials: str) -> bool:
         """Whether credentials look like one of these tokens."""
         return credentials.startswith(PREFIX)
+
+    def held(self, credentials: str) -> bool:
+        """Whether they held when they were last looked up; nothing is looked up."""
+        found = self._found.get(hash_of(credentials))
+        return found is not None and found[1].state(time.time()) == "valid"
 
     async def verify(self, credentials: str) -> Principal:
         """Whose token it is.
@@ -173,17 +182,29 @@ class TokenVerifier:
         return token.principal
 
     async def _find(self, digest: bytes) -> Token | None:
-        now = time.monotonic()
-        known = self._known.get(digest)
-        if known is not None and now - known[0] < FRESH_SECONDS:
+        if (known := self._fresh(digest)) is not None:
             return known[1]
-        async with self._asking:
+        async with self._asking if digest in self._found else self._asking_unknown:
+            # Another call may have looked it up meanwhile.
+            if (known := self._fresh(digest)) is not None:
+                return known[1]
+            now = time.monotonic()
             token = await asyncio.to_thread(self._store.find, digest)
-        self._known[digest] = (now, token)
-        self._known.move_to_end(digest)
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        self._found.pop(digest, None)
+        self._missing.pop(digest, None)
+        if token is None:
+            self._missing[digest] = (now, None)
+        else:
+            self._found[digest] = (now, token)
+        for kept in (self._found, self._missing):
+            while len(kept) > REMEMBERED:
+                kept.popitem(last=False)
         return token
+
+    def _fresh(self, digest: bytes) -> tuple[float, Token | None] | None:
+        """A look-up that still stands."""
+        known = self._found.get(digest) or self._missing.get(digest)
+        return known if known and time.monotonic() - known[0] < FRESH_SECONDS else None
 
 
 def _token(row: AnyRow) -> Token:

@@ -18,6 +18,10 @@ class Verifier(Protocol):
         """Whether credentials look like its own. No secret is needed to tell."""
         ...
 
+    def held(self, credentials: str) -> bool:
+        """Whether they held when they were last verified; nobody is asked."""
+        ...
+
     async def verify(self, credentials: str) -> Principal:
         """Whose they are. Raises CredentialsError if they do not hold."""
         ...

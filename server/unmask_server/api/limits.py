@@ -73,15 +73,42 @@ class ClientLimits:
         )
 
 
+class Buckets:
+    """Tokens of each client, which come at a rate and add up to a burst. For one event loop."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        """All are full. `rate` in tokens a second; it is above 0."""
+        self._rate = rate
+        self._burst = float(burst)
+        self._clock = clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def seconds(self, client: str) -> float:
+        """Until the client has a token; 0: it has one."""
+        return max(0.0, 1.0 - self._now(client)) / self._rate
+
+    def take(self, client: str) -> None:
+        """Take a token, or what there is of one."""
+        left = self._now(client)
+        self._left.pop(client, None)
+        self._left[client] = (max(0.0, left - 1.0), self._clock())
+        while len(self._left) > REMEMBERED:
+            self._left.popitem(last=False)
+
+    def _now(self, client: str) -> float:
+        now = self._clock()
+        left, at = self._left.get(client, (self._burst, now))
+        return min(self._burst, left + (now - at) * self._rate)
+
+
 class ClientCounts:
-    """What each client has running, and the tokens it has left. For one event loop."""
+    """What each client has running, and how often it asks. For one event loop."""
 
     def __init__(self, limits: ClientLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
-        self._clock = clock
         self._calls: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets = Buckets(limits.rate, limits.burst, clock) if limits.rate else None
 
     def enter(self, client: str, *, is_stream: bool) -> None:
         """Count a call in.
@@ -103,8 +130,14 @@ class ClientCounts:
                 f"({setting}); wait for one to end",
                 BUSY_SECONDS,
             )
-        if limits.rate:
-            self._take(client)
+        if self._buckets is not None:
+            if wait := self._buckets.seconds(client):
+                raise RateLimitedError(
+                    f"this client asks more often than {limits.rate:g} times a second, which is "
+                    f"what it may here (client_rate); the next call is taken in {wait:.2g} s",
+                    wait,
+                )
+            self._buckets.take(client)
         running[client] += 1
 
     def leave(self, client: str, *, is_stream: bool) -> None:
@@ -113,21 +146,3 @@ class ClientCounts:
         running[client] -= 1
         if not running[client]:
             del running[client]
-
-    def _take(self, client: str) -> None:
-        """Take a token of the client's bucket, which fills at the rate up to the burst."""
-        rate, burst = self._limits.rate, self._limits.burst
-        now = self._clock()
-        left, at = self._buckets.pop(client, (float(burst), now))
-        left = min(float(burst), left + (now - at) * rate)
-        enough = left >= 1.0
-        self._buckets[client] = (left - 1.0 if enough else left, now)
-        while len(self._buckets) > REMEMBERED:
-            self._buckets.popitem(last=False)
-        if not enough:
-            wait = (1.0 - left) / rate
-            raise RateLimitedError(
-                f"this client asks more often than {rate:g} times a second, which is what it may "
-                f"here (client_rate); the next call is taken in {wait:.2g} s",
-                wait,
-            )
