@@ -273,7 +273,8 @@ class Reason(enum.Enum):
     SCOPE_MISSING = Meaning(
         "PERMISSION_DENIED",
         "Who calls is known, and may not make this call.",
-        "Ask the operator for a token of the scope that the metadata names.",
+        "Ask the operator for a token of the scope that the metadata names; where certificates say "
+        "who calls, the setting is `tls_client_scope`.",
         Retry.AFTER_CHANGE,
         metadata=("scope",),
     )

@@ -32,6 +32,7 @@ from unmask.v1 import (
 )
 
 from unmask_server.access.listening import check_listening, is_local, is_socket, sources_of
+from unmask_server.access.principals import Scope
 from unmask_server.access.tls import Certificates
 from unmask_server.access.verifiers import verifiers
 from unmask_server.api.access import AccessInterceptor
@@ -86,6 +87,8 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     certificates = Certificates(tls) if tls else None
     app = app or build(settings)
     who = verifiers(settings, app.database)
+    scope = Scope.named(settings.tls_client_scope) if tls and tls.client_ca and not who else None
+    access = AccessInterceptor(who, settings.client_failures, scope) if who or scope else None
     guard = CallGuard(settings)
     store = StoreCheck(settings.database)
     models = ModelsCheck(app.database, app.engines, app.launched, sources_of(settings))
@@ -94,7 +97,7 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     server = grpc.aio.server(
         interceptors=[
             ObservingInterceptor(settings.access_log, SERVICES),
-            *([AccessInterceptor(who, settings.client_failures)] if who else []),
+            *([access] if access else []),
             guard,
             AnswerInterceptor(app.answers),
             ErrorInterceptor(),

@@ -113,6 +113,54 @@ async def test_clients_without_a_certificate_are_turned_away_where_it_is_asked_f
         assert not await answers(address, ca=authority.path, cert=cert, key=key)
 
 
+async def may(address: str, **arguments: Any) -> list[bool]:
+    """Whether a client may read, and grow."""
+    found = []
+    client = unmask.AsyncClient(address, **arguments)
+    for call in (client.statistics, lambda: client.register_verifier("exact")):
+        try:
+            await call()
+        except unmask.PermissionDeniedError:
+            found.append(False)
+        else:
+            found.append(True)
+    await client.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [True, False]),
+        ({"auth": ["none"]}, [True, False]),
+        ({"tls_client_scope": "grow"}, [True, True]),
+    ],
+)
+async def test_a_certificate_allows_what_the_setting_says(
+    tmp_path: Path, authority: Authority, options: dict[str, Any], expected: list[bool]
+) -> None:
+    clients = Authority(tmp_path / "clients", "clients")
+    listen = ["localhost:0", f"unix:{tmp_path}/socket"]
+    url = f"sqlite:///{tmp_path}/unmask.db"
+    migrate(url)
+    certificate, key = map(str, authority.issue("server"))
+    settings = Settings(
+        database=url,
+        listen=listen,
+        tls_cert=certificate,
+        tls_key=key,
+        tls_client_ca=str(clients.path),
+        grace_seconds=0.0,
+        **options,
+    )
+    async with running(settings, build(settings)) as (address, local):
+        for name in ("alice", ""):
+            cert, secret = clients.issue(name, "client")
+            assert await may(address, ca=authority.path, cert=cert, key=secret) == expected
+        # Who may open the socket's file is the operator's.
+        assert await may(local) == [True, True]
+
+
 async def test_plain_text_and_old_versions_are_refused(
     tmp_path: Path, authority: Authority
 ) -> None:

@@ -26,8 +26,9 @@ class ScopeError(Exception):
 
     def __init__(self, principal: Principal, needed: Scope) -> None:
         """Say what would be needed."""
+        who = principal.name or "a client like this"
         super().__init__(
-            f"this needs the scope {needed.label}, and {principal.name} has {principal.scope.label}"
+            f"this needs the scope {needed.label}, and {who} has {principal.scope.label}"
         )
         self.needed = needed
 

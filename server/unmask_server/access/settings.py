@@ -36,6 +36,11 @@ class AccessSettings(BaseSettings):
         default=None,
         description="Only clients with a certificate of these authorities may connect (mTLS).",
     )
+    tls_client_scope: ScopeName = Field(
+        default="read",
+        description="What whoever has such a certificate may do where `auth` asks for no more: "
+        "read, grow or admin.",
+    )
     oidc_issuer: str | None = Field(
         default=None, description="Issuer of tokens, as their `iss` says it: https://…"
     )

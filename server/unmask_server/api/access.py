@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 from unmask_server.access.errors import CredentialsError, ScopeError
 from unmask_server.access.principals import Budget, Principal, Scope
 from unmask_server.access.verifiers import Verifier
-from unmask_server.api.callers import address_of, authenticated
+from unmask_server.api.callers import address_of, authenticated, certified
 from unmask_server.api.errors import status, status_of
 from unmask_server.api.limits import Buckets, RateLimitedError
 from unmask_server.api.scopes import needed
@@ -46,15 +46,23 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     requests (see `CallGuard`), so a refused call's message is not even read.
     """
 
-    def __init__(self, verifiers: Sequence[Verifier], failures: float = 0.0) -> None:
+    def __init__(
+        self,
+        verifiers: Sequence[Verifier],
+        failures: float = 0.0,
+        certified_scope: Scope | None = None,
+    ) -> None:
         """Ask some verifiers.
 
         Args:
             verifiers: asked in this order.
             failures: credentials a second from one address that may fail; 0: any number.
+            certified_scope: what TLS clients may do, all of whom have a certificate; then there are
+                no verifiers.
 
         """
         self._verifiers = verifiers
+        self._certified_scope = certified_scope
         self._failures = (
             Buckets(failures, max(1.0, failures * FAILURES_SECONDS), time.monotonic)
             if failures
@@ -125,6 +133,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             await context.abort_with_status(rpc_status.to_status(found))
 
     async def _who(self, context: Any) -> Principal:
+        if self._certified_scope is not None:
+            return _certified(context, self._certified_scope)
         credentials = _credentials(context.invocation_metadata())
         for verifier in self._verifiers:
             if verifier.knows_form(credentials):
@@ -148,6 +158,13 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         except CredentialsError:
             failures.take(address)
             raise
+
+
+def _certified(context: Any, scope: Scope) -> Principal:
+    """Who has a certificate, or comes by a Unix socket, which its file's permissions guard."""
+    if context.auth_context().get("transport_security_type") != [b"ssl"]:
+        return Principal("", Scope.ADMIN)
+    return Principal(certified(context), scope)
 
 
 def _credentials(metadata: Any) -> str:
