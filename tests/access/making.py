@@ -51,7 +51,7 @@ class Authority:
     def _sign(
         self, name: str, key: ec.EllipticCurvePrivateKey, *, is_authority: bool = False
     ) -> x509.Certificate:
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else [])
         issuer = subject if is_authority else self._certificate.subject
         now = datetime.datetime.now(datetime.UTC)
         builder = (
@@ -79,6 +79,11 @@ class Issuer:
     """By path: what it says, as JSON, or where it redirects to, as a text."""
     asked: list[str] = field(default_factory=list)
     """The paths that were asked for."""
+    answering: threading.Event = field(default_factory=threading.Event)
+    """Set: it answers; else callers hang until it is."""
+
+    def __post_init__(self) -> None:
+        self.answering.set()
 
     def publish(self, *keys: dict[str, Any], jwks_uri: str | None = None) -> None:
         """Offer keys (JWKs), as issuers do."""
@@ -96,6 +101,7 @@ def issuer_at(certificate: Path, key: Path) -> Iterator[Issuer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             issuer.asked.append(self.path)
+            issuer.answering.wait()
             answer = issuer.answers.get(self.path)
             if isinstance(answer, str):
                 self.send_response(302)
@@ -121,6 +127,7 @@ def issuer_at(certificate: Path, key: Path) -> Iterator[Issuer]:
     try:
         yield issuer
     finally:
+        issuer.answering.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -257,6 +257,34 @@ async def test_keys_that_are_known_are_believed_while_the_issuer_is_away(
         await asked.verify(signed(issuer))
 
 
+async def test_an_issuer_that_hangs_holds_up_no_token_whose_key_is_known(
+    issuer: Issuer, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer.publish(jwk(RSA, "one"))
+    asked = verifier(issuer, authority)
+    await asked.verify(signed(issuer))
+    issuer.answering.clear()
+    monkeypatch.setattr(issuers, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(issuers, "FETCH_SECONDS", 60.0)
+    monkeypatch.setattr(issuers, "PATIENCE_SECONDS", 60.0)
+    # More than half as old as keys become: they are fetched, and nobody waits.
+    asked._keys._fetched -= 0.75 * issuers.FRESH_SECONDS
+    await asked.verify(signed(issuer))
+    assert asked._keys._fetching is not None
+    # Older: those that come in a fetch's first moment wait, and that moment is over.
+    asked._keys._fetched -= issuers.FRESH_SECONDS
+    monkeypatch.setattr(issuers, "PATIENCE_SECONDS", 0.0)
+    await asked.verify(signed(issuer))
+    # What cannot be verified without a key waits, but not for ever.
+    monkeypatch.setattr(issuers, "WAIT_SECONDS", 0.01)
+    with pytest.raises(IssuerError):
+        await asked.verify(signed(issuer, OTHER, kid="two"))
+    issuer.publish(jwk(OTHER, "two"))
+    issuer.answering.set()
+    monkeypatch.setattr(issuers, "WAIT_SECONDS", 60.0)
+    await asked.verify(signed(issuer, OTHER, kid="two"))
+
+
 async def test_keys_are_taken_from_the_issuer_and_from_nobody_it_points_to(
     issuer: Issuer, authority: Authority, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import ssl
 import time
 import urllib.request
 from collections.abc import Mapping
+from contextvars import Context
 from http.client import HTTPException
 from typing import Any
 from urllib.error import URLError
@@ -22,11 +23,16 @@ log = structlog.get_logger(__name__)
 Jwk = Mapping[str, Any]
 
 FETCH_SECONDS = 5.0
-"""What one fetch may take."""
+"""What a step of a fetch may take: to connect, to be answered, to read some more."""
+WAIT_SECONDS = 5.0
+"""How long a call waits for keys without which its token cannot be verified."""
+PATIENCE_SECONDS = 1.0
+"""How long after it began calls wait for a fetch of keys that they have, but old ones."""
 MAX_BYTES = 2**20
 """Of an answer."""
 FRESH_SECONDS = 600.0
-"""After which the keys are fetched anew: so soon a key that was withdrawn counts no more."""
+"""After which the keys are fetched anew: so soon a key that was withdrawn counts no more. From half
+of it on that is done while calls go on with the keys that there are."""
 STALE_SECONDS = 86_400.0
 """So long the keys are believed while the issuer does not answer."""
 PAUSE_SECONDS = 10.0
@@ -55,42 +61,63 @@ class IssuerKeys:
         except OSError as error:
             raise ValueError(f"oidc_ca: {ca} cannot be read: {error}") from None
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._lock = asyncio.Lock()
         self._keys: list[Jwk] = []
         self._fetched = -float("inf")
         self._tried = -float("inf")
+        self._fetching: asyncio.Task[None] | None = None
+        self._fails = False
 
     async def find(self, kid: str | None) -> Jwk | None:
         """The key of an id; without an id the only key that there is. None: there is none.
 
         Raises:
-            IssuerError: the issuer does not answer.
+            IssuerError: the issuer does not answer in time.
 
         """
-        now = time.monotonic()
-        if now - self._fetched > FRESH_SECONDS or self._known(kid) is None:
-            await self._refresh(now)
-        if time.monotonic() - self._fetched > STALE_SECONDS:
+        age = time.monotonic() - self._fetched
+        if self._known(kid) is None or age > STALE_SECONDS:
+            await self._refreshed(WAIT_SECONDS)
+        elif age > FRESH_SECONDS:
+            await self._refreshed(PATIENCE_SECONDS)
+        elif age > FRESH_SECONDS / 2.0:
+            self._refresh()
+        key = self._known(kid)
+        is_stale = time.monotonic() - self._fetched > STALE_SECONDS
+        if is_stale or (key is None and (self._fails or self._fetching)):
             raise IssuerError("the issuer's keys cannot be fetched; the server's log says why")
-        return self._known(kid)
+        return key
 
     def _known(self, kid: str | None) -> Jwk | None:
         if kid is None:
             return self._keys[0] if len(self._keys) == 1 else None
         return next((key for key in self._keys if key.get("kid") == kid), None)
 
-    async def _refresh(self, asked: float) -> None:
-        async with self._lock:
-            # Who waited here finds what the one before it fetched.
-            if self._tried > asked or time.monotonic() - self._tried < PAUSE_SECONDS:
-                return
+    async def _refreshed(self, most: float) -> None:
+        """Wait for a fetch, until `most` seconds after it began: not even all of them can stall."""
+        self._refresh()
+        if self._fetching is not None:
+            left = self._tried + most - time.monotonic()
+            await asyncio.wait([self._fetching], timeout=max(0.0, left))
+
+    def _refresh(self) -> None:
+        """Begin a fetch, unless one runs or has just run."""
+        if self._fetching is None and time.monotonic() - self._tried >= PAUSE_SECONDS:
             self._tried = time.monotonic()
-            try:
-                self._keys = await asyncio.to_thread(self._fetch_keys)
-            except IssuerError as error:
-                log.warning("an issuer's keys cannot be fetched", reason=str(error))
-                return
-            self._fetched = time.monotonic()
+            # It is no part of the call that came first.
+            self._fetching = asyncio.create_task(self._fetch_and_keep(), context=Context())
+
+    async def _fetch_and_keep(self) -> None:
+        begun = time.monotonic()
+        self._fails = True
+        try:
+            self._keys = await asyncio.to_thread(self._fetch_keys)
+            self._fetched, self._fails = begun, False
+        except IssuerError as error:
+            log.warning("an issuer's keys cannot be fetched", reason=str(error))
+        except Exception:
+            log.exception("an issuer's keys cannot be fetched")
+        finally:
+            self._fetching = None
 
     def _fetch_keys(self) -> list[Jwk]:
         keys = self._fetch(self._jwks_url or self._discover()).get("keys")
