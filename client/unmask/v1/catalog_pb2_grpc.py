@@ -32,7 +32,9 @@ class CatalogServiceStub:
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
 
     Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
-    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields;
+    where the server asks who calls, UNAUTHENTICATED and PERMISSION_DENIED (SCOPE_MISSING); and
+    RESOURCE_EXHAUSTED for a client that makes too many (TOO_MANY_CALLS, RATE_LIMITED).
     """
 
     def __init__(self, channel):
@@ -115,7 +117,9 @@ class CatalogServiceServicer:
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
 
     Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
-    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields;
+    where the server asks who calls, UNAUTHENTICATED and PERMISSION_DENIED (SCOPE_MISSING); and
+    RESOURCE_EXHAUSTED for a client that makes too many (TOO_MANY_CALLS, RATE_LIMITED).
     """
 
     def RegisterPolicy(self, request, context):
@@ -152,7 +156,8 @@ class CatalogServiceServicer:
         FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's
         (TOKENIZER_MISMATCH); its SGLang servers run another model (SERVED_MODEL_DIFFERS), or are too noisy
         (ENDPOINTS_TOO_NOISY); the directory of `base_policy` holds something else by now (MODEL_CHANGED,
-        MODEL_UNREADABLE). The others as RegisterPolicy.
+        MODEL_UNREADABLE).
+        PERMISSION_DENIED (SOURCE_NOT_ALLOWED), and the others: as RegisterPolicy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -314,7 +319,9 @@ class CatalogService:
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
 
     Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
-    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields;
+    where the server asks who calls, UNAUTHENTICATED and PERMISSION_DENIED (SCOPE_MISSING); and
+    RESOURCE_EXHAUSTED for a client that makes too many (TOO_MANY_CALLS, RATE_LIMITED).
     """
 
     @staticmethod

@@ -33,7 +33,9 @@ class CatalogServiceStub:
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
 
     Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
-    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields;
+    where the server asks who calls, UNAUTHENTICATED and PERMISSION_DENIED (SCOPE_MISSING); and
+    RESOURCE_EXHAUSTED for a client that makes too many (TOO_MANY_CALLS, RATE_LIMITED).
     """
 
     @_typing.overload
@@ -60,7 +62,8 @@ class CatalogServiceStub:
     FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's
     (TOKENIZER_MISMATCH); its SGLang servers run another model (SERVED_MODEL_DIFFERS), or are too noisy
     (ENDPOINTS_TOO_NOISY); the directory of `base_policy` holds something else by now (MODEL_CHANGED,
-    MODEL_UNREADABLE). The others as RegisterPolicy.
+    MODEL_UNREADABLE).
+    PERMISSION_DENIED (SOURCE_NOT_ALLOWED), and the others: as RegisterPolicy.
     """
     GetTeacher: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetTeacherRequest, _catalog_pb2.GetTeacherResponse]
     """One teacher. NOT_FOUND if there is none."""
@@ -102,7 +105,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
 
     Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
-    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields;
+    where the server asks who calls, UNAUTHENTICATED and PERMISSION_DENIED (SCOPE_MISSING); and
+    RESOURCE_EXHAUSTED for a client that makes too many (TOO_MANY_CALLS, RATE_LIMITED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -126,7 +131,8 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's
     (TOKENIZER_MISMATCH); its SGLang servers run another model (SERVED_MODEL_DIFFERS), or are too noisy
     (ENDPOINTS_TOO_NOISY); the directory of `base_policy` holds something else by now (MODEL_CHANGED,
-    MODEL_UNREADABLE). The others as RegisterPolicy.
+    MODEL_UNREADABLE).
+    PERMISSION_DENIED (SOURCE_NOT_ALLOWED), and the others: as RegisterPolicy.
     """
     GetTeacher: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetTeacherRequest, _catalog_pb2.GetTeacherResponse]  # type: ignore[assignment]
     """One teacher. NOT_FOUND if there is none."""
@@ -167,7 +173,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     same thing again returns the one that is there: an id is the fingerprint of what a thing is.
 
     Errors are given with their codes and, in capitals, the reasons of their google.rpc.ErrorInfo;
-    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields.
+    docs/errors.md has them all. Of every call: INVALID_ARGUMENT (INVALID_FIELD), with the fields;
+    where the server asks who calls, UNAUTHENTICATED and PERMISSION_DENIED (SCOPE_MISSING); and
+    RESOURCE_EXHAUSTED for a client that makes too many (TOO_MANY_CALLS, RATE_LIMITED).
     """
 
     @_abc_1.abstractmethod
@@ -213,7 +221,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         FAILED_PRECONDITION: its tokenizer gives other ids to the same strings than a student's
         (TOKENIZER_MISMATCH); its SGLang servers run another model (SERVED_MODEL_DIFFERS), or are too noisy
         (ENDPOINTS_TOO_NOISY); the directory of `base_policy` holds something else by now (MODEL_CHANGED,
-        MODEL_UNREADABLE). The others as RegisterPolicy.
+        MODEL_UNREADABLE).
+        PERMISSION_DENIED (SOURCE_NOT_ALLOWED), and the others: as RegisterPolicy.
         """
 
     @_abc_1.abstractmethod

@@ -158,6 +158,7 @@ class GrowthServiceServicer:
         """Goes on with a growth that is paused or has failed. Harmless if it is at work.
 
         FAILED_PRECONDITION (GROWTH_ENDED): it is done or was cancelled; ExtendGrowth goes on with those.
+        RESOURCE_EXHAUSTED: as StartGrowth, for what is left of the budget of one that has failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +171,7 @@ class GrowthServiceServicer:
 
         INVALID_ARGUMENT: nothing is given; a budget below the one it has, or above the server's limit; a
         precision for a growth that is not ADAPTIVE.
+        RESOURCE_EXHAUSTED: as StartGrowth, for what is added, and for what is left of one that has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

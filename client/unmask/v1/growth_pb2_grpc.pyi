@@ -73,6 +73,7 @@ class GrowthServiceStub:
     """Goes on with a growth that is paused or has failed. Harmless if it is at work.
 
     FAILED_PRECONDITION (GROWTH_ENDED): it is done or was cancelled; ExtendGrowth goes on with those.
+    RESOURCE_EXHAUSTED: as StartGrowth, for what is left of the budget of one that has failed.
     """
     ExtendGrowth: _grpc.UnaryUnaryMultiCallable[_growth_pb2.ExtendGrowthRequest, _growth_pb2.ExtendGrowthResponse]
     """Gives a growth more to spend or more to reach: the same to a smaller half width. One that has
@@ -81,6 +82,7 @@ class GrowthServiceStub:
 
     INVALID_ARGUMENT: nothing is given; a budget below the one it has, or above the server's limit; a
     precision for a growth that is not ADAPTIVE.
+    RESOURCE_EXHAUSTED: as StartGrowth, for what is added, and for what is left of one that has ended.
     """
 
 @_typing.type_check_only
@@ -128,6 +130,7 @@ class GrowthServiceAsyncStub(GrowthServiceStub):
     """Goes on with a growth that is paused or has failed. Harmless if it is at work.
 
     FAILED_PRECONDITION (GROWTH_ENDED): it is done or was cancelled; ExtendGrowth goes on with those.
+    RESOURCE_EXHAUSTED: as StartGrowth, for what is left of the budget of one that has failed.
     """
     ExtendGrowth: _aio.UnaryUnaryMultiCallable[_growth_pb2.ExtendGrowthRequest, _growth_pb2.ExtendGrowthResponse]  # type: ignore[assignment]
     """Gives a growth more to spend or more to reach: the same to a smaller half width. One that has
@@ -136,6 +139,7 @@ class GrowthServiceAsyncStub(GrowthServiceStub):
 
     INVALID_ARGUMENT: nothing is given; a budget below the one it has, or above the server's limit; a
     precision for a growth that is not ADAPTIVE.
+    RESOURCE_EXHAUSTED: as StartGrowth, for what is added, and for what is left of one that has ended.
     """
 
 class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -228,6 +232,7 @@ class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Goes on with a growth that is paused or has failed. Harmless if it is at work.
 
         FAILED_PRECONDITION (GROWTH_ENDED): it is done or was cancelled; ExtendGrowth goes on with those.
+        RESOURCE_EXHAUSTED: as StartGrowth, for what is left of the budget of one that has failed.
         """
 
     @_abc_1.abstractmethod
@@ -242,6 +247,7 @@ class GrowthServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: nothing is given; a budget below the one it has, or above the server's limit; a
         precision for a growth that is not ADAPTIVE.
+        RESOURCE_EXHAUSTED: as StartGrowth, for what is added, and for what is left of one that has ended.
         """
 
 def add_GrowthServiceServicer_to_server(servicer: GrowthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
