@@ -33,6 +33,7 @@ class EnginePool:
         self._open = open_engine
         self._max = max_engines
         self._engines: OrderedDict[str, asyncio.Task[Engine]] = OrderedDict()
+        self._models: dict[str, Model] = {}
         self._users: dict[str, int] = {}
         self._failures: dict[str, tuple[float, str]] = {}
 
@@ -45,11 +46,11 @@ class EnginePool:
         """
         key = _key(model)
         task = self._engines.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception())):
+        if task is None or _failed(task):
             log.info("engine starting", model=model.source)
             # Others will use it, too: it is no part of the call that came first.
             task = asyncio.create_task(self._open(model, vocab_size), context=Context())
-            self._engines[key] = task
+            self._engines[key], self._models[key] = task, model
         self._engines.move_to_end(key)
         await self._shrink()
         try:
@@ -75,8 +76,12 @@ class EnginePool:
         return [
             task.result()
             for task in list(self._engines.values())
-            if task.done() and not task.cancelled() and task.exception() is None
+            if task.done() and not _failed(task)
         ]
+
+    def models(self) -> list[Model]:
+        """Those whose engines have started, or are starting."""
+        return [self._models[key] for key, task in self._engines.items() if not _failed(task)]
 
     def hold(self, model: Model) -> EngineHold:
         """While the returned context is open, this model's engine is not put away."""
@@ -88,8 +93,8 @@ class EnginePool:
                 return
             task = self._engines[key]
             if task.done() and not self._users.get(key) and key != next(reversed(self._engines)):
-                del self._engines[key]
-                if not task.cancelled() and task.exception() is None:
+                del self._engines[key], self._models[key]
+                if not _failed(task):
                     await task.result().close()
 
     async def close(self) -> None:
@@ -102,6 +107,11 @@ class EnginePool:
                 continue
             await engine.close()
         self._engines.clear()
+        self._models.clear()
+
+
+def _failed(task: asyncio.Task[Engine]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _key(model: Model) -> str:

@@ -18,7 +18,7 @@ from unmask_server.engines.pool import EnginePool
 from unmask_server.launched import LaunchedModels
 
 NEWEST = 32
-"""So many models are looked at, the newest ones."""
+"""So many models are looked at, the newest ones, beside those that this server has at work."""
 PROBE_SECONDS = 3.0
 
 
@@ -57,17 +57,19 @@ class ModelsCheck:
         """
         if store_is_there:
             self._registered = await asyncio.to_thread(self._read)
+        at_work = (_registered(m.source, m.endpoints) for m in self._engines.models())
+        looked_at = dict.fromkeys((*self._registered, *at_work))
         states = self._launched.states
-        if any(states.values()) or not (self._registered or states):
+        if any(states.values()) or not (looked_at or states):
             return ""
         problems = {f"SGLang has not started for {folder}" for folder in states}
-        for one in self._registered:
+        for one in looked_at:
             if one.endpoints or one.source in states:
                 continue
             if not (problem := self._problem_here(one.source)):
                 return ""
             problems.add(problem)
-        urls = sorted({url for one in self._registered for url in one.endpoints})
+        urls = sorted({url for one in looked_at for url in one.endpoints})
         if await self._any_answers(urls):
             return ""
         return "; ".join([*(f"{url} does not answer" for url in urls), *sorted(problems)])
@@ -80,9 +82,7 @@ class ModelsCheck:
         )
         with read(self._database) as connection:
             rows = connection.execute(wanted).all()
-        return [
-            Registered(str(Path(row.source).resolve()), tuple(row.endpoints or ())) for row in rows
-        ]
+        return [_registered(row.source, row.endpoints or ()) for row in rows]
 
     def _problem_here(self, source: str) -> str:
         if importlib.util.find_spec("torch") is None:
@@ -115,3 +115,7 @@ class ModelsCheck:
 
         async with open_session(self._sources.may_call(urls)) as session:
             return any(await asyncio.gather(*(answers(session, url) for url in urls)))
+
+
+def _registered(source: str, endpoints: Sequence[str]) -> Registered:
+    return Registered(str(Path(source).resolve()), tuple(endpoints))
