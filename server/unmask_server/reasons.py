@@ -308,6 +308,12 @@ class Reason(enum.Enum):
         "Wait as long as RetryInfo says; ask for more at once, e.g. for whole trajectories. Look "
         "for who sends tokens that do not hold.",
     )
+    ANSWER_TOO_LARGE = Meaning(
+        "RESOURCE_EXHAUSTED",
+        "The answer has more bytes than the server sends (`max_message_mib`). What the call did is "
+        "kept.",
+        "Ask for less at once; docs/clients.md says for each method how.",
+    )
     DATABASE_FULL = _exhausted(
         "The database has no room left. What was acknowledged is kept.",
         "Tell the operator: free space, or prune (`unmask-server prune`).",

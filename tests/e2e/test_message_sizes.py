@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
+from structlog.testing import capture_logs
 from unmask.v1 import (
     cache_pb2,
     catalog_pb2,
@@ -21,7 +24,8 @@ from unmask.v1 import (
 from unmask_server.api import paging
 from unmask_server.api.sharing import PART_BYTES
 
-from tests.e2e.conftest import MAX_NEW_TOKENS, Stubs, World
+from tests.access.test_calls import reason_of
+from tests.e2e.conftest import MAX_NEW_TOKENS, Stubs, World, serving
 from tests.e2e.test_main_job import grow, growth_of, prefix, sampling_of
 
 GUIDE = Path(__file__).parents[2] / "docs" / "clients.md"
@@ -155,6 +159,41 @@ async def test_an_export_that_was_cut_off_between_large_questions_goes_on(world:
             got += [question.name for question in part.records.questions]
             cursor = part.cursor
         assert [name for name in got if name in names] == names
+
+
+async def test_an_answer_larger_than_the_server_sends_says_what_to_do(tmp_path: Path) -> None:
+    async with serving(f"sqlite:///{tmp_path}/unmask.db", tmp_path, max_message_mib=1) as world:
+        # An answer says more of each question than the request: its id, its verifier, a time.
+        rows = [{"question": f"q {i} {'x' * 20}", "answer": "3"} for i in range(9000)]
+        request = catalog_pb2.RegisterQuestionsRequest(
+            jsonl="\n".join(map(json.dumps, rows)).encode(), verifier="last_number"
+        )
+        with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
+            await world.stubs.catalog.RegisterQuestions(request)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert reason_of(caught.value) == "ANSWER_TOO_LARGE"
+        assert "ask for less at once" in str(caught.value.details())
+        async with asyncio.timeout(60):
+            while not logs:  # noqa: ASYNC110 - a line is written after its answer was sent
+                await asyncio.sleep(0.01)
+        assert [line["reason"] for line in logs] == ["ANSWER_TOO_LARGE"]
+        # What it did is kept.
+        few = catalog_pb2.ListQuestionsRequest(page_size=1)
+        assert (await world.stubs.catalog.ListQuestions(few)).questions
+
+
+async def test_an_answer_larger_than_a_client_takes_is_refused_by_the_client(world: World) -> None:
+    rows = [
+        catalog_pb2.QuestionSpec(
+            name=f"large-{i}",
+            fields={"question": f"q 1 {i}", "answer": "3", "solution": "x" * 900_000},
+        )
+        for i in range(5)
+    ]
+    request = catalog_pb2.RegisterQuestionsRequest(questions=rows, verifier="last_number")
+    with pytest.raises(grpc.aio.AioRpcError, match="CLIENT: Received message larger than max") as e:
+        await world.stubs.catalog.RegisterQuestions(request)
+    assert e.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_the_guide_says_of_every_method_how_large_its_answers_are() -> None:

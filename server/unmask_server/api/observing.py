@@ -14,9 +14,12 @@ import grpc
 import structlog
 from google.protobuf import descriptor_pool
 from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from unmask_server.api.callers import client_of
 from unmask_server.api.contract import OUR_METHODS
+from unmask_server.api.errors import status
+from unmask_server.reasons import Reason
 from unmask_server.telemetry import calls, metrics, tracing
 from unmask_server.telemetry.rpcs import COUNTS, OK, UNKNOWN, MethodCounts
 
@@ -41,8 +44,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ObservingInterceptor(grpc.aio.ServerInterceptor):
     """Outermost: whatever the interceptors within it make of a call is seen here."""
 
-    def __init__(self, access_log: AccessLog, services: Sequence[str]) -> None:
+    def __init__(self, access_log: AccessLog, services: Sequence[str], largest: int) -> None:
+        """Observe some services.
+
+        Args:
+            access_log: which calls get a line.
+            services: their full names.
+            largest: bytes of an answer; gRPC itself would not say what to do about a larger one.
+
+        """
         self._access_log = access_log
+        self._largest = largest
         self._observed: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
         self._methods: dict[str, _Method] = {}
         for service in services:
@@ -89,7 +101,7 @@ class ObservingInterceptor(grpc.aio.ServerInterceptor):
             return handler  # type: ignore[no-any-return]
         # This API's answers are made bytes here, for their sizes.
         serialize = handler.response_serializer if method.is_ours else None
-        observed = _observed(method, inner, serialize, self._access_log)
+        observed = _observed(method, inner, serialize, self._access_log, self._largest)
         return _FACTORIES[streams](  # type: ignore[no-any-return]
             observed,
             request_deserializer=handler.request_deserializer,
@@ -142,6 +154,7 @@ def _observed(
     inner: Callable[..., Any],
     serialize: Callable[[Any], bytes] | None,
     access_log: AccessLog,
+    largest: int,
 ) -> Callable[[Any, Context], Awaitable[Any]]:
     """A handler that does what `inner` does, and tells of it."""
     is_generator = inspect.isasyncgenfunction(inner)
@@ -152,6 +165,8 @@ def _observed(
             async for response in responses:
                 if serialize is not None:
                     response = serialize(response)
+                    if len(response) > largest:
+                        await _refuse_large(_Context(context, call), len(response), largest)
                     call.sent += len(response)
                 await context.write(response)
 
@@ -168,6 +183,8 @@ def _observed(
             response = await inner(request, _Context(context, call))
             if serialize is not None:
                 response = serialize(response)
+                if len(response) > largest:
+                    await _refuse_large(_Context(context, call), len(response), largest)
                 call.sent = len(response)
             return response
         except BaseException as error:
@@ -231,19 +248,28 @@ class _Context:
         """See `grpc.aio.ServicerContext.abort`."""
         metadata = dict(trailing_metadata)
         told = metadata.pop(_DETAILS, b"")
-        status = status_pb2.Status(code=code.value[0], message=details)
+        said = status_pb2.Status(code=code.value[0], message=details)
         if isinstance(told, bytes):
-            status.MergeFromString(told)
+            said.MergeFromString(told)
         info = error_details_pb2.ErrorInfo()
-        self._call.reason = next((info.reason for any_ in status.details if any_.Unpack(info)), "")
-        status.details.add().Pack(error_details_pb2.RequestInfo(request_id=self._call.id))
-        metadata |= {calls.REQUEST_ID: self._call.id, _DETAILS: status.SerializeToString()}
+        self._call.reason = next((info.reason for any_ in said.details if any_.Unpack(info)), "")
+        said.details.add().Pack(error_details_pb2.RequestInfo(request_id=self._call.id))
+        metadata |= {calls.REQUEST_ID: self._call.id, _DETAILS: said.SerializeToString()}
         await self._context.abort(code, details, tuple(metadata.items()))
         raise AssertionError("gRPC has raised")
 
     async def abort_with_status(self, status: Any) -> NoReturn:
         """See `grpc.aio.ServicerContext.abort_with_status`."""
         await self.abort(status.code, status.details, status.trailing_metadata)
+
+
+async def _refuse_large(context: _Context, size: int, largest: int) -> NoReturn:
+    message = (
+        f"the answer has {size} bytes, more than the {largest} that this server sends "
+        "(max_message_mib): ask for less at once; what the call did is kept"
+    )
+    await context.abort_with_status(rpc_status.to_status(status(Reason.ANSWER_TOO_LARGE, message)))
+    raise AssertionError("gRPC has raised")
 
 
 def _is_logged(
