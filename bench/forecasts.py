@@ -6,12 +6,15 @@ well, so that the same growth is seen twice, with other seeds.
 
 `forecast_rollouts`, `forecast_tokens`: the share of predictions within a factor of 1.5 of what it
 took, for those made from nothing and for those of half the half width (`..._finer`), where nothing
-predicted and nothing taken is right. Beside them `repeat_rollouts`, `repeat_tokens`: the share of
-growths that took what the other one of the same took, within the same factor, and `typical_...`:
-within that factor of what such growths typically take, by the spread between the two; no forecast
-made before the first rollout can be expected to do better. `planning_share`: seconds of a thread's
-time spent on planning over the seconds of the growths; `planning_processor_share`: over the
-processor time of the server, start included, which other load does not change.
+predicted and nothing taken is right; `forecast_per_rollout`: tokens over rollouts, likewise, where
+there were any. `bias` and `spread` are mean and standard deviation of the logarithms of predicted
+over taken; every case is told on standard error. Beside them `repeat_rollouts`, `repeat_tokens`:
+the share of growths that took what the other one of the same took, within the same factor, and
+`typical_...`: within that factor of what such growths typically take, by the spread between the
+two; no forecast made before the first rollout can be expected to do better. `planning_share`:
+seconds of a thread's time spent on planning over the seconds of the growths;
+`planning_processor_share`: over the processor time of the server, start included, which other load
+does not change.
 """
 
 from __future__ import annotations
@@ -111,7 +114,7 @@ def prepare(database: Path, skip: int, count: int) -> list[list[str]]:
 def grow(
     database: Path, targets: Sequence[Sequence[str]], half_widths: Sequence[float]
 ) -> list[Grown]:
-    """Predict and grow, question after question; every growth is told on standard error."""
+    """Predict and grow, question after question; each is told on standard error."""
     rows = []
     with unmask.local(database) as client:
         for question, mine in enumerate(targets):
@@ -122,17 +125,38 @@ def grow(
                 predicted = ahead.rollouts.median, ahead.tokens.median
                 took = float(growth.rollouts_sampled), float(growth.tokens_sampled)
                 rows.append(Grown(question, half_width, predicted, took))
-                print(rows[-1], file=sys.stderr, flush=True)
+                print(told(rows[-1]), file=sys.stderr, flush=True)
     return rows
+
+
+def told(row: Grown) -> str:
+    """A case in one line: what was predicted, what it took, and the logarithm of their ratio."""
+    parts = [f"question {row.question:2d}  half width {row.half_width}"]
+    for kind, (predicted, took) in costs(row).items():
+        off = f"{np.log(predicted / took):+.2f}" if predicted and took else "    -"
+        parts.append(f"{kind} {predicted:.4g} / {took:.4g} {off}")
+    return "  ".join(parts)
+
+
+def costs(row: Grown) -> dict[str, tuple[float, float]]:
+    """Predicted and taken, by what is counted; 0 tokens a rollout where there was none."""
+    (rollouts, tokens), (in_fact, tokens_in_fact) = row.predicted, row.took
+    each = tokens / rollouts if rollouts else 0.0, tokens_in_fact / in_fact if in_fact else 0.0
+    return {
+        "rollouts": (rollouts, in_fact), "tokens": (tokens, tokens_in_fact), "per_rollout": each,
+    }  # fmt: skip
 
 
 def report(rows: Sequence[Grown], suffix: str) -> None:
     """How many of the predictions were right."""
-    for k, kind in enumerate(("rollouts", "tokens")):
-        pairs = [(row.predicted[k], row.took[k]) for row in rows]
+    for kind in ("rollouts", "tokens", "per_rollout"):
+        pairs = [costs(row)[kind] for row in rows]
+        both = [pair for pair in pairs if all(pair)]
+        if kind == "per_rollout":
+            pairs = both
+        logs = np.log([a / b for a, b in both])
         right = float(np.mean([near(*pair) for pair in pairs]))
-        ratios = [a / b for a, b in pairs if a and b]
-        quartiles = np.quantile(ratios, (0.25, 0.5, 0.75)).round(2).tolist() if ratios else []
+        quartiles = np.exp(np.quantile(logs, (0.25, 0.5, 0.75))).round(2).tolist() if both else []
         questions = len({row.question for row in rows})
         row = share(f"forecast_{kind}{suffix}", right, questions)
         twice = float(np.mean([near(*pair, factor=2.0) for pair in pairs]))
@@ -142,6 +166,8 @@ def report(rows: Sequence[Grown], suffix: str) -> None:
                 "n": len(pairs),
                 "within_twice": round(twice, 3),
                 "quartiles": quartiles,
+                "bias": round(float(logs.mean()), 3) if both else None,
+                "spread": round(float(logs.std()), 3) if both else None,
                 "of_nothing": sum(not b for _, b in pairs),
             }
         )
