@@ -28,8 +28,8 @@ EARLIER = 1.2
 its end is often decided."""
 SURE = 2.0
 """No forecast is surer than this, whatever the simulations agree on: on the shipped student growths
-took between half and twice the median 19 times in 20 from nothing, and for half the half width
-four times in five (`bench.forecasts`)."""
+took between half and twice the median seven times in eight from nothing, and for half the half
+width four times in five (`bench.forecasts`)."""
 LEAST_BATCH = 64
 """Rollouts in a batch, at least: fewer would not keep an engine busy."""
 
