@@ -31,7 +31,7 @@ LONGER = {
 }
 ESTIMATES = {
     "allocation": "rollouts that a precision takes, against simple allocations (five minutes)",
-    "forecasts": "whether a cost was known before, on the shipped models (8 minutes to half an hour)",
+    "forecasts": "whether a cost was known before, on the shipped models (ten minutes)",
     "selection": "what choosing by an estimate does to it, and what the posterior says (a minute)",
     "coverage": "how often 90% intervals hold the truth (twenty minutes)",
 }
