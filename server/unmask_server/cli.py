@@ -290,6 +290,9 @@ def _opened(database: str | None, config: str | None = None) -> Iterator[Engine]
     # What looks at everything takes as long as it takes.
     engine = open_database(_database(database, config), UNLIMITED)
     try:
+        # A database that is not there is told at once: nobody waits for it to come.
+        with engine.connect():
+            pass
         require_head(engine)
         yield engine
     finally:
