@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +273,60 @@ async def test_a_stop_ends_what_has_no_end_and_waits_for_the_rest(tmp_path: Path
         service.growths.go_on.set()
         await call
         await draining
+
+
+class ToldError(Exception):
+    """What a context's abort raises."""
+
+
+class Written:
+    """A call whose answers are never taken."""
+
+    async def read(self) -> bytes:
+        return b"asked"
+
+    def peer(self) -> str:
+        return "unix:"
+
+    def auth_context(self) -> dict[str, Any]:
+        return {}
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    async def abort_with_status(self, status: Any) -> None:
+        raise ToldError(rpc_status.from_call(_Ended(status)))
+
+
+class _Ended:
+    """A status as a client sees it."""
+
+    def __init__(self, status: Any) -> None:
+        self.code = lambda: status.code
+        self.details = lambda: status.details
+        self.trailing_metadata = lambda: status.trailing_metadata
+
+
+async def test_a_stop_is_told_also_where_an_answer_is_being_written() -> None:
+    guard = CallGuard(Settings())
+    writing = asyncio.Event()
+
+    async def answers(request: Any, context: Any) -> AsyncIterator[int]:
+        while True:
+            yield 1
+
+    async def write() -> None:
+        async with aclosing(guard._stream(answers, Kind.STREAM, True)(None, Written())) as some:
+            async for _ in some:
+                writing.set()
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(write())
+    await asyncio.wait_for(writing.wait(), 30)
+    await guard.drain(30.0)
+    with pytest.raises(ToldError, match="SERVER_STOPPING"):
+        await task
+    assert not guard.running
 
 
 async def test_after_the_grace_calls_are_told(tmp_path: Path) -> None:

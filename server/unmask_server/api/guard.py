@@ -6,6 +6,7 @@ import asyncio
 import enum
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,9 +186,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
             client = client_of(context).limited
             running = await self._enter(client, kind, context, is_endless=is_endless)
             try:
-                async for response in call(await _message(context), context):
-                    yield response
-            except asyncio.CancelledError:
+                async with aclosing(call(await _message(context), context)) as responses:
+                    async for response in responses:
+                        yield response
+            # The latter where it was ended while an answer was being written.
+            except (asyncio.CancelledError, GeneratorExit):
                 await self._tell(running, context)
                 raise
             finally:
