@@ -57,7 +57,7 @@ def test_the_texts_of_tokens_put_together_are_the_text(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["byte_bpe", "byte_fallback"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(max_size=30))
 def test_characters_of_several_tokens_are_the_last_ones(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]
@@ -66,7 +66,7 @@ def test_characters_of_several_tokens_are_the_last_ones(name: str, text: str) ->
     assert "".join(texts) == tokenizer.decode(ids)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=st.lists(st.integers(0, 299), max_size=40))
 @example(ids=[96] * 8 + [128, 96])
 def test_any_ids_have_texts(ids: list[int]) -> None:

@@ -139,7 +139,8 @@ def test_one_of_two_in_a_deadlock_is_run_again(postgresql_only: Engine) -> None:
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(work, 1, 2), pool.submit(work, 2, 1)]:
             job.result()
-    assert len(tries) == 3
+    # Once more each time that who is run again takes its row before the other has it.
+    assert len(tries) >= 3
     assert query(postgresql_only, version_of) == 3
 
 

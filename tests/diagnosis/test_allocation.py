@@ -107,7 +107,7 @@ def test_without_teachers_the_direction_of_the_gradient_becomes_sure() -> None:
     assert sensitivity(many, believe(many), COSINE).done
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), rollouts=st.integers(1, 5000))
 def test_a_plan_is_deterministic_of_the_size_asked_and_never_for_what_is_known(
     seed: int, rollouts: int

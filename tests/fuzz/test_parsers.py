@@ -108,7 +108,6 @@ PARTS = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(BYTES)
 def test_lines_of_questions(data: bytes) -> None:
     for _, spec in parse_jsonl(data):
@@ -120,7 +119,6 @@ def test_lines_of_questions(data: bytes) -> None:
                     value.encode()
 
 
-@settings(deadline=None)
 @given(BYTES)
 def test_lines_of_distributions(data: bytes) -> None:
     with contextlib.suppress(InvalidArgument):
@@ -151,14 +149,14 @@ def test_patterns(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["q.jsonl", "q.json", "q.jsonl.gz", "q.parquet", "q.tar", "q"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(BYTES, st.booleans())
 def test_files_of_questions(name: str, data: bytes, zipped: bool) -> None:
     for_file(name, gzip.compress(data) if zipped else data, read_questions)
 
 
 @pytest.mark.parametrize("trainer", ["verl", "slime", "trl"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(BYTES)
 def test_dumps_of_trainers(trainer: Trainer, data: bytes) -> None:
     for name in ("d.jsonl", "d.json"):
