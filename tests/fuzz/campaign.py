@@ -100,6 +100,7 @@ async def fuzz_store(store: str, url: str, folder: Path, plan: Plan) -> Result:
             peak=peak,
             bound=bound_of(warm),
             raw_peak=max(server.resident),
+            grader=server.grader,
             frames=ended,
             resident=server.resident,
             slowest={name: seconds for name, (seconds, _) in fuzz.slowest.items()},

@@ -15,6 +15,8 @@ from tests.fuzz.shrink import Case
 BEGIN, END = "<!-- fuzz: begin -->", "<!-- fuzz: end -->"
 RAW_MIB = 8 * 32
 """What eight raw connections at once may add: frames on their way, and headers not ended."""
+GRADER_MIB = 192.0
+"""What a process that grades may hold: SymPy is most of it."""
 _FIRST = ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION",
           "RESOURCE_EXHAUSTED", "UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")  # fmt: skip
 _LAST = ("UNKNOWN", "INTERNAL", "DATA_LOSS")
@@ -45,6 +47,8 @@ class Result:
     """MiB that its settings allow."""
     raw_peak: float
     """MiB at most with raw connections, too."""
+    grader: float
+    """MiB at most of the largest grader."""
     frames: Counter[tuple[str, str]] = field(default_factory=Counter)
     """What raw connections ended in."""
     resident: Sequence[float] = ()
@@ -62,6 +66,8 @@ class Result:
             found.append(f"{self.peak:.0f} MiB of memory are more than {self.bound:.0f}")
         if self.raw_peak > self.bound + RAW_MIB:
             found.append(f"{self.raw_peak:.0f} MiB of memory after raw connections")
+        if self.grader > GRADER_MIB:
+            found.append(f"{self.grader:.0f} MiB of a grader")
         if not self.is_alive:
             found.append("the server ended")
         return found
@@ -125,14 +131,14 @@ def servers_table(results: Sequence[Result]) -> str:
     """One line a server."""
     lines = [
         "| store | seed | requests | seconds | violations | fsck findings | MiB when warm | most "
-        "| bound | with raw connections |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| bound | with raw connections | a grader |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in results:
         lines.append(
             f"| {one.store} | {one.seed} | {sum(one.counts.values()):,} | {one.seconds:.0f} | "
             f"{len(one.violations)} | {len(one.fsck)} | {one.warm:.0f} | {one.peak:.0f} | "
-            f"{one.bound:.0f} | {one.raw_peak:.0f} |"
+            f"{one.bound:.0f} | {one.raw_peak:.0f} | {one.grader:.0f} |"
         )
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +42,9 @@ class Watched:
     log: Path
     channel: grpc.aio.Channel
     resident: list[float] = field(default_factory=list)
-    """MiB, of the server and its children, from time to time."""
+    """MiB of the server, from time to time."""
+    grader: float = 0.0
+    """MiB of the largest of its graders, which are processes of their own, at most."""
 
     @property
     def target(self) -> str:
@@ -52,16 +54,13 @@ class Watched:
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
-    def measure(self) -> float:
-        """What it holds in memory now, in MiB."""
-        total = 0
+    def measure(self) -> None:
+        """Note what it and its graders hold in memory now."""
         root = psutil.Process(self.process.pid)
-        for one in (root, *root.children(recursive=True)):
-            try:
-                total += one.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-        return total / MIB
+        self.resident.append(root.memory_info().rss / MIB)
+        for one in root.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                self.grader = max(self.grader, one.memory_info().rss / MIB)
 
     def complaints(self, start: int = 0) -> list[str]:
         """What its log says of errors that nobody foresaw, from a byte of it on."""
@@ -136,6 +135,6 @@ async def watched(url: str, folder: Path, **settings: object) -> AsyncIterator[W
 def _watch(server: Watched, done: threading.Event) -> None:
     while not done.wait(_EVERY_SECONDS):
         try:
-            server.resident.append(server.measure())
+            server.measure()
         except psutil.NoSuchProcess:
             return
