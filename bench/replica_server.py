@@ -76,7 +76,10 @@ async def serve(
 ) -> None:
     """Serve until killed."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64))
-    settings = Settings(database=database, listen=[address], lease_seconds=lease_seconds)
+    # Many clients come from one address here.
+    settings = Settings(
+        database=database, listen=[address], lease_seconds=lease_seconds, client_calls=4000
+    )
     async with running(settings, build(settings, TimedEngine(seconds, in_flight).open)):
         await asyncio.Event().wait()
 
