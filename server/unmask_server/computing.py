@@ -21,6 +21,7 @@ however many growths have something to plan."""
 
 _readers = ThreadPoolExecutor(READING, thread_name_prefix="unmask-compute")
 _planners = ThreadPoolExecutor(PLANNING, thread_name_prefix="unmask-plan")
+_forecasters = ThreadPoolExecutor(1, thread_name_prefix="unmask-forecast")
 
 
 async def compute(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -31,6 +32,11 @@ async def compute(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 async def plan(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The same for what a growth does next."""
     return await _run(_planners, partial(work, *args, **kwargs))
+
+
+async def forecast(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The same for what a growth would cost, which takes long: no growth's plan waits for it."""
+    return await _run(_forecasters, partial(work, *args, **kwargs))
 
 
 async def _run(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:

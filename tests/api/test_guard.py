@@ -329,6 +329,46 @@ async def test_a_stop_is_told_also_where_an_answer_is_being_written() -> None:
     assert not guard.running
 
 
+async def test_a_client_that_takes_no_answers_holds_up_no_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guard_module, "TELL_SECONDS", 0.01)
+    guard = CallGuard(Settings())
+    writing = asyncio.Event()
+
+    class NeverTaken(Written):
+        async def abort_with_status(self, status: Any) -> None:
+            await asyncio.Event().wait()
+
+    async def answers(request: Any, context: Any) -> AsyncIterator[int]:
+        while True:
+            yield 1
+
+    async def write() -> None:
+        async with aclosing(guard._stream(answers, Kind.STREAM, True)(None, NeverTaken())) as some:
+            async for _ in some:
+                writing.set()
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(write())
+    await asyncio.wait_for(writing.wait(), 30)
+    await asyncio.wait_for(guard.drain(30.0), 30)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not guard.running
+
+
+async def test_a_health_check_without_a_message_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_module, "OPEN_SECONDS", 0.05)
+    async with serving(tmp_path) as service:
+        call = service.channel.stream_unary("/grpc.health.v1.Health/Check")()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 async def test_after_the_grace_calls_are_told(tmp_path: Path) -> None:
     async with serving(tmp_path) as service:
         call = service.get()

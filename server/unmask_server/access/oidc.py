@@ -81,7 +81,8 @@ class OidcVerifier:
         if found is None:
             raise _invalid("the token is signed by a key that the issuer does not publish")
         principal = self._principal(self._claims(credentials, found, str(algorithm)))
-        self._held[_digest(credentials)] = None
+        self._held[digest := _digest(credentials)] = None
+        self._held.move_to_end(digest)
         if len(self._held) > REMEMBERED:
             self._held.popitem(last=False)
         return principal

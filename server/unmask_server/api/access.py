@@ -155,8 +155,10 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             )
         try:
             return await verifier.verify(credentials)
-        except CredentialsError:
-            failures.take(address)
+        except CredentialsError as error:
+            # A forgotten client whose token has run out shuts nobody else out.
+            if error.reason is Reason.CREDENTIALS_INVALID:
+                failures.take(address)
             raise
 
 

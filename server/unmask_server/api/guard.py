@@ -6,7 +6,7 @@ import asyncio
 import enum
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,10 @@ log = structlog.get_logger(__name__)
 
 SWEEP_SECONDS = 0.5
 """How often calls are looked through for those that took too long."""
+TELL_SECONDS = 1.0
+"""What it may take to tell a client why its call was ended."""
+OPEN_SECONDS = 10.0
+"""What the message of a call of health or reflection may take to come."""
 ENDLESS = frozenset(("/unmask.v1.GrowthService/WatchGrowth",))
 """Streams that go on for as long as something else does: they end as soon as the server stops."""
 STOPPING = "the server stops; the call may be made again, at another server or after the restart"
@@ -215,7 +219,12 @@ class CallGuard(grpc.aio.ServerInterceptor):
             try:
                 # Health's streams are written by their handlers.
                 call = handler.unary_stream if is_stream else handler.unary_unary
-                return await call(await _message(context), context)
+                try:
+                    async with asyncio.timeout(OPEN_SECONDS):
+                        message = await _message(context)
+                except TimeoutError:
+                    await _abort(context, CallTooLongError("no message came"))
+                return await call(message, context)
             finally:
                 counts.leave(client, is_stream=is_stream)
 
@@ -265,7 +274,10 @@ class CallGuard(grpc.aio.ServerInterceptor):
         task = asyncio.current_task()
         assert task is not None
         task.uncancel()
-        await _abort(context, running.end)
+        # Behind an answer that its client does not take, the word waits; the call does not.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TELL_SECONDS):
+                await _abort(context, running.end)
 
     async def _sweep(self) -> None:
         while True:

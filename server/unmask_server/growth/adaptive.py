@@ -96,7 +96,7 @@ class AdaptivePlanner:
             ahead = forecast(laid.problem, objective, limit=limit, most=most)
             return ahead, self._report(laid, found, Plan())
 
-        return await computing.plan(look)
+        return await computing.forecast(look)
 
     def _timed(self, views: Sequence[TreeView], pending: Counter[Item]) -> Next:
         begun = time.thread_time()
