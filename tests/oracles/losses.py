@@ -305,7 +305,8 @@ def oracles() -> list[Oracle]:
                    "trl ServerDistillationTrainer._compute_server_forward_kl_loss",
                    _ours(Loss.FORWARD_KL, top_k=K, top_k_of=TopKOf.TEACHER,
                          rest=Rest.TAIL if tail else Rest.RENORMALIZED),
-                   _server_forward(tail), per_token, "mean over unmasked tokens")
+                   _server_forward(tail), per_token, "mean over unmasked tokens",
+                   limit=1e-5 if tail else 1e-6)
         )  # fmt: skip
     for kind, loss, weight, words in (
         ("grpo", Loss.GRPO, per_sequence, "mean over a sequence's tokens, then over sequences"),
