@@ -122,13 +122,24 @@ def test_a_token_can_be_revoked_by_its_id(store: TokenStore) -> None:
         store.revoke("bob")
 
 
+def looked_up(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The digests that will have been looked up, in order."""
+    asked: list[bytes] = []
+    find = store.find
+
+    def note(digest: bytes) -> Token | None:
+        asked.append(digest)
+        return find(digest)
+
+    monkeypatch.setattr(store, "find", note)
+    return asked
+
+
 async def test_look_ups_are_remembered_but_never_many(
     store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, secret = store.create("alice", Scope.READ, expires_at=None, budget=NONE)
-    asked = []
-    found = store.find
-    monkeypatch.setattr(store, "find", lambda digest: asked.append(digest) or found(digest))
+    asked = looked_up(store, monkeypatch)
     monkeypatch.setattr(tokens, "REMEMBERED", 3)
     verifier = TokenVerifier(store)
     for _ in range(5):
@@ -175,9 +186,7 @@ async def test_a_token_that_many_calls_bring_is_looked_up_once(
     store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, secret = store.create("alice", Scope.READ, expires_at=None, budget=NONE)
-    asked = []
-    found = store.find
-    monkeypatch.setattr(store, "find", lambda digest: asked.append(digest) or found(digest))
+    asked = looked_up(store, monkeypatch)
     monkeypatch.setattr(tokens, "UNKNOWN_AT_ONCE", 1)
     verifier = TokenVerifier(store)
     await asyncio.gather(*(verifier.verify(secret) for _ in range(20)))

@@ -307,7 +307,15 @@ class _Ended:
         self.trailing_metadata = lambda: status.trailing_metadata
 
 
-async def test_a_stop_is_told_also_where_an_answer_is_being_written() -> None:
+class NeverTaken(Written):
+    """One whose client does not take the word of its end either."""
+
+    async def abort_with_status(self, status: Any) -> None:
+        await asyncio.Event().wait()
+
+
+async def stopped_while_writing(context: Written) -> None:
+    """Stop a server that writes an answer; raises what the call does."""
     guard = CallGuard(Settings())
     writing = asyncio.Event()
 
@@ -316,36 +324,7 @@ async def test_a_stop_is_told_also_where_an_answer_is_being_written() -> None:
             yield 1
 
     async def write() -> None:
-        async with aclosing(guard._stream(answers, Kind.STREAM, True)(None, Written())) as some:
-            async for _ in some:
-                writing.set()
-                await asyncio.Event().wait()
-
-    task = asyncio.create_task(write())
-    await asyncio.wait_for(writing.wait(), 30)
-    await guard.drain(30.0)
-    with pytest.raises(ToldError, match="SERVER_STOPPING"):
-        await task
-    assert not guard.running
-
-
-async def test_a_client_that_takes_no_answers_holds_up_no_stop(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(guard_module, "TELL_SECONDS", 0.01)
-    guard = CallGuard(Settings())
-    writing = asyncio.Event()
-
-    class NeverTaken(Written):
-        async def abort_with_status(self, status: Any) -> None:
-            await asyncio.Event().wait()
-
-    async def answers(request: Any, context: Any) -> AsyncIterator[int]:
-        while True:
-            yield 1
-
-    async def write() -> None:
-        async with aclosing(guard._stream(answers, Kind.STREAM, True)(None, NeverTaken())) as some:
+        async with aclosing(guard._stream(answers, Kind.STREAM, True)(None, context)) as some:
             async for _ in some:
                 writing.set()
                 await asyncio.Event().wait()
@@ -353,9 +332,21 @@ async def test_a_client_that_takes_no_answers_holds_up_no_stop(
     task = asyncio.create_task(write())
     await asyncio.wait_for(writing.wait(), 30)
     await asyncio.wait_for(guard.drain(30.0), 30)
-    with pytest.raises(asyncio.CancelledError):
-        await task
     assert not guard.running
+    await task
+
+
+async def test_a_stop_is_told_also_where_an_answer_is_being_written() -> None:
+    with pytest.raises(ToldError, match="SERVER_STOPPING"):
+        await stopped_while_writing(Written())
+
+
+async def test_a_client_that_takes_no_answers_holds_up_no_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guard_module, "TELL_SECONDS", 0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await stopped_while_writing(NeverTaken())
 
 
 async def test_a_health_check_without_a_message_ends(

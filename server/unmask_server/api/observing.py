@@ -160,14 +160,20 @@ def _observed(
     is_generator = inspect.isasyncgenfunction(inner)
     counts = method.counts
 
+    async def encoded(
+        response: Any, serialize: Callable[[Any], bytes], context: Context, call: calls.Call
+    ) -> bytes:
+        data = serialize(response)
+        if len(data) > largest:
+            await _refuse_large(_Context(context, call), len(data), largest)
+        call.sent += len(data)
+        return data
+
     async def stream(request: Any, context: Context, call: calls.Call) -> None:
         async with aclosing(inner(request, _Context(context, call))) as responses:
             async for response in responses:
                 if serialize is not None:
-                    response = serialize(response)
-                    if len(response) > largest:
-                        await _refuse_large(_Context(context, call), len(response), largest)
-                    call.sent += len(response)
+                    response = await encoded(response, serialize, context, call)
                 await context.write(response)
 
     async def observe(request: Any, context: Context) -> Any:
@@ -182,10 +188,7 @@ def _observed(
                 return await stream(request, context, call)
             response = await inner(request, _Context(context, call))
             if serialize is not None:
-                response = serialize(response)
-                if len(response) > largest:
-                    await _refuse_large(_Context(context, call), len(response), largest)
-                call.sent = len(response)
+                response = await encoded(response, serialize, context, call)
             return response
         except BaseException as error:
             code = _code(context, error)
