@@ -27,9 +27,10 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
-    def send(self, kind: int, payload: bytes = b"", flags: int = 0) -> None:
-        self._writer.write(struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + bytes(4))
-        self._writer.write(payload)
+    def send(self, kind: int, payload: bytes = b"", flags: int = 0, times: int = 1) -> None:
+        """Send a frame, or several in one piece: the server may close after any of them."""
+        head = struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + bytes(4)
+        self._writer.write((head + payload) * times)
 
     async def frame(self) -> tuple[int, bytes]:
         """The kind and the content of the next one."""
@@ -86,8 +87,7 @@ async def test_whoever_pings_too_often_is_disconnected(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'unmask.db'}"
     async with serving(url, tmp_path, keepalive_min_ping_seconds=1000.0) as world:
         async with connected(world) as connection:
-            for _ in range(10):
-                connection.send(PING, bytes(8))
+            connection.send(PING, bytes(8), times=10)
             payload = await connection.frame_of(GOAWAY)
         assert int.from_bytes(payload[4:8], "big") == ENHANCE_YOUR_CALM
         assert b"too_many_pings" in payload
