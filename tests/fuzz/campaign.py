@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from unmask_server.computing import PARSING
 from unmask_server.database.connect import open_database
 from unmask_server.database.limits import UNLIMITED
 from unmask_server.database.migrate import migrate
@@ -33,6 +34,8 @@ WARM_PART = 5
 """After this part of the requests a server has done everything that it does, ..."""
 WARM_REQUESTS = 4_000
 """... if it is as many as these."""
+PARSED = 27
+"""What a request of empty messages takes as a message, over its bytes."""
 ROOM_MIB = 64
 """What a server's heap may grow by, beside its caches, once it has done everything once."""
 
@@ -57,10 +60,10 @@ class Plan:
 def bound_of(warm: float) -> float:
     """MiB that a server may hold that held so many once it had done everything once.
 
-    Its answer cache may fill, and each request under way may be as large as a message can be,
-    twice: as bytes and as a message.
+    Its answer cache may fill, each request under way may be as large as a message can be, twice: as
+    bytes and as a message; and those being parsed may turn out to be of very many parts.
     """
-    in_flight = WORKERS * 2 * LIMITS["max_message_mib"]
+    in_flight = (WORKERS * 2 + PARSING * PARSED) * LIMITS["max_message_mib"]
     return warm + LIMITS["answer_cache_mib"] + in_flight + ROOM_MIB
 
 

@@ -106,7 +106,11 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         check, parse = self._contract.reader(method), handler.request_deserializer
 
         def checked(data: bytes) -> Any:
-            check(data)
+            try:
+                check(data)
+            except InvalidArgument as error:
+                # The frames hold what was parsed, up to thirty times the request.
+                raise error.with_traceback(None) from None
             return parse(data)
 
         if handler.response_streaming:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -16,6 +15,7 @@ from grpc_status import rpc_status
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from unmask_server import computing
 from unmask_server.access.errors import (
     CredentialsError,
     IssuerError,
@@ -262,8 +262,19 @@ def _guard_streams(call: Servicer, parse: Parse, method: str) -> Servicer:
 async def _read(data: bytes, parse: Parse) -> Message:
     """The request. Raises DecodeError, and what the contract's rules say: InvalidArgument."""
     if len(data) > LARGE_BYTES:
-        return await asyncio.to_thread(parse, data)
+        return await computing.parse(parse, data)
     return parse(data)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of what an error's frames hold, the request above all.
+
+    They and the error hold each other, so it would stay until somebody collects such circles.
+    """
+    raised: BaseException | None = error
+    while raised is not None:
+        raised.__traceback__ = None
+        raised = raised.__cause__ or raised.__context__
 
 
 async def _abort(
@@ -276,7 +287,9 @@ async def _abort(
         # A method of the health service that its package does not have yet.
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
     found = status_of(error)
-    if found is None:
+    if found is not None:
+        _forget_frames(error)
+    else:
         log.error("unforeseen error", method=method, exc_info=error)
         found = status(Reason.UNFORESEEN, "an unforeseen error; see the server's log")
     await context.abort_with_status(rpc_status.to_status(found))
