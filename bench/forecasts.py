@@ -15,6 +15,10 @@ two; no forecast made before the first rollout can be expected to do better. `pl
 seconds of a thread's time spent on planning over the seconds of the growths;
 `planning_processor_share`: over the processor time of the server, start included, which other load
 does not change.
+
+With `--at-once 4`, growths over two generations of each of four questions together, as who plans a
+run over many questions asks for: `forecast_..._at_once`. Each set is grown `GROUPS` times, over
+other generations in another copy of the database; nothing is seen twice.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -46,6 +50,7 @@ FIRST, FINER = 0.3, 0.15
 CHOSEN_ON = 20
 """The first questions are those that forecasts were corrected on."""
 COPIES = 2
+GROUPS = 4
 WITHIN = 1.5
 WANTED = 0.8
 Z90 = 1.645
@@ -67,16 +72,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--skip", type=int, default=CHOSEN_ON)
+    parser.add_argument("--at-once", type=int, default=1, help="questions in one growth")
     args = parser.parse_args()
+    if args.at_once > 1:
+        sets_at_once(args.skip, args.questions, args.at_once)
+        return
     found: list[list[Grown]] = []
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "unmask.db"
-        targets = prepare(base, args.skip, args.questions)
+        targets = prepare(base, args.skip, args.questions, 2)
         logs, processor = "", 0.0
         for k in range(COPIES):
-            copy = Path(folder) / f"copy{k}.db"
-            with closing(sqlite3.connect(base)) as source, closing(sqlite3.connect(copy)) as other:
-                source.backup(other)
+            copy = copied(base, k)
             before = _processor()
             found.append(grow(copy, targets, (FIRST, FINER) if k == 0 else (FIRST,)))
             processor += _processor() - before
@@ -94,8 +101,33 @@ def main() -> None:
     show(over("idle_share", idle, took))
 
 
-def prepare(database: Path, skip: int, count: int) -> list[list[str]]:
-    """Register everything. Returns the generations of each question that growths are over."""
+def sets_at_once(skip: int, count: int, size: int) -> None:
+    """Print the figures of growths over several questions together."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "unmask.db"
+        generations = prepare(base, skip, count, 2 * GROUPS)
+        for k in range(GROUPS):
+            mine = [one[2 * k : 2 * k + 2] for one in generations]
+            sets = [
+                [generation for one in mine[i : i + size] for generation in one]
+                for i in range(0, count - size + 1, size)
+            ]
+            grown = grow(copied(base, k), sets, (FIRST,))
+            rows += [replace(row, question=row.question + k * len(sets)) for row in grown]
+    report(rows, "_at_once")
+
+
+def copied(base: Path, k: int) -> Path:
+    """Another copy of a database."""
+    copy = base.with_name(f"copy{k}.db")
+    with closing(sqlite3.connect(base)) as source, closing(sqlite3.connect(copy)) as other:
+        source.backup(other)
+    return copy
+
+
+def prepare(database: Path, skip: int, count: int, each: int) -> list[list[str]]:
+    """Register everything. Returns so many generations of each question, to grow."""
     with unmask.local(database) as client:
         models = ROOT / "examples" / "models"
         client.register_policy(
@@ -107,7 +139,7 @@ def prepare(database: Path, skip: int, count: int) -> list[list[str]]:
             ROOT / "examples" / "word_problems" / "questions.jsonl", verifier="hash_answer"
         )
         questions = [row.question.id for row in registered][skip : skip + count]
-        sampled = [client.sample_trajectories("student", [q], count=2) for q in questions]
+        sampled = [client.sample_trajectories("student", [q], count=each) for q in questions]
     return [[trajectory.id for trajectory in one.trajectories] for one in sampled]
 
 
