@@ -96,7 +96,9 @@ async def running(settings: Settings, app: App | None = None) -> AsyncIterator[l
     pool = contract_pool(health_pb2.DESCRIPTOR.serialized_pb, *reflection_files())
     server = grpc.aio.server(
         interceptors=[
-            ObservingInterceptor(settings.access_log, SERVICES, settings.max_message_mib * 2**20),
+            ObservingInterceptor(
+                settings.access_log, pool, SERVICES, settings.max_message_mib * 2**20
+            ),
             *([access] if access else []),
             guard,
             AnswerInterceptor(app.answers),

@@ -44,23 +44,31 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ObservingInterceptor(grpc.aio.ServerInterceptor):
     """Outermost: whatever the interceptors within it make of a call is seen here."""
 
-    def __init__(self, access_log: AccessLog, services: Sequence[str], largest: int) -> None:
+    def __init__(
+        self,
+        access_log: AccessLog,
+        pool: descriptor_pool.DescriptorPool,
+        services: Sequence[str],
+        largest: int,
+    ) -> None:
         """Observe some services.
 
         Args:
             access_log: which calls get a line.
-            services: their full names.
+            pool: where all services of the server are described; others are not told by name.
+            services: full names of those that are counted from the start.
             largest: bytes of an answer; gRPC itself would not say what to do about a larger one.
 
         """
         self._access_log = access_log
+        self._pool = pool
         self._largest = largest
         self._observed: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
         self._methods: dict[str, _Method] = {}
         for service in services:
-            for one in descriptor_pool.Default().FindServiceByName(service).methods:
+            for one in pool.FindServiceByName(service).methods:
                 path = f"/{service}/{one.name}"
-                if (method := _Method.of(path)) is not None:
+                if (method := _Method.of(path, pool)) is not None:
                     self._methods[path] = method
 
     async def intercept_service(
@@ -81,7 +89,7 @@ class ObservingInterceptor(grpc.aio.ServerInterceptor):
         known = self._observed.get(name)
         if known is not None and known[0] is handler:
             return known[1]
-        method = self._methods.get(name) or _Method.of(name)
+        method = self._methods.get(name) or _Method.of(name, self._pool)
         if method is None:
             # Somebody refuses it; nothing is kept for whatever clients think of.
             return self._observe(_NO_METHOD, handler)
@@ -134,12 +142,12 @@ class _Method:
     counts: MethodCounts
 
     @staticmethod
-    def of(path: str) -> _Method | None:
+    def of(path: str, pool: descriptor_pool.DescriptorPool) -> _Method | None:
         """By its descriptor: who refuses a call may put a handler of another kind in its place."""
         name = path.removeprefix("/")
         service, _, method = name.rpartition("/")
         try:
-            found = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
+            found = pool.FindServiceByName(service).methods_by_name[method]
         except KeyError:
             return None
         kind = _TYPES[found.client_streaming, found.server_streaming]
