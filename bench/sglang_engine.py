@@ -43,6 +43,7 @@ from unmask_server.nodes.distributions import ScoreJob, Scorer
 from unmask_server.tree import DistributionStore, TreeStore
 
 from bench.figures import figure, show
+from tests.collected import collected
 
 ROOT = Path(__file__).parents[1]
 PYTHON = Path(os.environ.get("SGLANG_VENV", ROOT / ".venv-sglang")) / "bin" / "python"
@@ -160,11 +161,13 @@ async def _growth(app: App, policy: str, words: str, repetition: int) -> list[st
         ),
         None,  # type: ignore[arg-type]
     )
-    sampled = await app.trajectory_service.SampleTrajectories(
-        trajectory_pb2.SampleTrajectoriesRequest(
-            policy=policy, questions=[f"q{repetition}"], count=4
-        ),
-        None,  # type: ignore[arg-type]
+    sampled = await collected(
+        app.trajectory_service.SampleTrajectories(
+            trajectory_pb2.SampleTrajectoriesRequest(
+                policy=policy, questions=[f"q{repetition}"], count=4
+            ),
+            None,  # type: ignore[arg-type]
+        )
     )
     return [trajectory.id for trajectory in sampled.trajectories]
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 import grpc.aio
 
 from unmask import channel as channels
-from unmask.calls import Paged, Streamed, Unary, as_method
-from unmask.errors import from_rpc_error
+from unmask.calls import Divided, Paged, Resumed, Streamed, Unary, as_method
+from unmask.errors import UnavailableError, from_rpc_error
 from unmask.growth import GROW, AsyncGrowthHandle
 from unmask.requests import cache, catalog, diagnosis, growth, trajectory
 from unmask.tracing import calling
@@ -89,7 +90,9 @@ class AsyncBaseClient:
                 return
             request.page_token = page.next_page_token
 
-    async def stream(self, call: Streamed[T]) -> AsyncIterator[T]:
+    async def stream(
+        self, call: Streamed[T], timeout: float | None = None
+    ) -> AsyncGenerator[T, None]:
         """The answers as they come. Closing the iterator cancels the call."""
         method: Any = self._channel.unary_stream(
             call.path,
@@ -97,7 +100,7 @@ class AsyncBaseClient:
             response_deserializer=call.response.FromString,
         )
         with calling(call.path, self._metadata()) as metadata:
-            responses = method(call.request, metadata=metadata)
+            responses = method(call.request, timeout=timeout, metadata=metadata)
             try:
                 async for response in responses:
                     yield call.pick(response)
@@ -105,6 +108,37 @@ class AsyncBaseClient:
                 raise from_rpc_error(error) from error
             finally:
                 responses.cancel()
+
+    async def parts(
+        self, call: Divided[T], timeout: float | None = None
+    ) -> AsyncGenerator[T, None]:
+        """The parts of an answer as they come; a stream that breaks is begun again, unnoticed."""
+        resumed = Resumed(call, timeout)
+        while True:
+            try:
+                async with aclosing(self.stream(call, resumed.begin())) as parts:
+                    async for part in parts:
+                        if resumed.is_new(part):
+                            yield part
+            except UnavailableError:
+                if resumed.gives_up():
+                    raise
+                continue
+            return
+
+    async def whole(self, call: Divided[T]) -> T:
+        """All parts of an answer, put together."""
+        whole: Any = call.response()
+        async for part in self.parts(call, self.timeout):
+            call.add(whole, part)
+        return whole  # type: ignore[no-any-return]
+
+    async def items(self, call: Divided[Any]) -> AsyncIterator[Any]:
+        """The items of all parts, as they come. Closing the iterator cancels the call."""
+        async with aclosing(self.parts(call)) as parts:
+            async for part in parts:
+                for item in call.items(part):
+                    yield item
 
     async def _send(self, path: str, request: Any, response: Any) -> Any:
         method: Any = self._channel.unary_unary(
@@ -147,6 +181,18 @@ def _streamed(
     return as_method(build, AsyncBaseClient.stream)
 
 
+def _whole(
+    build: Callable[P, Divided[T]],
+) -> Callable[Concatenate[AsyncBaseClient, P], Awaitable[T]]:
+    return as_method(build, AsyncBaseClient.whole)
+
+
+def _items(
+    build: Callable[P, Divided[Any]], name: str, summary: str
+) -> Callable[Concatenate[AsyncBaseClient, P], AsyncIterator[Any]]:
+    return as_method(build, AsyncBaseClient.items, name, summary)
+
+
 def _started(
     build: Callable[P, Unary[growth_pb2.Growth]],
 ) -> Callable[Concatenate[AsyncClient, P], Awaitable[AsyncGrowthHandle]]:
@@ -177,7 +223,10 @@ class AsyncClient(AsyncBaseClient):
     register_verifier = _unary(catalog.register_verifier)
     list_verifiers = _paged(catalog.list_verifiers)
 
-    sample_trajectories = _unary(trajectory.sample_trajectories)
+    sample_trajectories = _whole(trajectory.sample_trajectories)
+    iter_sampled_trajectories = _items(
+        trajectory.sample_trajectories, "iter_sampled_trajectories", trajectory.ITER_SAMPLED
+    )
     submit_trajectory = _unary(trajectory.submit_trajectory)
     get_trajectory = _unary(trajectory.get_trajectory)
     list_trajectories = _paged(trajectory.list_trajectories)

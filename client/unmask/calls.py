@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -52,6 +53,52 @@ class Streamed(Generic[T]):
     response: type[Message]
     pick: Callable[[Any], T]
     """From one answer to what the caller gets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divided(Streamed[T]):
+    """One answer that comes in parts: the same items in the same order whenever it is asked for."""
+
+    items: Callable[[Any], MutableSequence[Any]]
+    """From a part to its items."""
+    add: Callable[[T, T], None]
+    """Puts a part behind those that came before, the first argument."""
+
+
+LOST_STREAMS = 5
+"""Streams that may break one after the other without any progress before a client gives up. Opening
+each is retried with growing pauses (see `channel`), so a server has time to restart."""
+
+
+class Resumed:
+    """An answer in parts whose stream is begun again where it breaks: what has come, comes once."""
+
+    def __init__(self, call: Divided[Any], timeout: float | None) -> None:
+        """Begin now. `timeout` in seconds, for all streams together; None: for ever."""
+        self._items = call.items
+        self._ends = None if timeout is None else time.monotonic() + timeout
+        self._come = self._at = self._lost = 0
+
+    def begin(self) -> float | None:
+        """Begin a stream. Returns the seconds that it may take."""
+        self._at = 0
+        return None if self._ends is None else max(0.0, self._ends - time.monotonic())
+
+    def is_new(self, part: Any) -> bool:
+        """Take out of a part what has come before; whether there is more in it."""
+        items = self._items(part)
+        known = min(max(self._come - self._at, 0), len(items))
+        self._at += len(items)
+        self._come = max(self._come, self._at)
+        del items[:known]
+        if items:
+            self._lost = 0
+        return bool(items)
+
+    def gives_up(self) -> bool:
+        """Whether it is enough, now that another stream broke."""
+        self._lost += 1
+        return self._lost == LOST_STREAMS
 
 
 def path(service: str, method: str) -> str:

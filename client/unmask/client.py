@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
 from unmask import channel as channels
-from unmask.calls import Paged, Streamed, Unary, as_method
-from unmask.errors import from_rpc_error
+from unmask.calls import Divided, Paged, Resumed, Streamed, Unary, as_method
+from unmask.errors import UnavailableError, from_rpc_error
 from unmask.growth import GROW, GrowthHandle
 from unmask.requests import cache, catalog, diagnosis, growth, trajectory
 from unmask.tracing import calling
@@ -109,7 +109,7 @@ class BaseClient:
                 return
             request.page_token = page.next_page_token
 
-    def stream(self, call: Streamed[T]) -> Iterator[T]:
+    def stream(self, call: Streamed[T], timeout: float | None = None) -> Generator[T, None, None]:
         """The answers as they come. Leaving the loop cancels the call."""
         method = self._channel.unary_stream(
             call.path,
@@ -117,7 +117,7 @@ class BaseClient:
             response_deserializer=call.response.FromString,
         )
         with calling(call.path, self._metadata()) as metadata:
-            responses = method(call.request, metadata=metadata)
+            responses = method(call.request, timeout=timeout, metadata=metadata)
             try:
                 for response in responses:
                     yield call.pick(response)
@@ -125,6 +125,34 @@ class BaseClient:
                 raise from_rpc_error(error) from error
             finally:
                 responses.cancel()
+
+    def parts(self, call: Divided[T], timeout: float | None = None) -> Generator[T, None, None]:
+        """The parts of an answer as they come; a stream that breaks is begun again, unnoticed."""
+        resumed = Resumed(call, timeout)
+        while True:
+            try:
+                with contextlib.closing(self.stream(call, resumed.begin())) as parts:
+                    for part in parts:
+                        if resumed.is_new(part):
+                            yield part
+            except UnavailableError:
+                if resumed.gives_up():
+                    raise
+                continue
+            return
+
+    def whole(self, call: Divided[T]) -> T:
+        """All parts of an answer, put together."""
+        whole: Any = call.response()
+        for part in self.parts(call, self.timeout):
+            call.add(whole, part)
+        return whole  # type: ignore[no-any-return]
+
+    def items(self, call: Divided[Any]) -> Iterator[Any]:
+        """The items of all parts, as they come. Leaving the loop cancels the call."""
+        with contextlib.closing(self.parts(call)) as parts:
+            for part in parts:
+                yield from call.items(part)
 
     def _send(self, path: str, request: Any, response: Any) -> Any:
         method = self._channel.unary_unary(
@@ -168,6 +196,16 @@ def _streamed(build: Callable[P, Streamed[T]]) -> Callable[Concatenate[BaseClien
     return as_method(build, BaseClient.stream)
 
 
+def _whole(build: Callable[P, Divided[T]]) -> Callable[Concatenate[BaseClient, P], T]:
+    return as_method(build, BaseClient.whole)
+
+
+def _items(
+    build: Callable[P, Divided[Any]], name: str, summary: str
+) -> Callable[Concatenate[BaseClient, P], Iterator[Any]]:
+    return as_method(build, BaseClient.items, name, summary)
+
+
 def _started(
     build: Callable[P, Unary[growth_pb2.Growth]],
 ) -> Callable[Concatenate[Client, P], GrowthHandle]:
@@ -202,7 +240,10 @@ class Client(BaseClient):
     register_verifier = _unary(catalog.register_verifier)
     list_verifiers = _paged(catalog.list_verifiers)
 
-    sample_trajectories = _unary(trajectory.sample_trajectories)
+    sample_trajectories = _whole(trajectory.sample_trajectories)
+    iter_sampled_trajectories = _items(
+        trajectory.sample_trajectories, "iter_sampled_trajectories", trajectory.ITER_SAMPLED
+    )
     submit_trajectory = _unary(trajectory.submit_trajectory)
     get_trajectory = _unary(trajectory.get_trajectory)
     list_trajectories = _paged(trajectory.list_trajectories)

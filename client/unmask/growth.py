@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from unmask.calls import LOST_STREAMS
 from unmask.errors import GrowthFailedError, UnavailableError
 from unmask.requests.growth import ENDED
 from unmask.v1 import growth_pb2 as pb
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 
 GROW = "Start a growth, or find the one of that request_id, and get a handle on it."
 """What `grow` does; the rest of its documentation is that of `start_growth`."""
-
-_LOST_STREAMS = 5
-"""Streams that may break one after the other without any progress before watching gives up. Opening
-each is retried with growing pauses (see `channel`), so a server has time to restart."""
 
 
 class _Handle:
@@ -66,7 +63,7 @@ class GrowthHandle(_Handle):
                     yield growth
             except UnavailableError:
                 lost += 1
-                if lost == _LOST_STREAMS:
+                if lost == LOST_STREAMS:
                     raise
                 continue
             return
@@ -122,7 +119,7 @@ class AsyncGrowthHandle(_Handle):
                     yield growth
             except UnavailableError:
                 lost += 1
-                if lost == _LOST_STREAMS:
+                if lost == LOST_STREAMS:
                     raise
                 continue
             return

@@ -166,11 +166,7 @@ def build(settings: Settings, open_engine: OpenEngine | None = None) -> App:
             max_noise=settings.max_noise,
         ),
         trajectory_service=TrajectoryService(
-            catalog,
-            resolver,
-            TrajectoryMaker(catalog, sampler, recorder),
-            quotas,
-            max_message=settings.max_message_mib * 2**20,
+            catalog, resolver, TrajectoryMaker(catalog, sampler, recorder), quotas
         ),
         diagnosis_service=diagnosis,
         growth_service=GrowthService(

@@ -390,7 +390,7 @@ async def test_the_last_call_may_end_as_the_grace_does() -> None:
         ("/unmask.v1.CatalogService/GetPolicy", Kind.QUICK),
         ("/unmask.v1.GrowthService/PauseGrowth", Kind.QUICK),
         ("/unmask.v1.DiagnosisService/GetAlignment", Kind.WORK),
-        ("/unmask.v1.TrajectoryService/SampleTrajectories", Kind.WORK),
+        ("/unmask.v1.TrajectoryService/SubmitTrajectory", Kind.WORK),
     ],
 )
 def test_calls_that_may_wait_for_a_model_get_more_time(method: str, kind: Kind) -> None:

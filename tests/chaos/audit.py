@@ -18,8 +18,8 @@ from unmask_server.database.schema import (
     trajectory_outcome,
     tree,
 )
+from unmask_server.growth.flushing import FLUSH_ROLLOUTS
 from unmask_server.growth.recorder import FINISH_CODES, seed_of
-from unmask_server.growth.rounds import FLUSH_ROLLOUTS
 from unmask_server.tree import StoredRollout, TreeStore, fsck
 from unmask_server.tree.tokens import unpack
 

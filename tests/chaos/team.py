@@ -16,6 +16,7 @@ from unmask.v1 import catalog_pb2, growth_pb2, trajectory_pb2
 from unmask_server.database.migrate import migrate
 
 from tests.chaos.server import Options, start
+from tests.collected import collected
 from tests.e2e.conftest import Stubs
 
 QUESTIONS = ("one", "two")
@@ -188,7 +189,7 @@ class Team:
             count=count,
             seed=10**6 + next(self._seeds) if seed is None else seed,
         )
-        found = await server.stubs.trajectory.SampleTrajectories(request, timeout=60)
+        found = await collected(server.stubs.trajectory.SampleTrajectories(request, timeout=60))
         for made in found.trajectories:
             tokens = tuple(token.id for token in made.tokens)
             self.acknowledged[made.id] = (tokens, made.reward)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event
 from unmask.v1 import diagnosis_pb2, growth_pb2
 from unmask_server.app import build
 from unmask_server.config import Settings
-from unmask_server.growth.rounds import FLUSH_ROLLOUTS
+from unmask_server.growth.flushing import FLUSH_ROLLOUTS
 from unmask_server.logs import configure
 from unmask_server.serve import running
 

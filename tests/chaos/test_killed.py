@@ -7,7 +7,7 @@ import random
 
 import pytest
 from unmask.v1 import growth_pb2
-from unmask_server.growth.rounds import FLUSH_ROLLOUTS
+from unmask_server.growth.flushing import FLUSH_ROLLOUTS
 
 from tests.chaos.audit import audit
 from tests.chaos.conftest import MakeTeam

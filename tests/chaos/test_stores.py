@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from unmask.v1 import growth_pb2
 from unmask_server.database.faults import MESSAGES, Fault
-from unmask_server.growth.rounds import FLUSH_ROLLOUTS
+from unmask_server.growth.flushing import FLUSH_ROLLOUTS
 
 from tests.chaos.audit import audit
 from tests.chaos.conftest import MakeTeam

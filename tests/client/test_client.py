@@ -105,7 +105,10 @@ def test_a_policy_is_registered_with_what_was_said_and_nothing_else(
 def test_resources_are_named_by_id_by_name_or_by_message(
     server: ScriptedServer, client: unmask.Client
 ) -> None:
-    server.answer("SampleTrajectories", trajectory_pb2.SampleTrajectoriesResponse(sampled=2))
+    sampled = trajectory_pb2.SampleTrajectoriesResponse(
+        trajectories=[trajectory_pb2.Trajectory()] * 2, sampled=2
+    )
+    server.answer("SampleTrajectories", [sampled])
     policy = catalog_pb2.Policy(id="pol-1", name="student")
     question = catalog_pb2.Question(id="que-1")
     assert client.sample_trajectories(policy, [question, "easy"], count=2, seed=7).sampled == 2

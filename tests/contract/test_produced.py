@@ -20,6 +20,7 @@ from unmask_server.engines.base import BadRequestError, EngineError, ModelChange
 from unmask_server.reasons import Reason
 from unmask_server.tree import VerifiersDifferError
 
+from tests.collected import collected
 from tests.contract.told import reason_of
 from tests.e2e.conftest import MAX_NEW_TOKENS, World
 from tests.e2e.test_main_job import grow, growth_of, prefix, sampled, sampling_of
@@ -185,8 +186,8 @@ async def test_what_does_not_go_together(
     await expect(
         {
             Reason.TOKENIZER_MISMATCH: calls.teacher(model=other, policies=["student"]),
-            Reason.PROMPT_TOO_LONG: lambda: calls.stubs.trajectory.SampleTrajectories(
-                sampling_of(world, questions=["long"])
+            Reason.PROMPT_TOO_LONG: lambda: collected(
+                calls.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=["long"]))
             ),
             Reason.CONTEXT_NOT_SHOWABLE: calls.align(teachers=["hint"]),
             Reason.VERIFIER_CANNOT_GRADE: calls.align(prefix(question="worded"), options=graded),

@@ -113,6 +113,16 @@ def test_a_rule_over_several_fields_names_the_one_that_is_wrong() -> None:
     ]
 
 
+def test_what_a_call_samples_is_bounded_over_all_its_questions() -> None:
+    def sampling(questions: int, count: int) -> Told:
+        names = [f"q{i}" for i in range(questions)]
+        request = trajectory_pb2.SampleTrajectoriesRequest(policy="p", questions=names, count=count)
+        return broken("TrajectoryService/SampleTrajectories", request)
+
+    assert sampling(10, 10_000) == sampling(10_000, 10) == []
+    assert sampling(11, 10_000) == sampling(10_000, 11) == [("count", "COUNT_IN_ALL")]
+
+
 def test_a_nul_is_refused_wherever_a_text_may_be() -> None:
     asked = aligning()
     asked.teachers.append("a\0b")

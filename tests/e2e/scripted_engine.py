@@ -29,6 +29,8 @@ class ScriptedEngine:
         self.info = ModelInfo(VOCABULARY, 4096, frozenset({0}))
         self.sampled = 0
         """Rollouts that were handed out."""
+        self.calls = 0
+        """Calls of `sample` that go on."""
         self._allowed = allowed
         self._moved = asyncio.Event()
 
@@ -46,14 +48,24 @@ class ScriptedEngine:
         self, requests: Sequence[SampleRequest], sampling: Sampling, stop_ids: frozenset[int]
     ) -> AsyncGenerator[Sample, None]:
         """Yield rollouts in order."""
-        for index, request in enumerate(requests):
-            while self._allowed is not None and self.sampled >= self._allowed:
-                await self._moved.wait()
-            if index % 64 == 0:
-                await asyncio.sleep(0)
-            tokens, finish = _rollout(request, stop_ids)
-            self.sampled += 1
-            yield Sample(index, tokens, finish)
+        self.calls += 1
+        try:
+            for index, request in enumerate(requests):
+                while self._allowed is not None and self.sampled >= self._allowed:
+                    await self._moved.wait()
+                if index % 64 == 0:
+                    await asyncio.sleep(0)
+                tokens, finish = self.rollout(request, stop_ids)
+                self.sampled += 1
+                yield Sample(index, tokens, finish)
+        finally:
+            self.calls -= 1
+
+    def rollout(
+        self, request: SampleRequest, stop_ids: frozenset[int]
+    ) -> tuple[tuple[int, ...], FinishReason]:
+        """The same for the same request."""
+        return _rollout(request, stop_ids)
 
     async def score(self, request: ScoreRequest) -> list[PositionScores]:
         """The distributions that are sampled from, under every view."""

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 
+from tests.collected import collected
 from tests.e2e.conftest import serving
 from tests.e2e.test_main_job import grow, growth_of
 from tests.tiny import byte_bpe, save, sentence_piece
@@ -54,9 +55,11 @@ async def test_another_architecture_with_another_tokenizer(
         )
         questions = [r.question for r in registered.results]
         assert [q.fields["answer"] for q in questions] == ["3", "7"]
-        sampled = await stubs.trajectory.SampleTrajectories(
-            trajectory_pb2.SampleTrajectoriesRequest(
-                policy="student", questions=[questions[0].id], count=1, seed=1
+        sampled = await collected(
+            stubs.trajectory.SampleTrajectories(
+                trajectory_pb2.SampleTrajectoriesRequest(
+                    policy="student", questions=[questions[0].id], count=1, seed=1
+                )
             )
         )
         trajectory = sampled.trajectories[0]

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from unmask.v1 import cache_pb2, catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 
+from tests.collected import collected
 from tests.contract.told import reason_of
 from tests.e2e.conftest import MAX_NEW_TOKENS, World
 from tests.e2e.test_main_job import at, growth_of, prefix, sampled, sampling_of, statistics
@@ -36,7 +37,9 @@ def grow_with(**options: Any) -> Call:
 
 
 def sample(**options: Any) -> Call:
-    return lambda world, _: world.stubs.trajectory.SampleTrajectories(sampling_of(world, **options))
+    return lambda world, _: collected(
+        world.stubs.trajectory.SampleTrajectories(sampling_of(world, **options))
+    )
 
 
 def submit(**options: Any) -> Call:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from unmask.v1 import diagnosis_pb2, trajectory_pb2
 
+from tests.collected import collected
 from tests.e2e.test_main_job import at
 from tests.e2e.test_replicas import Replica, asked, ended, pair, start
 
@@ -19,7 +20,7 @@ OBJECTIVES = [diagnosis_pb2.Objective(), diagnosis_pb2.Objective(verifier="exact
 
 async def sampled(server: Replica, name: str) -> trajectory_pb2.Trajectory:
     request = trajectory_pb2.SampleTrajectoriesRequest(policy="student", questions=[name], count=2)
-    made = await server.stubs.trajectory.SampleTrajectories(request)
+    made = await collected(server.stubs.trajectory.SampleTrajectories(request))
     return max(made.trajectories, key=lambda t: t.length)
 
 

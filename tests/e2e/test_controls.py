@@ -10,6 +10,7 @@ from unmask_server.diagnosis import Algorithm, Loss, descent, entropy, tempered
 from unmask_server.nodes.controls import FLATTENED, SHARPENED
 from unmask_server.tree import TreeStore
 
+from tests.collected import collected
 from tests.e2e.conftest import World
 from tests.e2e.test_bad_input import INVALID, PRECONDITION, refused
 from tests.e2e.test_main_job import at, grow, growth_of, sampled, statistics
@@ -200,7 +201,7 @@ async def two_correct(world: World) -> list[trajectory_pb2.Trajectory]:
     request = trajectory_pb2.SampleTrajectoriesRequest(
         policy="student", questions=["two"], count=200, seed=3
     )
-    found = (await world.stubs.trajectory.SampleTrajectories(request)).trajectories
+    found = (await collected(world.stubs.trajectory.SampleTrajectories(request))).trajectories
     stopped = [
         t for t in found if t.reward == 1 and t.finish_reason == trajectory_pb2.FINISH_REASON_STOP
     ]
@@ -282,7 +283,7 @@ async def test_groups_are_summarised_and_compared(controlled: World) -> None:
     request = trajectory_pb2.SampleTrajectoriesRequest(
         policy="student", questions=["one", "two"], count=3, seed=7
     )
-    found = (await controlled.stubs.trajectory.SampleTrajectories(request)).trajectories
+    found = (await collected(controlled.stubs.trajectory.SampleTrajectories(request))).trajectories
     for i, trajectory in enumerate(found):
         target = growth_pb2.GrowthTarget(trajectory=trajectory.id)
         await grow(controlled, growth_of(target, request_id=f"g{i}", rollouts_per_node=16))

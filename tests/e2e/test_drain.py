@@ -17,7 +17,7 @@ from unmask_server.api.guard import CallGuard
 from unmask_server.app import App
 from unmask_server.database.connect import open_database, read
 from unmask_server.database.schema import growth, rollout
-from unmask_server.growth.rounds import FLUSH_ROLLOUTS
+from unmask_server.growth.flushing import FLUSH_ROLLOUTS
 from unmask_server.readiness.store import StoreCheck
 from unmask_server.serve import HARD_STATUS
 from unmask_server.tree import fsck
@@ -25,6 +25,7 @@ from unmask_server.tree import fsck
 from tests.chaos.audit import audit
 from tests.chaos.model import make_model
 from tests.chaos.team import Server, Team
+from tests.collected import collected
 from tests.e2e.conftest import serving
 
 BUDGET = 20_000
@@ -146,7 +147,7 @@ async def test_running_calls_end_and_new_ones_are_refused(make_team: MakeTeam) -
         await team.fill(server)
         call = await sampling(server)
         server.terminate()
-        answer = await call
+        answer = await collected(call)
         assert len(answer.trajectories) == answer.sampled == MANY
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await server.stubs.cache.GetStatistics(cache_pb2.GetStatisticsRequest())
@@ -164,7 +165,7 @@ async def test_after_the_grace_a_call_is_told_and_what_it_sampled_is_kept(
         call = await sampling(server)
         server.terminate()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call
+            await collected(call)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert reason_of(caught.value) == "SERVER_STOPPING"
         assert await server.ended() == 0
@@ -173,7 +174,7 @@ async def test_after_the_grace_a_call_is_told_and_what_it_sampled_is_kept(
         request = trajectory_pb2.SampleTrajectoriesRequest(
             policy="student", questions=["two"], count=MANY, seed=1
         )
-        answer = await server.stubs.trajectory.SampleTrajectories(request)
+        answer = await collected(server.stubs.trajectory.SampleTrajectories(request))
         assert len(answer.trajectories) == MANY
         assert 0 < answer.sampled < MANY
 
@@ -196,7 +197,7 @@ async def test_a_second_signal_ends_it_at_once_and_loses_nothing_acknowledged(
             await asyncio.sleep(0.1)
         assert await server.ended() == HARD_STATUS
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call
+            await collected(call)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     # Of the growth and of the call: what was sampled and told to nobody.
     assert_whole(team, in_flight=4 * FLUSH_ROLLOUTS)

@@ -15,6 +15,7 @@ from unmask_server.cli import app
 from unmask_server.database.connect import open_database
 from unmask_server.tree import fsck
 
+from tests.collected import collected
 from tests.e2e.conftest import World, fill, serving
 from tests.e2e.test_main_job import grow, growth_of, prefix, sampling_of
 from tests.stores import new_database
@@ -33,8 +34,8 @@ async def answers(world: World, trajectory: str) -> list[bytes]:
 async def test_answers_about_what_is_kept_stay_the_same_bytes(world: World, tmp_path: Path) -> None:
     ids = {}
     for question in world.questions:
-        made = await world.stubs.trajectory.SampleTrajectories(
-            sampling_of(world, questions=[question])
+        made = await collected(
+            world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=[question]))
         )
         ids[question] = made.trajectories[0].id
         target = growth_pb2.GrowthTarget(trajectory=ids[question])

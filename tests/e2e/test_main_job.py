@@ -12,6 +12,7 @@ from unmask.v1 import cache_pb2, catalog_pb2, diagnosis_pb2, growth_pb2, traject
 from unmask_server.diagnosis import Algorithm, Loss, descent
 from unmask_server.nodes.evidence import NEGLIGIBLE
 
+from tests.collected import collected
 from tests.e2e.conftest import MAX_NEW_TOKENS, World, fill, serving
 from tests.stores import new_database
 
@@ -71,14 +72,14 @@ async def statistics(world: World) -> cache_pb2.GetStatisticsResponse:
 
 
 async def sampled(world: World) -> trajectory_pb2.Trajectory:
-    response = await world.stubs.trajectory.SampleTrajectories(sampling_of(world))
+    response = await collected(world.stubs.trajectory.SampleTrajectories(sampling_of(world)))
     return max(response.trajectories, key=lambda t: t.length)
 
 
 async def test_trajectories_of_a_seed_are_sampled_once(world: World) -> None:
-    first = await world.stubs.trajectory.SampleTrajectories(sampling_of(world))
+    first = await collected(world.stubs.trajectory.SampleTrajectories(sampling_of(world)))
     assert first.sampled == 2
-    again = await world.stubs.trajectory.SampleTrajectories(sampling_of(world, count=3))
+    again = await collected(world.stubs.trajectory.SampleTrajectories(sampling_of(world, count=3)))
     assert again.sampled == 1
     assert list(again.trajectories[:2]) == list(first.trajectories)
     for trajectory in first.trajectories:
@@ -399,8 +400,8 @@ async def test_algorithms_without_a_teacher_come_last(world: World) -> None:
 
 
 async def two_questions_grown(world: World) -> list[trajectory_pb2.Trajectory]:
-    response = await world.stubs.trajectory.SampleTrajectories(
-        sampling_of(world, questions=["one", "two"])
+    response = await collected(
+        world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=["one", "two"]))
     )
     targets = [growth_pb2.GrowthTarget(trajectory=t.id) for t in response.trajectories]
     await grow(world, growth_of(*targets))

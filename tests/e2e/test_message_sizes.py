@@ -22,9 +22,10 @@ from unmask.v1 import (
     trajectory_pb2,
 )
 from unmask_server.api import paging
-from unmask_server.api.sharing import PART_BYTES
+from unmask_server.api.sizes import PART_BYTES
 
 from tests.access.test_calls import reason_of
+from tests.collected import collected
 from tests.e2e.conftest import MAX_NEW_TOKENS, Stubs, World, serving
 from tests.e2e.test_main_job import grow, growth_of, prefix, sampling_of
 
@@ -76,7 +77,7 @@ def items(answer: Any) -> list[Any]:
 @pytest.fixture
 async def stored(world: World) -> World:
     """Something of each kind that is listed, and more than one."""
-    await world.stubs.trajectory.SampleTrajectories(sampling_of(world, count=3))
+    await collected(world.stubs.trajectory.SampleTrajectories(sampling_of(world, count=3)))
     for request_id in ("a", "b"):
         target = growth_pb2.GrowthTarget(node=prefix())
         await grow(world, growth_of(target, request_id=request_id, rollouts_per_node=8))

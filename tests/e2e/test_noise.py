@@ -10,6 +10,7 @@ import grpc
 import pytest
 from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 
+from tests.collected import collected
 from tests.e2e.conftest import World, serving
 from tests.sglang.stand_in import StandIn
 from tests.tiny import WORDS
@@ -55,8 +56,10 @@ async def test_a_push_that_noise_could_be_is_no_signal(
 ) -> None:
     """The same teacher with and without: only what its servers said at registration differs."""
     stubs = world.stubs
-    sampled = await stubs.trajectory.SampleTrajectories(
-        trajectory_pb2.SampleTrajectoriesRequest(policy="student", questions=["one"], count=1)
+    sampled = await collected(
+        stubs.trajectory.SampleTrajectories(
+            trajectory_pb2.SampleTrajectoriesRequest(policy="student", questions=["one"], count=1)
+        )
     )
     trajectory = sampled.trajectories[0].id
     started = await stubs.growth.StartGrowth(

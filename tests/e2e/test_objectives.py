@@ -15,6 +15,7 @@ from unmask.v1 import cache_pb2, catalog_pb2, diagnosis_pb2, growth_pb2, traject
 from unmask_server.api.trajectory import FINISHES
 from unmask_server.tree import StoredRollout, TreeStore
 
+from tests.collected import collected
 from tests.e2e.conftest import World
 from tests.e2e.test_bad_input import EXISTS, INVALID, NOT_FOUND, PRECONDITION, refused
 from tests.e2e.test_controls import two_correct
@@ -248,7 +249,9 @@ async def test_an_objective_can_be_registered_and_named(grown: Grown) -> None:
     (result,) = (await world.stubs.catalog.RegisterQuestions(request)).results
     assert result.question.verifier_id == named.id
     three = sampling_of(world, questions=["three"])
-    for trajectory in (await world.stubs.trajectory.SampleTrajectories(three)).trajectories:
+    for trajectory in (
+        await collected(world.stubs.trajectory.SampleTrajectories(three))
+    ).trajectories:
         assert 0.0 <= trajectory.reward <= 1.0
 
 
@@ -481,7 +484,9 @@ async def test_questions_with_other_units_do_not_add_up(grown: Grown) -> None:
     specs = [catalog_pb2.QuestionSpec(name="three", fields={"question": "q 3", "answer": "3"})]
     request = catalog_pb2.RegisterQuestionsRequest(questions=specs, verifier="kind")
     await world.stubs.catalog.RegisterQuestions(request)
-    three = await world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=["three"]))
+    three = await collected(
+        world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=["three"]))
+    )
     both = [grown.trajectory.id, three.trajectories[0].id]
 
     def summary(**fields: Any) -> Any:

@@ -13,6 +13,7 @@ from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 from unmask_server.growth.spec import State
 from unmask_server.growth.store import GrowthStore
 
+from tests.collected import collected
 from tests.e2e.conftest import World, fill, serving
 from tests.e2e.test_main_job import at, grow, growth_of, prefix, sampled, sampling_of, statistics
 from tests.tiny import byte_bpe, save
@@ -127,7 +128,7 @@ async def test_a_checkpoint_that_was_overwritten_does_not_answer_under_the_old_n
         shutil.copy(mine / "teacher" / "model.safetensors", mine / "student")
         shutil.copy(mine / "teacher" / "config.json", mine / "student")
         for call in (
-            world.stubs.trajectory.SampleTrajectories(sampling_of(world)),
+            collected(world.stubs.trajectory.SampleTrajectories(sampling_of(world))),
             world.stubs.catalog.RegisterTeacher(
                 catalog_pb2.RegisterTeacherRequest(
                     base_policy="student", context=catalog_pb2.Context(name="answer")
@@ -202,7 +203,7 @@ async def test_an_answer_does_not_depend_on_what_others_asked(tmp_path: Path) ->
 async def test_the_same_trajectories_asked_for_at_once_are_sampled_once(world: World) -> None:
     request = sampling_of(world, count=30)
     answers = await asyncio.gather(
-        *(world.stubs.trajectory.SampleTrajectories(request) for _ in range(3))
+        *(collected(world.stubs.trajectory.SampleTrajectories(request)) for _ in range(3))
     )
     assert sorted(a.sampled for a in answers) == [0, 0, 30]
     assert len({a.SerializeToString() for a in answers if not a.sampled}) == 1
@@ -212,12 +213,16 @@ async def test_the_same_trajectories_asked_for_at_once_are_sampled_once(world: W
 @pytest.mark.slow
 async def test_a_client_that_gives_up_finds_its_trajectories_later(world: World) -> None:
     # One question first, so that the model is running and the deadline falls into the sampling.
-    await world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=["two"]))
+    await collected(
+        world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=["two"]))
+    )
     request = sampling_of(world, count=3_000)
     patience, tries = 0.3, 1
     while True:
         try:
-            done = await world.stubs.trajectory.SampleTrajectories(request, timeout=patience)
+            done = await collected(
+                world.stubs.trajectory.SampleTrajectories(request, timeout=patience)
+            )
             break
         except grpc.aio.AioRpcError as error:
             if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED or tries > 20:

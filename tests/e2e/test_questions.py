@@ -13,6 +13,7 @@ from unmask.cli.main import app
 from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2
 from unmask_server.catalog.verifiers import gym
 
+from tests.collected import collected
 from tests.e2e.conftest import World
 from tests.e2e.test_main_job import grow, growth_of, prefix, sampling_of, statistics
 
@@ -131,7 +132,9 @@ async def test_nothing_is_sampled_that_this_servers_library_cannot_grade(
     (question, *_) = await register(world, reasoning_gym=SUMS)
     monkeypatch.setattr(gym.metadata, "version", lambda _: "9.9.9")
     with pytest.raises(grpc.aio.AioRpcError, match="register the question anew") as caught:
-        await world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=[question.id]))
+        await collected(
+            world.stubs.trajectory.SampleTrajectories(sampling_of(world, questions=[question.id]))
+        )
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     target = growth_pb2.GrowthTarget(node=prefix(question=question.id))
     with pytest.raises(AssertionError, match="register the question anew"):

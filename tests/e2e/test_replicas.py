@@ -37,13 +37,15 @@ class Replica(World):
 
 
 @asynccontextmanager
-async def replica(url: str, folder: Path, **options: Any) -> AsyncIterator[Replica]:
+async def replica(
+    url: str, folder: Path, engine: ScriptedEngine | None = None, **options: Any
+) -> AsyncIterator[Replica]:
     """One more server over the database."""
     folder.mkdir()
     settings = Settings(
         database=url, listen=[f"unix:{folder / 'socket'}"], grace_seconds=0.2, **options
     )
-    engine = ScriptedEngine()
+    engine = engine or ScriptedEngine()
     app = build(settings, engine.open)
     async with running(settings, app) as bound, grpc.aio.insecure_channel(bound[0]) as channel:
         yield Replica(Stubs(channel), bound[0], app, settings, engine=engine)

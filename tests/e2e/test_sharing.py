@@ -15,6 +15,7 @@ from unmask_server.database import schema
 from unmask_server.database.connect import query
 from unmask_server.tree import check_tree
 
+from tests.collected import collected
 from tests.e2e.conftest import World, fill, serving
 from tests.e2e.test_bad_input import INVALID, PRECONDITION, refused
 from tests.e2e.test_main_job import at, grow, growth_of, prefix, sampled, sampling_of, statistics
@@ -75,7 +76,9 @@ async def empty(url: str, folder: Path, **options: object) -> AsyncIterator[Worl
 async def grown(world: World, request_id: str = "g", seed: int = 7) -> str:
     """A trajectory with rollouts all along it, and a node of its own with more."""
     request = sampling_of(world, seed=seed)
-    trajectories = (await world.stubs.trajectory.SampleTrajectories(request)).trajectories
+    trajectories = (
+        await collected(world.stubs.trajectory.SampleTrajectories(request))
+    ).trajectories
     trajectory = max(trajectories, key=lambda t: t.length)
     target = growth_pb2.GrowthTarget(trajectory=trajectory.id)
     root = growth_pb2.GrowthTarget(node=prefix(question="two"))

@@ -18,6 +18,7 @@ from unmask.sharing import export_to, exporting, import_from
 from unmask.sharing.files import read_rows
 from unmask.v1 import catalog_pb2, sharing_pb2, trajectory_pb2
 
+from tests.collected import collected
 from tests.e2e.conftest import MAX_NEW_TOKENS, World, fill, serving
 from tests.e2e.test_main_job import sampling_of, statistics
 from tests.e2e.test_sharing import assert_sound, counts, exported, grown, rollouts_of
@@ -230,7 +231,9 @@ async def dump(world: World, models: Path) -> Dump:
     made = Dump(models, await prompts(world))
     for question in world.questions:
         request = sampling_of(world, questions=[question], count=150)
-        for found in (await world.stubs.trajectory.SampleTrajectories(request)).trajectories:
+        for found in (
+            await collected(world.stubs.trajectory.SampleTrajectories(request))
+        ).trajectories:
             made.add(question, [token.id for token in found.tokens])
     return made
 
@@ -366,7 +369,7 @@ async def test_what_is_not_the_policys_is_refused(
     request = trajectory_pb2.SampleTrajectoriesRequest(
         policy="next", questions=["one"], count=150, seed=1
     )
-    foreign = (await world.stubs.trajectory.SampleTrajectories(request)).trajectories
+    foreign = (await collected(world.stubs.trajectory.SampleTrajectories(request))).trajectories
     said = await refusal(
         [{"input": dump.prompts["one"][1], "score": 1.0,
           "response_ids": [token.id for token in one.tokens]} for one in foreign]

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from unmask.v1 import cache_pb2, catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 
+from tests.collected import collected
 from tests.e2e.conftest import Stubs
 
 NAME = "canary"
@@ -53,8 +54,12 @@ async def make(channel: grpc.aio.Channel, models: Path) -> Canary:
             ]
         )
     )
-    sampled = await stubs.trajectory.SampleTrajectories(
-        trajectory_pb2.SampleTrajectoriesRequest(policy=NAME, questions=[NAME], count=4, seed=77)
+    sampled = await collected(
+        stubs.trajectory.SampleTrajectories(
+            trajectory_pb2.SampleTrajectoriesRequest(
+                policy=NAME, questions=[NAME], count=4, seed=77
+            )
+        )
     )
     longest = max(sampled.trajectories, key=lambda one: one.length)
     target = growth_pb2.GrowthTarget(trajectory=longest.id)

@@ -162,9 +162,11 @@ def _note(known: Known, rpc: Rpc, answer: Answer) -> None:
             if hasattr(trajectory, "id"):
                 known.trajectory2, known.trajectory = known.trajectory, trajectory.id
         if rpc.path.endswith("/SampleTrajectories"):
-            known.generations = [
+            sampled = told.trajectories  # type: ignore[attr-defined]
+            known.generations = known.generations or []
+            known.generations += [
                 {"question": one.question_id, "tokens": [t.id for t in one.tokens], "ordinal": i}
-                for i, one in enumerate(told.trajectories)  # type: ignore[attr-defined]
+                for i, one in enumerate(sampled, len(known.generations))
             ]
         if hasattr(told, "growth"):
             known.growth = told.growth.id

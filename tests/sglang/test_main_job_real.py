@@ -12,6 +12,7 @@ import pytest
 from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 from unmask_server.engines.sglang.launch import ManagedSglang
 
+from tests.collected import collected
 from tests.e2e.conftest import World, serving
 
 pytestmark = pytest.mark.sglang
@@ -83,8 +84,10 @@ async def test_from_registration_to_an_alignment(
         )
     )
     assert padded.teacher.model.serving.padding_mass > 0
-    sampled = await world.stubs.trajectory.SampleTrajectories(
-        trajectory_pb2.SampleTrajectoriesRequest(policy="s", questions=["one"], count=2)
+    sampled = await collected(
+        world.stubs.trajectory.SampleTrajectories(
+            trajectory_pb2.SampleTrajectoriesRequest(policy="s", questions=["one"], count=2)
+        )
     )
     trajectory = sampled.trajectories[0].id
     growth = await grown(world, trajectory)
@@ -114,8 +117,12 @@ async def test_from_registration_to_an_alignment(
     )
     assert other.policy.model.endpoints == model.endpoints
     assert other.policy.sampling.cut_order == catalog_pb2.CUT_ORDER_JOINT
-    more = await world.stubs.trajectory.SampleTrajectories(
-        trajectory_pb2.SampleTrajectoriesRequest(policy=other.policy.id, questions=["one"], count=2)
+    more = await collected(
+        world.stubs.trajectory.SampleTrajectories(
+            trajectory_pb2.SampleTrajectoriesRequest(
+                policy=other.policy.id, questions=["one"], count=2
+            )
+        )
     )
     assert more.sampled == 2
 
@@ -134,8 +141,10 @@ async def test_a_model_whose_weights_are_only_there(
     nameless = (await catalog.RegisterPolicy(student("", servers))).policy
     assert without.model.fingerprint != nameless.model.fingerprint
     assert nameless.model.source == str(tiny_models["plain"])
-    sampled = await world.stubs.trajectory.SampleTrajectories(
-        trajectory_pb2.SampleTrajectoriesRequest(policy=without.id, questions=["one"], count=3)
+    sampled = await collected(
+        world.stubs.trajectory.SampleTrajectories(
+            trajectory_pb2.SampleTrajectoriesRequest(policy=without.id, questions=["one"], count=3)
+        )
     )
     assert sampled.sampled == 3
 

@@ -11,6 +11,7 @@ from unmask.v1 import catalog_pb2, trajectory_pb2
 from unmask_server.config import Settings
 from unmask_server.launched import LaunchedModels
 
+from tests.collected import collected
 from tests.e2e.processes import server_process
 from tests.sglang.real import PYTHON, SMALL
 from tests.sglang.test_launch import gone
@@ -67,8 +68,12 @@ async def test_a_server_runs_its_models_on_its_own_sglang(
             ]
         )
         await stubs.catalog.RegisterQuestions(questions)
-        sampled = await stubs.trajectory.SampleTrajectories(
-            trajectory_pb2.SampleTrajectoriesRequest(policy="student", questions=["one"], count=4)
+        sampled = await collected(
+            stubs.trajectory.SampleTrajectories(
+                trajectory_pb2.SampleTrajectoriesRequest(
+                    policy="student", questions=["one"], count=4
+                )
+            )
         )
         assert len(sampled.trajectories) == 4
         children = psutil.Process(process.pid).children(recursive=True)
@@ -77,8 +82,12 @@ async def test_a_server_runs_its_models_on_its_own_sglang(
         assert await gone(children)
     # Started again: another port, the same model.
     async with server_process(url, tmp_path / "b.sock", flags=flags) as (stubs, process):
-        sampled = await stubs.trajectory.SampleTrajectories(
-            trajectory_pb2.SampleTrajectoriesRequest(policy="student", questions=["one"], count=8)
+        sampled = await collected(
+            stubs.trajectory.SampleTrajectories(
+                trajectory_pb2.SampleTrajectoriesRequest(
+                    policy="student", questions=["one"], count=8
+                )
+            )
         )
         assert len(sampled.trajectories) == 8
         children = psutil.Process(process.pid).children(recursive=True)

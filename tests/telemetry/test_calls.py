@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 
+from tests.collected import collected
 from tests.e2e.test_main_job import at, growth_of, prefix
 from tests.telemetry.conftest import Told, eventually
 
@@ -76,7 +77,7 @@ async def test_an_error_carries_the_request_id_in_its_details(told: Told) -> Non
 
 
 async def test_an_answer_from_memory_is_counted_and_has_an_id(told: Told) -> None:
-    sampled = await told.stubs.trajectory.SampleTrajectories(sampling_of_one())
+    sampled = await collected(told.stubs.trajectory.SampleTrajectories(sampling_of_one()))
     request = diagnosis_pb2.GetNodeRequest(node=at(sampled.trajectories[0].id, 0))
     hits = told.value("unmask_answers_total", result="hit")
     misses = told.value("unmask_answers_total", result="miss")
@@ -98,7 +99,7 @@ def sampling_of_one() -> trajectory_pb2.SampleTrajectoriesRequest:
 
 
 async def test_a_stream_is_one_call(told: Told) -> None:
-    sampled = await told.stubs.trajectory.SampleTrajectories(sampling_of_one())
+    sampled = await collected(told.stubs.trajectory.SampleTrajectories(sampling_of_one()))
     request = diagnosis_pb2.StreamTrajectoryAlignmentsRequest(
         trajectory=sampled.trajectories[0].id, teachers=["teacher"]
     )
@@ -177,7 +178,7 @@ async def test_methods_that_there_are_not_share_one_label(told: Told) -> None:
 
 
 async def test_metrics_tell_of_engine_store_and_process(told: Told) -> None:
-    await told.stubs.trajectory.SampleTrajectories(sampling_of_one())
+    await collected(told.stubs.trajectory.SampleTrajectories(sampling_of_one()))
     assert told.value("unmask_engine_tokens_total", engine="transformers") > 0
     assert told.value("unmask_engines") >= 1
     assert told.value("unmask_distributions_total", source="engine") > 0

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import track
 
 from unmask.algorithms import parse_algorithms
 from unmask.cli import report as reports
@@ -26,6 +25,7 @@ from unmask.cli.options import (
     Verifier,
 )
 from unmask.cli.sources import QUESTIONS
+from unmask.cli.trajectories import sampling_bar
 from unmask.client import Client
 from unmask.objectives import parse_terms
 from unmask.v1 import growth_pb2
@@ -138,17 +138,9 @@ def _run(client: Client, plan: study.Plan) -> reports.Report:
     with console.status("registering"):
         subjects = study.register(client, plan)
         study.check_size(subjects.questions, plan)
-    sampled = [
-        study.sample(client, subjects, plan, questions)
-        for questions in track(
-            study.batches(subjects, plan),
-            "sampling",
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-    ]
-    trajectories = [trajectory for answer in sampled for trajectory in answer.trajectories]
+    with sampling_bar(console, len(subjects.questions) * plan.samples) as update:
+        sampled = study.sample(client, subjects, plan, update)
+    trajectories = list(sampled.trajectories)
     started = time.monotonic()
     handle = study.start_growth(client, subjects, plan, trajectories)
     first = growth_pb2.Growth.FromString(handle.growth.SerializeToString())
@@ -168,7 +160,7 @@ def _run(client: Client, plan: study.Plan) -> reports.Report:
         plan=plan,
         subjects=subjects,
         trajectories=trajectories,
-        sampled_trajectories=sum(answer.sampled for answer in sampled),
+        sampled_trajectories=sampled.sampled,
         growth=last,
         cost=cost,
         seconds=time.monotonic() - begun,

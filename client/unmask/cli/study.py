@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from unmask.cli.sources import question_error, registered
-from unmask.cli.trajectories import is_correct
+from unmask.cli.trajectories import is_correct, sampled
 from unmask.client import Client
 from unmask.errors import AlreadyExistsError
 from unmask.growth import GrowthHandle
 from unmask.requests import growth as growth_requests
+from unmask.requests import trajectory as trajectory_requests
 from unmask.requests.growth import AllocationName, StatisticName
 from unmask.v1 import catalog_pb2, diagnosis_pb2, growth_pb2, trajectory_pb2
 
@@ -29,9 +30,6 @@ _MOST_PER_NODE = 256
 """Rollouts for each token that a wanted precision may take at most, if nothing else is said, ..."""
 _MOST = 1_000_000
 """... and in all."""
-
-_AT_ONCE = 128
-"""Generations asked for in one call, so that there is progress to show."""
 
 _PAIRS = 6
 """Pairs of generations that are looked at to find one worth showing."""
@@ -132,20 +130,17 @@ def check_size(questions: Sequence[catalog_pb2.Question], plan: Plan) -> None:
         )
 
 
-def batches(subjects: Subjects, plan: Plan) -> list[list[catalog_pb2.Question]]:
-    """The questions, some at a time, for `sample`."""
-    step = max(1, _AT_ONCE // plan.samples)
-    questions = subjects.questions
-    return [questions[start : start + step] for start in range(0, len(questions), step)]
-
-
 def sample(
-    client: Client, subjects: Subjects, plan: Plan, questions: Sequence[catalog_pb2.Question]
+    client: Client,
+    subjects: Subjects,
+    plan: Plan,
+    update: Callable[[int], object] = lambda _: None,
 ) -> trajectory_pb2.SampleTrajectoriesResponse:
-    """The student's generations for these questions, sampled now or before."""
-    return client.sample_trajectories(
-        subjects.policy, questions, count=plan.samples, seed=plan.seed
+    """The student's generations, sampled now or before; `update` is told how many there are yet."""
+    call = trajectory_requests.sample_trajectories(
+        subjects.policy, subjects.questions, count=plan.samples, seed=plan.seed
     )
+    return sampled(client, call, update)
 
 
 def start_growth(

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 from rich.padding import Padding
+from rich.progress import Progress
 from rich.text import Text
 
-from unmask.cli.connect import connected, say, stdout
+from unmask.calls import Divided
+from unmask.cli.connect import connected, say, stderr, stdout
 from unmask.cli.numbers import clip, share
 from unmask.cli.options import TrajectoryId
 from unmask.cli.tables import quoted, table
 from unmask.client import Client
+from unmask.requests.trajectory import sample_trajectories
 from unmask.v1 import trajectory_pb2 as pb
 
 trajectories = typer.Typer(help="Generations under diagnosis.")
@@ -47,11 +52,35 @@ def sample(
 ) -> None:
     """Sample generations of a student. What was sampled before costs nothing."""
     wanted = questions or [question.id for question in client.list_questions()]
-    answer = client.sample_trajectories(policy, wanted, count=count, seed=seed)
+    call = sample_trajectories(policy, wanted, count=count, seed=seed)
+    with sampling_bar(stderr(), len(wanted) * count) as update:
+        answer = sampled(client, call, update)
     _list(client, answer.trajectories)
     correct = sum(map(is_correct, answer.trajectories))
     total = len(answer.trajectories)
     say(f"{answer.sampled} of {total} sampled now; {share(correct, total)} correct")
+
+
+def sampled(
+    client: Client,
+    call: Divided[pb.SampleTrajectoriesResponse],
+    update: Callable[[int], object],
+) -> pb.SampleTrajectoriesResponse:
+    """All that a call samples, however long it takes; `update` is told how many there are yet."""
+    whole = pb.SampleTrajectoriesResponse()
+    for part in client.parts(call):
+        call.add(whole, part)
+        update(len(whole.trajectories))
+    return whole
+
+
+@contextmanager
+def sampling_bar(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar to be told how many generations there are. Silent unless `console` is a terminal."""
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task("sampling", total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 @trajectories.command("list")

@@ -131,11 +131,7 @@ def _register_controls(client: Client, subjects: study.Subjects) -> dict[str, di
 
 def _fill(client: Client, wanted: Wanted, plan: study.Plan, cell: Cell, step: Step) -> None:
     step(f"{cell.name}: sampling", None)
-    cell.trajectories = [
-        trajectory
-        for questions in study.batches(cell.subjects, plan)
-        for trajectory in study.sample(client, cell.subjects, plan, questions).trajectories
-    ]
+    cell.trajectories = list(study.sample(client, cell.subjects, plan).trajectories)
     handle = study.start_growth(client, cell.subjects, plan, cell.trajectories)
     step(f"{cell.name}: growing", handle)
     grown = client.get_growth(handle.growth)

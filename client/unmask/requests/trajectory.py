@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from unmask.calls import Paged, Unary, itself, path
+from unmask.calls import Divided, Paged, Unary, itself, path
 from unmask.requests.refs import Ref, ref, refs
 from unmask.v1 import trajectory_pb2 as pb
 
@@ -18,27 +18,41 @@ _FINISHES = {
 }
 
 
+ITER_SAMPLED = "Sample generations of a policy, and iterate over them, each as soon as it is there."
+"""What `iter_sampled_trajectories` does; the rest is as in `sample_trajectories`."""
+
+
 def sample_trajectories(
     policy: Ref, questions: Ref | Iterable[Ref], *, count: int = 1, seed: int = 0
-) -> Unary[pb.SampleTrajectoriesResponse]:
-    """Sample generations of a policy. The same arguments give the same ones, sampled once.
+) -> Divided[pb.SampleTrajectoriesResponse]:
+    """Sample generations of a policy: `trajectories`, and how many of them were `sampled` now.
+
+    They come question by question, in the order asked. The same arguments give the same ones,
+    sampled once.
 
     Args:
         policy: whose.
         questions: for which questions.
-        count: how many for each; 1 to 10000.
+        count: how many for each; 1 to 10000, and over all questions at most 100000.
         seed: another seed gives others.
-
-    Returns:
-        `trajectories`, question by question, and how many of them were `sampled` now.
 
     """
     request = pb.SampleTrajectoriesRequest(
         policy=ref(policy), questions=refs(questions), count=count, seed=seed
     )
-    return Unary(
-        path(_SERVICE, "SampleTrajectories"), request, pb.SampleTrajectoriesResponse, itself
+    return Divided(
+        path(_SERVICE, "SampleTrajectories"),
+        request,
+        pb.SampleTrajectoriesResponse,
+        itself,
+        lambda part: part.trajectories,
+        _add,
     )
+
+
+def _add(whole: pb.SampleTrajectoriesResponse, part: pb.SampleTrajectoriesResponse) -> None:
+    whole.trajectories.extend(part.trajectories)
+    whole.sampled += part.sampled
 
 
 def submit_trajectory(

@@ -171,7 +171,7 @@ class SampleTrajectoriesRequest(_message.Message):
     policy: _builtins.str
     """Id or name."""
     count: _builtins.int
-    """How many trajectories for each question; 1 to 10000."""
+    """How many trajectories for each question; 1 to 10000. Over all questions at most 100000."""
     seed: _builtins.int
     """Any number; another seed gives other trajectories."""
     @_builtins.property
@@ -196,17 +196,22 @@ Global___SampleTrajectoriesRequest: _TypeAlias = SampleTrajectoriesRequest  # no
 
 @_typing.final
 class SampleTrajectoriesResponse(_message.Message):
-    """See TrajectoryService.SampleTrajectories."""
+    """See TrajectoryService.SampleTrajectories.
+
+    The messages of a stream, put together, have all trajectories question by question, in the order
+    asked, each once. How they are divided depends on when they are there: a message has about 512 KiB at
+    most, but no trajectory is divided.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TRAJECTORIES_FIELD_NUMBER: _builtins.int
     SAMPLED_FIELD_NUMBER: _builtins.int
     sampled: _builtins.int
-    """How many of them were sampled now; the others were there."""
+    """How many of these were sampled now, by this call; the others were there."""
     @_builtins.property
     def trajectories(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trajectory]:
-        """Question by question, in the order asked."""
+        """The next ones; a message may have none."""
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ class TrajectoryServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.SampleTrajectories = channel.unary_unary(
+        self.SampleTrajectories = channel.unary_stream(
                 '/unmask.v1.TrajectoryService/SampleTrajectories',
                 request_serializer=unmask_dot_v1_dot_trajectory__pb2.SampleTrajectoriesRequest.SerializeToString,
                 response_deserializer=unmask_dot_v1_dot_trajectory__pb2.SampleTrajectoriesResponse.FromString,
@@ -65,8 +65,14 @@ class TrajectoryServiceServicer:
         """Samples generations of a policy, some for each question.
 
         The same policy, question and seed give the same trajectories for ever: those that are there are
-        returned, and only what is missing is sampled, so that a retry costs nothing.
+        sent as they are, and only what is missing is sampled, so that a retry costs nothing. Each is sent
+        as soon as all before it are stored; what is sampled is stored as it is finished, whether a client
+        takes it or not. If two calls want the same at once, the second waits for the first, and finds it.
+
+        An error ends the stream after what is there before the first that is missing. What was sampled is
+        kept, so the same call made again goes on from there.
         FAILED_PRECONDITION (PROMPT_TOO_LONG): a prompt and its generation would not fit the model.
+        NOT_FOUND (TRAJECTORY_NOT_FOUND): one was pruned before it was sent; the same call samples it anew.
         RESOURCE_EXHAUSTED: as GrowthService.StartGrowth.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -98,7 +104,7 @@ class TrajectoryServiceServicer:
 
 def add_TrajectoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'SampleTrajectories': grpc.unary_unary_rpc_method_handler(
+            'SampleTrajectories': grpc.unary_stream_rpc_method_handler(
                     servicer.SampleTrajectories,
                     request_deserializer=unmask_dot_v1_dot_trajectory__pb2.SampleTrajectoriesRequest.FromString,
                     response_serializer=unmask_dot_v1_dot_trajectory__pb2.SampleTrajectoriesResponse.SerializeToString,
@@ -141,7 +147,7 @@ class TrajectoryService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/unmask.v1.TrajectoryService/SampleTrajectories',

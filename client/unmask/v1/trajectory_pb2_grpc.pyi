@@ -33,12 +33,18 @@ class TrajectoryServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrajectoryServiceAsyncStub: ...
-    SampleTrajectories: _grpc.UnaryUnaryMultiCallable[_trajectory_pb2.SampleTrajectoriesRequest, _trajectory_pb2.SampleTrajectoriesResponse]
+    SampleTrajectories: _grpc.UnaryStreamMultiCallable[_trajectory_pb2.SampleTrajectoriesRequest, _trajectory_pb2.SampleTrajectoriesResponse]
     """Samples generations of a policy, some for each question.
 
     The same policy, question and seed give the same trajectories for ever: those that are there are
-    returned, and only what is missing is sampled, so that a retry costs nothing.
+    sent as they are, and only what is missing is sampled, so that a retry costs nothing. Each is sent
+    as soon as all before it are stored; what is sampled is stored as it is finished, whether a client
+    takes it or not. If two calls want the same at once, the second waits for the first, and finds it.
+
+    An error ends the stream after what is there before the first that is missing. What was sampled is
+    kept, so the same call made again goes on from there.
     FAILED_PRECONDITION (PROMPT_TOO_LONG): a prompt and its generation would not fit the model.
+    NOT_FOUND (TRAJECTORY_NOT_FOUND): one was pruned before it was sent; the same call samples it anew.
     RESOURCE_EXHAUSTED: as GrowthService.StartGrowth.
     """
     SubmitTrajectory: _grpc.UnaryUnaryMultiCallable[_trajectory_pb2.SubmitTrajectoryRequest, _trajectory_pb2.SubmitTrajectoryResponse]
@@ -55,12 +61,18 @@ class TrajectoryServiceAsyncStub(TrajectoryServiceStub):
     """Generations of a policy: sampled here, or brought along."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    SampleTrajectories: _aio.UnaryUnaryMultiCallable[_trajectory_pb2.SampleTrajectoriesRequest, _trajectory_pb2.SampleTrajectoriesResponse]  # type: ignore[assignment]
+    SampleTrajectories: _aio.UnaryStreamMultiCallable[_trajectory_pb2.SampleTrajectoriesRequest, _trajectory_pb2.SampleTrajectoriesResponse]  # type: ignore[assignment]
     """Samples generations of a policy, some for each question.
 
     The same policy, question and seed give the same trajectories for ever: those that are there are
-    returned, and only what is missing is sampled, so that a retry costs nothing.
+    sent as they are, and only what is missing is sampled, so that a retry costs nothing. Each is sent
+    as soon as all before it are stored; what is sampled is stored as it is finished, whether a client
+    takes it or not. If two calls want the same at once, the second waits for the first, and finds it.
+
+    An error ends the stream after what is there before the first that is missing. What was sampled is
+    kept, so the same call made again goes on from there.
     FAILED_PRECONDITION (PROMPT_TOO_LONG): a prompt and its generation would not fit the model.
+    NOT_FOUND (TRAJECTORY_NOT_FOUND): one was pruned before it was sent; the same call samples it anew.
     RESOURCE_EXHAUSTED: as GrowthService.StartGrowth.
     """
     SubmitTrajectory: _aio.UnaryUnaryMultiCallable[_trajectory_pb2.SubmitTrajectoryRequest, _trajectory_pb2.SubmitTrajectoryResponse]  # type: ignore[assignment]
@@ -80,12 +92,18 @@ class TrajectoryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _trajectory_pb2.SampleTrajectoriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_trajectory_pb2.SampleTrajectoriesResponse, _abc.Awaitable[_trajectory_pb2.SampleTrajectoriesResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_trajectory_pb2.SampleTrajectoriesResponse], _abc.AsyncIterator[_trajectory_pb2.SampleTrajectoriesResponse]]:
         """Samples generations of a policy, some for each question.
 
         The same policy, question and seed give the same trajectories for ever: those that are there are
-        returned, and only what is missing is sampled, so that a retry costs nothing.
+        sent as they are, and only what is missing is sampled, so that a retry costs nothing. Each is sent
+        as soon as all before it are stored; what is sampled is stored as it is finished, whether a client
+        takes it or not. If two calls want the same at once, the second waits for the first, and finds it.
+
+        An error ends the stream after what is there before the first that is missing. What was sampled is
+        kept, so the same call made again goes on from there.
         FAILED_PRECONDITION (PROMPT_TOO_LONG): a prompt and its generation would not fit the model.
+        NOT_FOUND (TRAJECTORY_NOT_FOUND): one was pruned before it was sent; the same call samples it anew.
         RESOURCE_EXHAUSTED: as GrowthService.StartGrowth.
         """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -237,8 +238,9 @@ def _guard_stream(call: Servicer, parse: Parse, method: str) -> Servicer:
         data: bytes, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
         try:
-            async for response in call(await _read(data, parse), context):
-                yield response
+            async with aclosing(call(await _read(data, parse), context)) as responses:
+                async for response in responses:
+                    yield response
         except Exception as error:
             await _abort(context, error, method)
 
@@ -251,8 +253,9 @@ def _guard_streams(call: Servicer, parse: Parse, method: str) -> Servicer:
     ) -> AsyncIterator[Any]:
         requests = (await _read(data, parse) async for data in parts)
         try:
-            async for response in call(requests, context):
-                yield response
+            async with aclosing(call(requests, context)) as responses:
+                async for response in responses:
+                    yield response
         except Exception as error:
             await _abort(context, error, method)
 

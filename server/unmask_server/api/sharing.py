@@ -20,13 +20,12 @@ from unmask.v1 import sharing_pb2 as pb
 from unmask_server.api import catalog_messages
 from unmask_server.api import sharing_messages as messages
 from unmask_server.api.options import Options, node_options
+from unmask_server.api.sizes import PART_BYTES
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import InvalidArgument
 from unmask_server.catalog.types import Trajectory
 from unmask_server.tree import ShareReader, StoredRollout, TreeRef
 
-PART_BYTES = 512 * 1024
-"""Parts of an export are about so large."""
 AT_ONCE = 128
 """Records read at once."""
 

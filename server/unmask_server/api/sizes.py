@@ -1,4 +1,4 @@
-"""How much a request may hold, and how much an error may say."""
+"""How much a request may hold, a part of a stream, and how much an error may say."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ MAX_ITEMS = 10_000
 MAX_PARTS = 200_000
 """Messages in a request, all told: checking one by the contract's rules takes up to a quarter of a
 millisecond, and two bytes make one."""
+
+PART_BYTES = 512 * 1024
+"""Messages of a stream that is cut by size have about so many."""
 
 MAX_SAID = 1500
 """Bytes of an error's message, as HTTP/2 headers carry it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -13,20 +15,19 @@ from unmask.v1 import trajectory_pb2_grpc
 from unmask_server.api.access import budget_of_caller
 from unmask_server.api.callers import client_of
 from unmask_server.api.paging import cut_page, decode_page, page_size
+from unmask_server.api.sizes import PART_BYTES
 from unmask_server.api.times import timestamp
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.tokenizer import without_stop
 from unmask_server.catalog.types import Trajectory
+from unmask_server.growth.asked import Asked
 from unmask_server.growth.outcomes import LENGTH, STOP
 from unmask_server.growth.quota import Quotas
-from unmask_server.growth.trajectories import UNKNOWN, TrajectoryMaker
+from unmask_server.growth.trajectories import UNKNOWN, Piece, TrajectoryMaker
 from unmask_server.nodes.resolve import Resolver
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-TOKEN_BYTES = 20
-"""Of a token in an answer, with its text, at most (almost always)."""
 
 FINISHES = {
     STOP: pb.FINISH_REASON_STOP,
@@ -49,40 +50,44 @@ class TrajectoryService(trajectory_pb2_grpc.TrajectoryServiceServicer):
         resolver: Resolver,
         maker: TrajectoryMaker,
         quotas: Quotas,
-        *,
-        max_message: int,
     ) -> None:
         self._catalog = catalog
-        self._max_message = max_message
         self._resolver = resolver
         self._maker = maker
         self._quotas = quotas
 
     async def SampleTrajectories(
         self, request: pb.SampleTrajectoriesRequest, context: Context
-    ) -> pb.SampleTrajectoriesResponse:
-        """Sample what is missing."""
+    ) -> AsyncIterator[pb.SampleTrajectoriesResponse]:
+        """Sample what is missing, and send all in the order asked."""
         policy = await asyncio.to_thread(self._resolver.policy, request.policy, "policy")
-        fitting = max(1, self._max_message // (TOKEN_BYTES * policy.max_new_tokens))
-        if request.count * len(request.questions) > fitting:
-            raise InvalidArgument(
-                "count",
-                f"more than {fitting} trajectories of this policy may not fit one answer; ask for "
-                "fewer at a time (those of a seed are sampled once)",
-            )
         questions = [
             await asyncio.to_thread(self._resolver.question, name, f"questions[{i}]")
             for i, name in enumerate(request.questions)
         ]
-        ids = [question.id for question in questions]
-        if len(set(ids)) < len(ids):
+        if len({question.id for question in questions}) < len(questions):
             raise InvalidArgument("questions", "a question is named twice")
+        asked = Asked(policy, questions, request.count, request.seed)
         counting = partial(self._quotas.sampling, client_of(context).account, budget_of_caller())
-        made = await self._maker.sample(policy, questions, request.count, request.seed, counting)
-        messages = await asyncio.to_thread(
-            lambda: [self._message(trajectory) for trajectory in made.trajectories]
-        )
-        return pb.SampleTrajectoriesResponse(trajectories=messages, sampled=made.sampled)
+        async with aclosing(self._maker.sample(asked, counting)) as pieces:
+            async for piece in pieces:
+                parts = self._parts(piece)
+                while (part := await asyncio.to_thread(next, parts, None)) is not None:
+                    yield part
+
+    def _parts(self, piece: Piece) -> Iterator[pb.SampleTrajectoriesResponse]:
+        """Messages of about `PART_BYTES`, at most; a longer trajectory has one of its own."""
+        part, filled = pb.SampleTrajectoriesResponse(), 0
+        for trajectory, is_new in piece:
+            message = self._message(trajectory)
+            size = message.ByteSize()
+            if part.trajectories and filled + size > PART_BYTES:
+                yield part
+                part, filled = pb.SampleTrajectoriesResponse(), 0
+            part.trajectories.append(message)
+            part.sampled += is_new
+            filled += size
+        yield part
 
     async def SubmitTrajectory(
         self, request: pb.SubmitTrajectoryRequest, context: Context

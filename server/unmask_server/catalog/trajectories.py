@@ -56,6 +56,11 @@ class TrajectoryStore:
             found.update((t.id, t) for t in query(self._engine, partial(_read, wanted)))
         return found
 
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        """Which of the ids there are; nothing of them is read. At most some hundred at once."""
+        wanted = select(trajectory.c.id).where(trajectory.c.id.in_(ids))
+        return set(query(self._engine, lambda c: c.scalars(wanted).all()))
+
     def page(
         self,
         *,

@@ -11,9 +11,10 @@ from sqlalchemy import Connection
 from unmask_server.catalog import Catalog
 from unmask_server.catalog.errors import FailedPrecondition, InvalidArgument
 from unmask_server.catalog.types import Policy, Question, Trajectory
+from unmask_server.growth.asked import sampled_id
 from unmask_server.growth.paths import check_path
 from unmask_server.growth.recorder import Finished, Recorder
-from unmask_server.growth.trajectories import sampled_id, submitted_id
+from unmask_server.growth.trajectories import submitted_id
 from unmask_server.reasons import Reason
 from unmask_server.tree import (
     AddResult,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import structlog
 
 from unmask_server.growth.adaptive import AdaptivePlanner
+from unmask_server.growth.flushing import flushed
 from unmask_server.growth.plan import Item, Plan
 from unmask_server.growth.planners import Planner, RoundPlanner
 from unmask_server.growth.recorder import Recorder, rollout_uid
@@ -24,10 +25,6 @@ from unmask_server.telemetry import metrics, tracing
 
 log = structlog.get_logger(__name__)
 
-FLUSH_ROLLOUTS = 256
-"""Finished rollouts are committed when there are so many, ..."""
-FLUSH_SECONDS = 0.5
-"""... or when the oldest has waited so long: what a killed server loses at most."""
 SLICE_ROLLOUTS = 2048
 """A plan is sampled in slices of so many; between them the turn may end."""
 TURN_SECONDS = 2.0
@@ -264,37 +261,14 @@ class Rounds:
             self._tidy()
 
     async def _sample_policy(self, items: Sequence[Want], waiting: Counter[Item]) -> None:
-        buffer: list[Sampled] = []
-
-        async def flush() -> None:
-            if buffer:
-                full = buffer.copy()
-                buffer.clear()
-                await self._flush(full, waiting)
-
-        async def collect() -> None:
+        async def samples() -> AsyncGenerator[Sampled, None]:
             wanted = [want for _, want, _ in items]
-            samples = self._sampler.sample(items[0][0].nodes.policy, wanted)
-            async with aclosing(samples):
-                async for index, finished, tokens in samples:
-                    buffer.append((items[index][0], finished, tokens, items[index][2]))
-                    if len(buffer) >= FLUSH_ROLLOUTS:
-                        await flush()
+            found = self._sampler.sample(items[0][0].nodes.policy, wanted)
+            async with aclosing(found):
+                async for index, finished, tokens in found:
+                    yield items[index][0], finished, tokens, items[index][2]
 
-        async def flush_now_and_then() -> None:
-            while True:
-                await asyncio.sleep(FLUSH_SECONDS)
-                await flush()
-
-        both = {asyncio.create_task(collect()), asyncio.create_task(flush_now_and_then())}
-        try:
-            _still((await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED))[0])
-        finally:
-            # Also when cancelled, or when the engine failed: what was sampled was paid for.
-            for task in both:
-                task.cancel()
-            await asyncio.gather(*both, return_exceptions=True)
-            await flush()
+        await flushed(samples(), lambda batch: self._flush(batch, waiting))
 
     def _wanted(self, paths: Sequence[WorkPath], plan: Plan) -> list[list[Want]]:
         """The rollouts of a plan, by policy."""
@@ -322,12 +296,7 @@ class Rounds:
 
     async def _flush(self, buffer: Sequence[Sampled], waiting: Counter[Item]) -> None:
         with tracing.span("growth.store", rollouts=len(buffer)):
-            task = asyncio.create_task(asyncio.to_thread(self._storing.store, buffer))
-            try:
-                await asyncio.shield(task)
-            except asyncio.CancelledError:
-                await task
-                raise
+            await asyncio.to_thread(self._storing.store, buffer)
         self.stored += len(buffer)
         metrics.GROWTH_BATCHES.inc()
         metrics.GROWTH_SAMPLED.inc(len(buffer))

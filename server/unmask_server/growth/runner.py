@@ -16,9 +16,10 @@ from unmask_server.diagnosis.allocation import Forecast
 from unmask_server.engines.base import EngineError
 from unmask_server.growth.adaptive import AdaptivePlanner
 from unmask_server.growth.control import Charge, GrowthControl, nothing
+from unmask_server.growth.flushing import FLUSH_SECONDS
 from unmask_server.growth.planners import Next
 from unmask_server.growth.recorder import Recorder
-from unmask_server.growth.rounds import FLUSH_SECONDS, Rounds
+from unmask_server.growth.rounds import Rounds
 from unmask_server.growth.sampler import Sampler
 from unmask_server.growth.spec import NOBODY, Growth, GrowthSpec, Origin, State
 from unmask_server.growth.store import GrowthStore, LeaseLostError, Listing, Subjects

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from unmask_server.catalog import Catalog, check_token_ids
-from unmask_server.catalog.errors import InvalidArgument
+from unmask_server.catalog.errors import InvalidArgument, NotFound
 from unmask_server.catalog.types import Policy, Question, Trajectory
+from unmask_server.growth.asked import Asked, Places
+from unmask_server.growth.flushing import flushed
 from unmask_server.growth.outcomes import LENGTH, STOP
 from unmask_server.growth.quota import Sampled
 from unmask_server.growth.recorder import Finished, Recorder, rollout_uid
-from unmask_server.growth.rounds import FLUSH_ROLLOUTS, FLUSH_SECONDS
 from unmask_server.growth.sampler import Sampler, Wanted
 from unmask_server.locks import KeyedLocks
 from unmask_server.telemetry import tracing
@@ -27,18 +27,18 @@ UNKNOWN = 2
 
 Counting = Callable[[int, int], AbstractAsyncContextManager[Sampled]]
 
-Made = tuple[str, Question, int, Finished]
-"""A trajectory's id, its question, which of its seed's it is, and what was sampled."""
+Made = tuple[int, Finished]
+"""A place in the order asked, and what was sampled for it."""
 
+Piece = list[tuple[Trajectory, bool]]
+"""Some trajectories, in the order asked, and whether each was sampled now."""
 
-@dataclass(frozen=True, slots=True)
-class SampledTrajectories:
-    """What `TrajectoryMaker.sample` returns."""
-
-    trajectories: list[Trajectory]
-    """Question by question, in the order asked."""
-    sampled: int
-    """How many were sampled now."""
+_LOOK = 500
+"""So many are looked for in the database at once."""
+_READ = 256
+"""So many are read at once to be sent, ..."""
+_READ_TOKENS = 131_072
+"""... fewer where they may be so long together: what a call holds of its answer."""
 
 
 class TrajectoryMaker:
@@ -50,108 +50,122 @@ class TrajectoryMaker:
         self._recorder = recorder
         self._locks = KeyedLocks()
 
-    async def sample(
-        self,
-        policy: Policy,
-        questions: Sequence[Question],
-        count: int,
-        seed: int,
-        counting: Counting,
-    ) -> SampledTrajectories:
-        """`count` trajectories a question; those of the same seed that are there are returned.
+    async def sample(self, asked: Asked, counting: Counting) -> AsyncGenerator[Piece, None]:
+        """Yield what is asked for as it comes to be; those of the same seed that are there are.
 
-        They are stored as they finish, so that a client that gives up finds them the next time.
+        Sampling does not wait for whoever takes the pieces, and its locks are not held for them.
+        What is sampled is stored as it is finished, so that a client that gives up finds it the
+        next time.
 
         Args:
-            policy: whose.
-            questions: of what.
-            count: of each.
-            seed: tells those of one seed from those of another.
+            asked: what.
             counting: a context to sample within, made from the rollouts and tokens it may take.
 
         Raises:
             FailedPrecondition: a question's verifier cannot grade here, and there is any to sample.
+            NotFound: one was pruned meanwhile.
 
         """
-        by_id = {
-            sampled_id(policy.id, question.id, seed, ordinal): (question, ordinal)
-            for question in questions
-            for ordinal in range(count)
-        }
-        ids = list(by_id)
+        places = Places(len(asked))
+        most = max(1, min(_READ, _READ_TOKENS // asked.policy.max_new_tokens))
+        work = asyncio.create_task(self._make(asked, places, counting))
+        at = 0
+        try:
+            while at < len(asked):
+                stored = await places.following(at, most, work)
+                found = await asyncio.to_thread(self._read, asked, stored)
+                yield [(one, places.is_new(i)) for i, one in zip(stored, found, strict=True)]
+                at = stored.stop
+            await work
+        finally:
+            work.cancel()
+            # What was sampled is put away, and counted, before the call is over.
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.result()
+
+    def _read(self, asked: Asked, places: range) -> list[Trajectory]:
+        ids = [asked.id(place) for place in places]
+        found = self._catalog.trajectories.find(ids)
+        if lost := next((i for i in ids if i not in found), None):
+            raise NotFound("trajectory", lost)
+        return [found[i] for i in ids]
+
+    async def _make(self, asked: Asked, places: Places, counting: Counting) -> None:
+        """Have all of them stored."""
+        missing = await self._look(asked, places, range(len(asked)))
+        keys = [f"{asked.policy.id} {q.id}" for q, _ in asked.by_question(missing)]
         # The same asked for twice at once is sampled once: the second waits, and finds it.
-        async with self._locks.holding_all(f"{policy.id} {q.id}" for q in questions):
-            found = await asyncio.to_thread(self._catalog.trajectories.find, ids)
-            missing = [i for i in ids if i not in found]
-            for question in {by_id[i][0].id: by_id[i][0] for i in missing}.values():
+        async with self._locks.holding_all(keys):
+            missing = await self._look(asked, places, missing)
+            for question, _ in asked.by_question(missing):
                 self._recorder.check_ready(question.verifier)
             if missing:
-                budget = (len(missing), len(missing) * policy.max_new_tokens)
+                budget = (len(missing), len(missing) * asked.policy.max_new_tokens)
                 with tracing.span("trajectories.sample", trajectories=len(missing)):
                     async with counting(*budget) as sampled:
-                        await self._sample(policy, seed, [(i, *by_id[i]) for i in missing], sampled)
-        if missing:
-            found = await asyncio.to_thread(self._catalog.trajectories.find, ids)
-        return SampledTrajectories([found[i] for i in ids], len(missing))
+                        await self._sample(asked, missing, places, sampled)
+
+    async def _look(self, asked: Asked, places: Places, among: Sequence[int]) -> list[int]:
+        """Those that are not stored; the others are told to be there."""
+
+        def look(part: Sequence[int]) -> tuple[list[int], list[int]]:
+            there = self._catalog.trajectories.existing([asked.id(place) for place in part])
+            found = [place for place in part if asked.id(place) in there]
+            return found, [place for place in part if asked.id(place) not in there]
+
+        missing: list[int] = []
+        for start in range(0, len(among), _LOOK):
+            found, lacking = await asyncio.to_thread(look, among[start : start + _LOOK])
+            places.found(found)
+            missing += lacking
+        return missing
 
     async def _sample(
-        self,
-        policy: Policy,
-        seed: int,
-        missing: Sequence[tuple[str, Question, int]],
-        sampled: Sampled,
+        self, asked: Asked, missing: Sequence[int], places: Places, sampled: Sampled
     ) -> None:
-        wanted = []
-        for trajectory_id, question, _ in missing:
-            prompt = await asyncio.to_thread(self._catalog.prompt_tokens, policy, question)
-            wanted.append(Wanted(rollout_uid("trajectory", trajectory_id), prompt, ()))
-        buffer: list[Made] = []
-        flushed = time.monotonic()
-        samples = self._sampler.sample(policy, wanted)
-        try:
-            async with aclosing(samples):
-                async for index, finished, _ in samples:
-                    buffer.append((*missing[index], finished))
+        wanted: list[Wanted] = []
+        for question, part in asked.by_question(missing):
+            wanted += await asyncio.to_thread(self._wanted, asked, question, part)
+
+        async def samples() -> AsyncGenerator[Made, None]:
+            found = self._sampler.sample(asked.policy, wanted)
+            async with aclosing(found):
+                async for index, finished, _ in found:
                     sampled.rollouts += 1
                     sampled.tokens += len(finished.tokens)
-                    waited = time.monotonic() - flushed
-                    if waited >= FLUSH_SECONDS or len(buffer) >= FLUSH_ROLLOUTS:
-                        full, buffer = buffer, []
-                        await asyncio.to_thread(self._store_all, policy, seed, full)
-                        flushed = time.monotonic()
-        finally:
-            if buffer:
-                rest = asyncio.to_thread(self._store_all, policy, seed, buffer)
-                await asyncio.shield(asyncio.ensure_future(rest))
+                    yield missing[index], finished
 
-    def _store_all(self, policy: Policy, seed: int, made: Sequence[Made]) -> None:
-        by_question: dict[str, tuple[Question, list[tuple[str, int, Finished]]]] = {}
-        for trajectory_id, question, ordinal, finished in made:
-            _, done = by_question.setdefault(question.id, (question, []))
-            done.append((trajectory_id, ordinal, finished))
-        for question, done in by_question.values():
-            self._store(policy, question, seed, done)
+        async def store(made: list[Made]) -> None:
+            await asyncio.to_thread(self._store_all, asked, made)
+            places.sampled(place for place, _ in made)
 
-    def _store(
-        self,
-        policy: Policy,
-        question: Question,
-        seed: int,
-        done: Sequence[tuple[str, int, Finished]],
-    ) -> None:
+        await flushed(samples(), store)
+
+    def _wanted(self, asked: Asked, question: Question, places: Sequence[int]) -> list[Wanted]:
+        prompt = self._catalog.prompt_tokens(asked.policy, question)
+        return [Wanted(rollout_uid("trajectory", asked.id(place)), prompt, ()) for place in places]
+
+    def _store_all(self, asked: Asked, made: Sequence[Made]) -> None:
+        by_place = dict(made)
+        for question, places in asked.by_question(sorted(by_place)):
+            self._store(asked, question, [(place, by_place[place]) for place in places])
+
+    def _store(self, asked: Asked, question: Question, made: Sequence[Made]) -> None:
+        policy = asked.policy
         ref = self._recorder.tree(policy, question, question.verifier)
 
         def keep(connection: Connection, _: AddResult, rewards: Sequence[dict[int, float]]) -> None:
-            for (trajectory_id, ordinal, finished), reward in zip(done, rewards, strict=True):
+            for (place, finished), reward in zip(made, rewards, strict=True):
                 self._catalog.trajectories.add(
                     Trajectory(
-                        id=trajectory_id,
+                        id=asked.id(place),
                         policy_id=policy.id,
                         question_id=question.id,
                         tokens=finished.tokens,
                         finish=finished.finish,
-                        seed=seed,
-                        ordinal=ordinal,
+                        seed=asked.seed,
+                        ordinal=asked.ordinal(place),
                         rollout_uid=finished.uid,
                         rewards=reward,
                         created_at=time.time(),
@@ -159,7 +173,7 @@ class TrajectoryMaker:
                     connection,
                 )
 
-        self._recorder.record(policy, question, ref, [f for *_, f in done], then=keep)
+        self._recorder.record(policy, question, ref, [f for _, f in made], then=keep)
 
     def submit(
         self,
@@ -227,8 +241,3 @@ class TrajectoryMaker:
 def submitted_id(policy_id: str, question_id: str, finish: int, tokens: Sequence[int]) -> str:
     """The id of a trajectory that was brought along."""
     return "trj-" + rollout_uid("submitted", policy_id, question_id, finish, *tokens).hex()[:24]
-
-
-def sampled_id(policy_id: str, question_id: str, seed: int, ordinal: int) -> str:
-    """The id of a sampled trajectory."""
-    return "trj-" + rollout_uid("sampled", policy_id, question_id, seed, ordinal).hex()[:24]

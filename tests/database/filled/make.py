@@ -136,7 +136,9 @@ def fill(channel: grpc.Channel) -> list[dict[str, Any]]:
             policy="student", questions=["plums", "buns"], count=2, seed=1
         )
     )
-    first = sampled.trajectories[0]
+    # One message once, a stream since.
+    parts = [sampled] if hasattr(sampled, "trajectories") else list(sampled)
+    first = parts[0].trajectories[0]
     if hasattr(catalog_pb2, "PutTeacherDistributionsRequest"):
         catalog.RegisterTeacher(
             catalog_pb2.RegisterTeacherRequest(name="filed", stored="a file", policies=["student"])
