@@ -103,9 +103,11 @@ async def until(
     server: World, growth_id: str, told: Callable[[growth_pb2.Growth], bool]
 ) -> growth_pb2.Growth:
     """Watch until the growth is as wanted."""
-    watch = growth_pb2.WatchGrowthRequest(growth=growth_id)
-    async for progress in server.stubs.growth.WatchGrowth(watch):
+    watch = server.stubs.growth.WatchGrowth(growth_pb2.WatchGrowthRequest(growth=growth_id))
+    async for progress in watch:
         if told(progress.growth):
+            # So many streams a client may have open.
+            watch.cancel()
             return progress.growth
     raise AssertionError("it ended before")
 

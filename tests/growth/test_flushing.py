@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 from unmask_server.growth import flushing
-from unmask_server.growth.flushing import FLUSH_ROLLOUTS, flushed
+from unmask_server.growth.flushing import FLUSH_ROLLOUTS, Put, flushed
+
+Sample = Callable[[Put[int]], Coroutine[Any, Any, None]]
 
 
 class Store:
@@ -28,11 +31,14 @@ class Store:
         self.stored += batch
 
 
-async def numbers(count: int, then: asyncio.Event | None = None) -> AsyncGenerator[int, None]:
-    for i in range(count):
-        yield i
-    if then is not None:
-        await then.wait()
+def numbers(count: int, then: asyncio.Event | None = None) -> Sample:
+    async def sample(put: Put[int]) -> None:
+        for i in range(count):
+            await put(i)
+        if then is not None:
+            await then.wait()
+
+    return sample
 
 
 @pytest.fixture
@@ -81,22 +87,22 @@ async def test_a_batch_under_way_at_the_end_is_waited_for(error: Exception | Non
 
 
 async def test_what_was_sampled_before_a_failure_or_the_end_of_a_call_is_stored() -> None:
-    async def failing() -> AsyncGenerator[int, None]:
-        yield 0
+    async def failing(put: Put[int]) -> None:
+        await put(0)
         raise RuntimeError("the engine failed")
 
     store = Store()
     store.may.set()
     with pytest.raises(RuntimeError, match="the engine failed"):
-        await flushed(failing(), store.flush)
+        await flushed(failing, store.flush)
     reached = asyncio.Event()
 
-    async def endless() -> AsyncGenerator[int, None]:
-        yield 1
+    async def endless(put: Put[int]) -> None:
+        await put(1)
         reached.set()
         await asyncio.Event().wait()
 
-    work = asyncio.create_task(flushed(endless(), store.flush))
+    work = asyncio.create_task(flushed(endless, store.flush))
     await reached.wait()
     work.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 FLUSH_ROLLOUTS = 256
@@ -13,12 +12,15 @@ FLUSH_SECONDS = 0.5
 """... or when the oldest has waited so long: what a killed server loses at most."""
 
 Made = TypeVar("Made")
+Put = Callable[[Made], Awaitable[None]]
+"""Is told of one that was sampled."""
 
 
 async def flushed(
-    samples: AsyncGenerator[Made, None], flush: Callable[[list[Made]], Coroutine[Any, Any, None]]
+    sample: Callable[[Put[Made]], Coroutine[Any, Any, None]],
+    flush: Callable[[list[Made]], Coroutine[Any, Any, None]],
 ) -> None:
-    """Flush all that `samples` yields, which is closed at the end.
+    """Sample, and flush all that `sample` puts.
 
     What was sampled was paid for: it is flushed also when this is cancelled, or the engine fails.
     """
@@ -30,19 +32,17 @@ async def flushed(
             buffer.clear()
             await _to_its_end(flush(full))
 
-    async def collect() -> None:
-        async with aclosing(samples):
-            async for one in samples:
-                buffer.append(one)
-                if len(buffer) >= FLUSH_ROLLOUTS:
-                    await flush_all()
+    async def put(one: Made) -> None:
+        buffer.append(one)
+        if len(buffer) >= FLUSH_ROLLOUTS:
+            await flush_all()
 
     async def flush_now_and_then() -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             await flush_all()
 
-    both = {asyncio.create_task(collect()), asyncio.create_task(flush_now_and_then())}
+    both = {asyncio.create_task(sample(put)), asyncio.create_task(flush_now_and_then())}
     try:
         done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 import structlog
 
 from unmask_server.growth.adaptive import AdaptivePlanner
-from unmask_server.growth.flushing import flushed
+from unmask_server.growth.flushing import Put, flushed
 from unmask_server.growth.plan import Item, Plan
 from unmask_server.growth.planners import Planner, RoundPlanner
 from unmask_server.growth.recorder import Recorder, rollout_uid
 from unmask_server.growth.sampler import Sampler, Wanted
+from unmask_server.growth.slices import SLICE_ROLLOUTS
 from unmask_server.growth.spec import Allocation, Growth
 from unmask_server.growth.store import GrowthStore
 from unmask_server.growth.storing import Sampled, Storing
@@ -25,8 +26,6 @@ from unmask_server.telemetry import metrics, tracing
 
 log = structlog.get_logger(__name__)
 
-SLICE_ROLLOUTS = 2048
-"""A plan is sampled in slices of so many; between them the turn may end."""
 TURN_SECONDS = 2.0
 """A growth keeps its turn so long though another growth waits for it."""
 ASK_SECONDS = 0.25
@@ -261,14 +260,14 @@ class Rounds:
             self._tidy()
 
     async def _sample_policy(self, items: Sequence[Want], waiting: Counter[Item]) -> None:
-        async def samples() -> AsyncGenerator[Sampled, None]:
+        async def sample(put: Put[Sampled]) -> None:
             wanted = [want for _, want, _ in items]
-            found = self._sampler.sample(items[0][0].nodes.policy, wanted)
-            async with aclosing(found):
-                async for index, finished, tokens in found:
-                    yield items[index][0], finished, tokens, items[index][2]
+            samples = self._sampler.sample(items[0][0].nodes.policy, wanted)
+            async with aclosing(samples):
+                async for index, finished, tokens in samples:
+                    await put((items[index][0], finished, tokens, items[index][2]))
 
-        await flushed(samples(), lambda batch: self._flush(batch, waiting))
+        await flushed(sample, lambda batch: self._flush(batch, waiting))
 
     def _wanted(self, paths: Sequence[WorkPath], plan: Plan) -> list[list[Want]]:
         """The rollouts of a plan, by policy."""

@@ -13,11 +13,12 @@ from unmask_server.catalog import Catalog, check_token_ids
 from unmask_server.catalog.errors import InvalidArgument, NotFound
 from unmask_server.catalog.types import Policy, Question, Trajectory
 from unmask_server.growth.asked import Asked, Places
-from unmask_server.growth.flushing import flushed
+from unmask_server.growth.flushing import Put, flushed
 from unmask_server.growth.outcomes import LENGTH, STOP
 from unmask_server.growth.quota import Sampled
 from unmask_server.growth.recorder import Finished, Recorder, rollout_uid
 from unmask_server.growth.sampler import Sampler, Wanted
+from unmask_server.growth.slices import overlapping
 from unmask_server.locks import KeyedLocks
 from unmask_server.telemetry import tracing
 from unmask_server.tree import AddResult
@@ -128,19 +129,23 @@ class TrajectoryMaker:
         for question, part in asked.by_question(missing):
             wanted += await asyncio.to_thread(self._wanted, asked, question, part)
 
-        async def samples() -> AsyncGenerator[Made, None]:
-            found = self._sampler.sample(asked.policy, wanted)
-            async with aclosing(found):
-                async for index, finished, _ in found:
-                    sampled.rollouts += 1
-                    sampled.tokens += len(finished.tokens)
-                    yield missing[index], finished
+        async def sample(put: Put[Made]) -> None:
+            async def one_slice(part: range, one_done: Callable[[], None]) -> None:
+                samples = self._sampler.sample(asked.policy, wanted[part.start : part.stop])
+                async with aclosing(samples):
+                    async for index, finished, _ in samples:
+                        sampled.rollouts += 1
+                        sampled.tokens += len(finished.tokens)
+                        one_done()
+                        await put((missing[part[index]], finished))
+
+            await overlapping(len(wanted), one_slice)
 
         async def store(made: list[Made]) -> None:
             await asyncio.to_thread(self._store_all, asked, made)
             places.sampled(place for place, _ in made)
 
-        await flushed(samples(), store)
+        await flushed(sample, store)
 
     def _wanted(self, asked: Asked, question: Question, places: Sequence[int]) -> list[Wanted]:
         prompt = self._catalog.prompt_tokens(asked.policy, question)
