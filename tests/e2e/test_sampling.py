@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from sqlalchemy import func, select
 from unmask.v1 import cache_pb2, catalog_pb2, trajectory_pb2
 from unmask_server.access.principals import Budget
 from unmask_server.api import sizes
 from unmask_server.api import trajectory as service
 from unmask_server.catalog.errors import NotFound
+from unmask_server.database import schema
+from unmask_server.database.connect import open_database, read
 from unmask_server.database.migrate import migrate
 from unmask_server.engines.base import FinishReason, SampleRequest
 from unmask_server.growth import trajectories
@@ -23,7 +27,7 @@ from unmask_server.growth.quota import Quota, Quotas
 from unmask_server.keeping.prune import prune_trees
 
 from tests.collected import collected
-from tests.e2e.conftest import fill
+from tests.e2e.conftest import Stubs, fill
 from tests.e2e.scripted_engine import VOCABULARY, ScriptedEngine
 from tests.e2e.test_main_job import sampling_of, statistics
 from tests.e2e.test_replicas import Replica, replica
@@ -53,8 +57,8 @@ async def held(tmp_path: Path, models: Path) -> AsyncIterator[Replica]:
         yield server
 
 
-@pytest.fixture
-async def wordy(tmp_path: Path, models: Path) -> AsyncIterator[Replica]:
+@asynccontextmanager
+async def wordy_server(tmp_path: Path, models: Path) -> AsyncIterator[Replica]:
     """A server that sends messages of 1 MiB at most, and a policy that says much: `wordy`."""
     url = f"sqlite:///{tmp_path / 'unmask.db'}"
     migrate(url)
@@ -65,6 +69,12 @@ async def wordy(tmp_path: Path, models: Path) -> AsyncIterator[Replica]:
                 name="wordy", model=str(models / "student"), max_new_tokens=LONG
             )
         )
+        yield server
+
+
+@pytest.fixture
+async def wordy(tmp_path: Path, models: Path) -> AsyncIterator[Replica]:
+    async with wordy_server(tmp_path, models) as server:
         yield server
 
 
@@ -159,6 +169,26 @@ async def test_a_client_that_takes_nothing_holds_up_no_sampling(wordy: Replica) 
     stream = call(wordy, policy="wordy", count=600)
     await until(wordy, lambda there: there.rollouts == 600)
     assert (await collected(stream)).sampled == 600
+
+
+async def test_a_client_that_takes_nothing_loses_nothing_when_the_server_stops(
+    tmp_path: Path, models: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        async with wordy_server(tmp_path, models) as server:
+            server.engine.allow(500)
+            channel = grpc.aio.insecure_channel(server.address)
+            stubs = Stubs(await stack.enter_async_context(channel))
+            request = sampling_of(server, policy="wordy", count=600)
+            stream = stubs.trajectory.SampleTrajectories(request)
+            await until(server, lambda _: server.engine.sampled == 500)
+            assert not stream.done()
+        assert server.engine.calls == 0
+    database = open_database(server.settings.database)
+    with read(database) as connection:
+        stored = connection.scalar(select(func.count()).select_from(schema.trajectory))
+    database.dispose()
+    assert stored == 500
 
 
 async def test_of_an_answer_little_is_held_at_once(wordy: Replica) -> None:
