@@ -51,6 +51,22 @@ VOCABULARY, CONTEXT, EOS = 140, 2048, 0
 NEW_TOKENS = 64
 
 
+class Call:
+    """The context of calls that are made without a socket."""
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
+    def peer(self) -> str:
+        return "unix:"
+
+
+CALL: Any = Call()
+
+
 def save_model(folder: Path) -> Path:
     """A random Llama with a word for every id."""
     torch.manual_seed(0)
@@ -133,7 +149,7 @@ async def growth_tokens(model: Path, url: str, bare: Bare, n: int) -> dict[str, 
                     catalog_pb2.RegisterPolicyRequest(
                         model=str(model), endpoints=[url], max_new_tokens=NEW_TOKENS
                     ),
-                    None,  # type: ignore[arg-type]
+                    CALL,
                 )
             ).policy
             for repetition in range(n + 1):
@@ -159,14 +175,14 @@ async def _growth(app: App, policy: str, words: str, repetition: int) -> list[st
         catalog_pb2.RegisterQuestionsRequest(
             questions=[catalog_pb2.QuestionSpec(name=f"q{repetition}", fields=fields)]
         ),
-        None,  # type: ignore[arg-type]
+        CALL,
     )
     sampled = await collected(
         app.trajectory_service.SampleTrajectories(
             trajectory_pb2.SampleTrajectoriesRequest(
                 policy=policy, questions=[f"q{repetition}"], count=4
             ),
-            None,  # type: ignore[arg-type]
+            CALL,
         )
     )
     return [trajectory.id for trajectory in sampled.trajectories]
@@ -179,10 +195,10 @@ async def _grown(app: App, ids: list[str], repetition: int, bare: Bare) -> growt
         targets=[growth_pb2.GrowthTarget(trajectory=id_) for id_ in ids],
         budget=growth_pb2.Budget(rollouts=384),
     )
-    started = await app.growth_service.StartGrowth(request, None)  # type: ignore[arg-type]
+    started = await app.growth_service.StartGrowth(request, CALL)
     growth = started.growth
     watch = growth_pb2.WatchGrowthRequest(growth=growth.id)
-    async for seen in app.growth_service.WatchGrowth(watch, None):  # type: ignore[arg-type]
+    async for seen in app.growth_service.WatchGrowth(watch, CALL):
         growth = seen.growth
     return growth
 
@@ -263,7 +279,7 @@ async def teacher_scoring(model: Path, url: str, bare: Bare, n: int) -> dict[str
             registered = (
                 await app.catalog_service.RegisterPolicy(
                     catalog_pb2.RegisterPolicyRequest(model=str(model), endpoints=[url]),
-                    None,  # type: ignore[arg-type]
+                    CALL,
                 )
             ).policy
             found: Model = app.catalog_service._catalog.get_policy(registered.id).model

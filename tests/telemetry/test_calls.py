@@ -178,7 +178,9 @@ async def test_methods_that_there_are_not_share_one_label(told: Told) -> None:
 
 
 async def test_metrics_tell_of_engine_store_and_process(told: Told) -> None:
-    await collected(told.stubs.trajectory.SampleTrajectories(sampling_of_one()))
+    sampled = await collected(told.stubs.trajectory.SampleTrajectories(sampling_of_one()))
+    request = diagnosis_pb2.GetNodeRequest(node=at(sampled.trajectories[0].id, 0))
+    await told.stubs.diagnosis.GetNode(request)
     assert told.value("unmask_engine_tokens_total", engine="transformers") > 0
     assert told.value("unmask_engines") >= 1
     assert told.value("unmask_distributions_total", source="engine") > 0
