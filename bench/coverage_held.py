@@ -29,6 +29,7 @@ def held(node: Node, counts: Counts, model: SuccessPosterior, *, seed: int) -> F
     posterior = NodePosterior(counts, node.sampling, seed=seed, model=model)
     s, g, d, p = posterior.success, posterior.gradient, node.d, node.sampling
     truth = ideal_gradient(p, node.s)
+    believed = posterior.believed_of(node.p, node.t)
     asked = (p > 0.0) & ~counts.exact
     found = np.full(len(QUANTITIES), np.nan)
     if asked.any():
@@ -36,12 +37,12 @@ def held(node: Node, counts: Counts, model: SuccessPosterior, *, seed: int) -> F
         found[1] = _inside(g[:, asked], truth[asked]).mean()
     norm = float(np.linalg.norm(truth) * np.linalg.norm(d))
     if norm > _ROUNDING:
-        norms = np.sqrt(posterior.gradient_norm2.clip(1e-300)) * np.linalg.norm(d)
-        found[2] = _inside(g @ d / norms, truth @ d / norm)
+        norms = np.sqrt(believed.gradient_norm2.clip(1e-300)) * np.linalg.norm(d)
+        found[2] = _inside(believed.gradient @ d / norms, truth @ d / norm)
     known = float(p[counts.exact].sum()) >= 1.0 - _ROUNDING
     if not known:
-        found[3] = _inside(g @ d, truth @ d)
-        found[4] = _inside(s @ (node.t - node.p), node.s @ (node.t - node.p))
+        found[3] = _inside(believed.gradient @ d, truth @ d)
+        found[4] = _inside(believed.success @ (node.t - node.p), node.s @ (node.t - node.p))
         found[5] = _inside(s @ p, node.s @ p)
     return found
 

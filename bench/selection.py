@@ -88,13 +88,16 @@ def gaps(seed: int, count: int, spread: float, *, with_posterior: bool = False) 
         ("sharper", 1.5, 0.0),
         ("random", 1, 1),
     ):
-        d = descent(REVERSE, nodes.p, nodes.teacher(exponent, noise))
+        t = nodes.teacher(exponent, noise)
+        d = descent(REVERSE, nodes.p, t)
         unit = d / np.sqrt(np.mean(np.sum(d * d, axis=1)))
         for name, both in gradients.items():
             found[teacher, name] = gap(*(cosines(g, d) for g in both))
             found[f"{teacher}, gain", name] = gap(*(np.sum(g * unit, axis=1) for g in both))
         for name, drawn in posteriors.items():
-            found[f"{teacher}, posterior", name] = gap(*(expected(one, d) for one in drawn))
+            found[f"{teacher}, posterior", name] = gap(
+                *(expected(believed(one, nodes.p, t), d) for one in drawn)
+            )
             found[f"{teacher}, posterior", "true"] = found[teacher, "true"]
     return found
 
@@ -118,11 +121,17 @@ def controlled(seed: int, count: int, spread: float) -> Found:
     return found
 
 
-def expected(drawn: list[NodePosterior], d: FloatArray) -> FloatArray:
+def believed(drawn: list[NodePosterior], p: FloatArray, t: FloatArray) -> list[FloatArray]:
+    """Draws of g at each node as they are for its teacher."""
+    return [
+        one.believed_of(student, teacher).gradient
+        for one, student, teacher in zip(drawn, p, t, strict=True)
+    ]
+
+
+def expected(gradients: list[FloatArray], d: FloatArray) -> FloatArray:
     """The posterior's mean cosine at each node."""
-    return np.array(
-        [cosines(one.gradient, step).mean() for one, step in zip(drawn, d, strict=True)]
-    )
+    return np.array([cosines(g, step).mean() for g, step in zip(gradients, d, strict=True)])
 
 
 def kept(seed: int, count: int, each: int, spread: float | None = 0.1) -> Found:
@@ -137,10 +146,11 @@ def kept(seed: int, count: int, each: int, spread: float | None = 0.1) -> Found:
     p, g, again, truth = (np.concatenate([x, x]) for x in (nodes.p, g, again, nodes.g))
     t = np.concatenate([t, other / other.sum(axis=1, keepdims=True)])
     d, drawn = descent(REVERSE, p, t), first * 2
+    gradients_drawn = believed(drawn, p, t)
     columns = {
         "naive": cosines(g, d),
         "other rollouts": cosines(again, d),
-        "posterior": expected(drawn, d),
+        "posterior": expected(gradients_drawn, d),
         "true": cosines(truth, d),
     }
     served, terms = np.zeros(len(p), dtype=bool), SetTerms()
@@ -151,7 +161,7 @@ def kept(seed: int, count: int, each: int, spread: float | None = 0.1) -> Found:
     chosen = {
         "by the estimate": columns["naive"] > 0.0,
         "by the posterior": np.array(
-            [is_kept(cosines(one.gradient, step)) for one, step in zip(drawn, d, strict=True)]
+            [is_kept(cosines(one, step)) for one, step in zip(gradients_drawn, d, strict=True)]
         ),
     }
     if served.sum() >= ENOUGH:
@@ -161,7 +171,7 @@ def kept(seed: int, count: int, each: int, spread: float | None = 0.1) -> Found:
         for row, mask in chosen.items()
         for column, values in columns.items()
     }
-    shrunk = np.stack([one.gradient.mean(axis=0) for one in drawn])
+    shrunk = np.stack([one.mean(axis=0) for one in gradients_drawn])
     unshrunk = np.stack([one.unshrunk_gradient.mean(axis=0) for one in drawn])
     gradients = {"naive": g, "other rollouts": again, "posterior": shrunk, "true": truth}
     for row, mask in chosen.items():
@@ -183,7 +193,13 @@ def best(seed: int, count: int, each: int, spread: float | None = 0.1) -> Found:
     ds = np.stack([descent(REVERSE, nodes.p, t) for t in ts])
     n, wins = nodes.rollouts(each)
     drawn = nodes.posteriors(n, wins)
-    stated = np.stack([cosines(one.gradient, ds[:, None, i]) for i, one in enumerate(drawn)], 1)
+    gradients = [believed(drawn, nodes.p, t) for t in ts]
+    stated = np.stack(
+        [
+            [cosines(*pair) for pair in zip(*both, strict=True)]
+            for both in zip(gradients, ds, strict=True)
+        ]
+    )
     columns = {
         "naive": cosines(plug_in(nodes, n, wins), ds),
         "other rollouts": cosines(plug_in(nodes, *nodes.rollouts(each)), ds),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unmask_server.diagnosis import Counts, Interval, NodePosterior
 from unmask_server.diagnosis.allocation import (
     Objective,
     Problem,
@@ -22,6 +23,7 @@ from unmask_server.diagnosis.allocation import (
 from unmask_server.diagnosis.allocation.predict import Grown, growing, pilot, simulate
 from unmask_server.diagnosis.allocation.sensitivity import _set_slopes
 from unmask_server.diagnosis.allocation.spend import needed
+from unmask_server.diagnosis.tilt import Opinion
 
 from bench.simulated import World, by_policy, lone_nodes, trajectories
 
@@ -276,3 +278,36 @@ def test_values_from_nodes_below_are_hardly_moved_by_their_closed_form() -> None
     alone, together = half_widths(problem, first), half_widths(problem, everything)
     assert alone[:, 0] == pytest.approx(together[:, 0], rel=0.3, abs=0.02)
     assert not alone[:, 1:].any()
+
+
+def test_half_widths_are_those_that_are_served_of_a_teacher_who_may_know() -> None:
+    problem = by_policy(lone_nodes(3, 4), 60, np.random.default_rng(0))
+    rng = np.random.default_rng(1)
+    p = problem.p
+    leans = np.zeros(problem.steps.shape, dtype=np.int64)
+    served = np.zeros((1, 4))
+    for node in range(4):
+        cells = problem.of(node)
+        t = p[cells] * np.exp(rng.normal(size=len(p[cells])))
+        t /= t.sum()
+        opinion = Opinion.of(p[cells], t)
+        assert opinion is not None
+        leans[0, cells] = opinion.lean
+        counts = Counts(problem.n[cells], problem.reward_sum[cells], problem.known[cells])
+        drawn = NodePosterior(counts, p[cells], seed=node, size=20_000).believed_of(p[cells], t)
+        d = problem.steps[0, cells]
+        cosines = drawn.gradient @ d / np.sqrt(drawn.gradient_norm2 * (d @ d))
+        served[0, node] = Interval.of(cosines).width / 2.0
+    wanted = np.ones((1, 4), dtype=bool)
+    informed = half_widths(replace(problem, leans=leans), wanted)
+    np.testing.assert_allclose(informed, served, rtol=0.15)
+    # Without a step there is no teacher.
+    none = {name: getattr(problem, name)[:0] for name in ("steps", "defined", "group")}
+    alone = replace(problem, **none)
+    nobody = half_widths(alone, wanted)
+    np.testing.assert_array_equal(half_widths(replace(alone, leans=leans[:0]), wanted), nobody)
+    # Where it is too wide as it is, nobody's opinion is asked.
+    blind = half_widths(problem, wanted)
+    assert np.any(blind != informed)
+    asked = half_widths(replace(problem, leans=leans), wanted, enough=float(np.median(blind)))
+    np.testing.assert_array_equal(asked, np.where(blind <= np.median(blind), informed, blind))

@@ -35,7 +35,7 @@ def test_draws_are_the_same_in_every_process() -> None:
     drawn = HierarchicalPosterior().draws(counts([10, 3, 0, 1], [4, 2, 0, 1]), P, seed=5, size=8)
     # Rounded, so that the last bit of another platform's logarithm does not count.
     digest = hashlib.sha256(np.round(drawn, 6).tobytes()).hexdigest()
-    assert digest[:16] == "748c440d43532a1f"
+    assert digest[:16] == "de1c9d648d7efab9"
 
 
 @pytest.mark.parametrize("model", MODELS)

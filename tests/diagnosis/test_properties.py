@@ -12,6 +12,7 @@ from unmask_server.diagnosis import (
     Algorithm,
     Counts,
     Form,
+    JeffreysPosterior,
     Loss,
     NodePosterior,
     Status,
@@ -125,7 +126,8 @@ def test_a_cosine_does_not_see_how_long_the_step_is(seed: int, share: float) -> 
     counts = Counts(
         n.astype(float), rng.binomial(n, rng.random(6)).astype(float), np.zeros(6, bool)
     )
-    drawn = NodePosterior(counts, p, seed=seed)
+    # Where teachers are thought to know something of success, what they think matters as well.
+    drawn = NodePosterior(counts, p, seed=seed, model=JeffreysPosterior())
     ids = np.arange(5, dtype=np.int32)
     forward = Algorithm(Loss.FORWARD_KL)
     # T - P of a teacher on the way to T is shorter and points the same way.

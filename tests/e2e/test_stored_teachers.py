@@ -124,8 +124,8 @@ async def test_stored_and_live_agree(world: World, models: Path) -> None:
             # Of the teacher itself, whose other tokens only the live one knows.
             mine.ClearField("advantage")
             theirs.ClearField("advantage")
-            # The bucket is what float32 leaves of 1: the smaller, the less is known of its ratio.
-            assert_agree(mine, theirs, max(1e-5, 1e-7 / (1.0 - mine.teacher_covered_mass)))
+            # What the live one prefers of the others tells a little of what it knows of success.
+            assert_agree(mine, theirs, 0.01)
             scored += mine.HasField("cosine")
     assert scored
     # Both were answered from the same rollouts.

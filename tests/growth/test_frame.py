@@ -45,7 +45,8 @@ BELOW = at(1, [5, 6, 9], [3, 2, 0, 0], [3, 1, 0, 0], end=9)
 def frame(paths: list[Any], found: dict[Place, Evidence]) -> Frame:
     steps = {}
     for place, one in found.items():
-        steps[place] = np.ones((1, len(one.counts.n))), np.ones(1, dtype=bool)
+        leans = np.arange(len(one.counts.n))[None]
+        steps[place] = np.ones(leans.shape), np.ones(1, dtype=bool), leans
     lengths = {7: Lengths(SeenLengths([10], [], []), 50)}
     return Frame(paths, found, steps, lengths, GROUP)
 
@@ -67,7 +68,7 @@ def test_counted_on_is_as_laid_out_anew() -> None:
     pending = Counter({(0, 0, None): 12, (0, 1, 6): 3})
     (a, items), (b, others) = kept.laid(pending), anew.laid(pending)
     assert items == others == [(0, 1, 9)]
-    for name in ("start", "p", "n", "reward_sum", "known", "child", "tokens", "weight"):
+    for name in ("start", "p", "n", "reward_sum", "known", "child", "tokens", "weight", "leans"):
         assert np.array_equal(getattr(a, name), getattr(b, name)), name
 
 

@@ -918,7 +918,11 @@ Global___Algorithm: _TypeAlias = Algorithm  # noqa: Y015
 
 @_typing.final
 class Alignment(_message.Message):
-    """How one teacher's step under one algorithm aligns with the ideal gradient at a node."""
+    """How one teacher's step under one algorithm aligns with the ideal gradient at a node. Cosine, gain and
+    advantage allow for a teacher that knows of success: with some probability, told by the rollouts,
+    success rises or falls with log T - log P. Answers without a teacher (GetNode) do not, so these are
+    not quite what the success of its candidates gives.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

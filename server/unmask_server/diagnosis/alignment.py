@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis.algorithms import Algorithm
+from unmask_server.diagnosis.believed import AnyBelieved
 from unmask_server.diagnosis.continuation import Continuations
 from unmask_server.diagnosis.intervals import Interval
 from unmask_server.diagnosis.node import FLAT_TOLERANCE, NodePosterior
@@ -38,7 +39,6 @@ from unmask_server.diagnosis.terms import (
     Draws,
     advantage_draws,
     draw_terms,
-    product,
     squared_norm,
 )
 
@@ -196,17 +196,18 @@ def measure(
     )
     _check(posterior, p, t, ids)
     taken = step(posterior, algorithm, inputs)
-    d = taken.draws(posterior.gradient) if taken.is_known else None
+    known = posterior.has_data
+    believed = posterior.believed_of(p, t) if known else posterior.believed
+    d = taken.draws(believed) if taken.is_known else None
     covered_student = min(posterior.covered, covered_mass(p))
     covered_teacher = options.get("covered_teacher")
     if covered_teacher is None and t is not None:
         covered_teacher = covered_mass(t)
     covered = min(covered_student, 1.0 if covered_teacher is None else covered_teacher)
     status = _status(posterior, taken, covered < options.get("min_coverage", MIN_COVERAGE))
-    known = posterior.has_data
-    gain = product(posterior.gradient, d) if known else None
-    gained = advantage_draws(posterior, posterior.success, p, t, inputs.noise) if known else None
-    cosine = _cosine(posterior, d, gain) if status.is_scored else None
+    gain = believed.gain(d) if known and d is not None else None
+    gained = advantage_draws(posterior, believed, p, t, inputs.noise) if known else None
+    cosine = _cosine(believed, d, gain) if status.is_scored else None
     alignment = Alignment(
         status=status,
         cosine=None if cosine is None else Interval.of(cosine),
@@ -224,7 +225,7 @@ def measure(
             posterior, algorithm, inputs, options.get("mean_reward", 0.0)
         ),
     )
-    terms = DrawInputs(posterior, taken, cosine, gain, inputs, options.get("weight", 1.0))
+    terms = DrawInputs(posterior, taken, cosine, gain, inputs, options.get("weight", 1.0), believed)
     return Measured(alignment, cosine, lambda: draw_terms(terms))
 
 
@@ -291,12 +292,12 @@ def _status(posterior: NodePosterior, taken: Step, is_covered_badly: bool) -> St
 
 
 def _cosine(
-    posterior: NodePosterior, d: FloatArray | None, gain: FloatArray | None
+    believed: AnyBelieved, d: FloatArray | None, gain: FloatArray | None
 ) -> FloatArray | None:
     """Draws of cos(g, d); 0 where a draw of g is zero."""
     if d is None or gain is None:
         return None
-    norms = np.sqrt(posterior.gradient_norm2 * squared_norm(d))
+    norms = np.sqrt(believed.gradient_norm2 * squared_norm(d))
     return np.divide(gain, norms, out=np.zeros_like(gain), where=norms > 0.0).clip(-1.0, 1.0)
 
 

@@ -8,11 +8,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from unmask_server.diagnosis.believed import AnyBelieved, Believed, Replaced
 from unmask_server.diagnosis.counts import Counts
 from unmask_server.diagnosis.gradients import flat_bound, ideal_gradient
 from unmask_server.diagnosis.intervals import Interval
 from unmask_server.diagnosis.posterior import DEFAULT_POSTERIOR, DRAWS, SuccessPosterior
 from unmask_server.diagnosis.support import covered_mass, effective_support
+from unmask_server.diagnosis.tilt import Opinion, Tilts
 
 FloatArray = NDArray[np.float64]
 
@@ -25,10 +27,10 @@ SIGNAL_SHARE = 0.7
 square of the expected g; that is, where its signal is above two and a third times its noise.
 
 Simulated on 80 nodes of 4 and 24 tokens (`tests/diagnosis/making.py`), rollouts drawn from P: of
-nodes with no gradient at all 0, 1, 1 and 5% were taken to have one at 32, 128, 512 and 2048
-rollouts; of the others, two in five of which have tokens nearly alike, 88, 69, 53 and 36% were
-called FLAT. With a share of 0.6 it was 5, 5, 3 and 9%, and the few nodes that had a score at 8
-rollouts had a mean cosine of 0.57 where 0.15 was true (`bench.selection`)."""
+nodes with no gradient at all 0, 1, 1 and 6% were taken to have one at 32, 128, 512 and 2048
+rollouts; of the others, two in five of which have tokens nearly alike, 88, 66, 49 and 35% were
+called FLAT. With a share of 0.6, and the prior of then, it was 5, 5, 3 and 9%, and the few nodes
+that had a score at 8 rollouts had a mean cosine of 0.57 where 0.15 was true (`bench.selection`)."""
 
 _MASS_NOISE = 1e-6
 _MIN_VARIANCE_ROLLOUTS = 2
@@ -62,9 +64,47 @@ class NodePosterior:
             raise ValueError("p is no probability distribution")
 
     @cached_property
+    def believed(self) -> Believed:
+        """What is believed of success as long as no teacher is asked about."""
+        drawn = self.model.draws(self.counts, self.p, size=self.size, seed=self.seed)
+        return Believed(self.p, drawn)
+
+    def believed_of(self, p: FloatArray, t: FloatArray | None) -> AnyBelieved:
+        """What is believed of success where a teacher may know something of it, see `tilt`.
+
+        The same as `believed` in all draws where it is not thought to; without a teacher, in all.
+
+        Args:
+            p: the student's probabilities at the loss's temperature, shape (m + 1,), tail last.
+            t: the teacher's, likewise.
+
+        """
+        return self.believed_by(None if t is None else Opinion.of(p, t))
+
+    def believed_by(self, opinion: Opinion | None) -> AnyBelieved:
+        """The same for a teacher's opinion; None: it has none."""
+        if opinion is None or self._tilts is None:
+            return self.believed
+        key = opinion.lean.tobytes() + opinion.weight.tobytes()
+        if key not in self._believed_of:
+            rows, success = self._tilts.draws(self.success, opinion, seed=self.seed)
+            instead = Believed(self.p, success)
+            self._believed_of[key] = Replaced(self.believed, rows, instead)
+        return self._believed_of[key]
+
+    @cached_property
+    def _tilts(self) -> Tilts | None:
+        return self.model.tilts(self.counts, self.p)
+
+    @cached_property
+    def _believed_of(self) -> dict[bytes, AnyBelieved]:
+        """By opinion: a teacher is asked about under several algorithms."""
+        return {}
+
+    @property
     def success(self) -> FloatArray:
         """Draws of s, shape (size, m + 1), in [0, 1]."""
-        return self.model.draws(self.counts, self.p, size=self.size, seed=self.seed)
+        return self.believed.success
 
     @cached_property
     def mean_success(self) -> FloatArray:
@@ -72,17 +112,15 @@ class NodePosterior:
         result: FloatArray = self.success @ self.p
         return result
 
-    @cached_property
+    @property
     def gradient(self) -> FloatArray:
         """Draws of g, shape (size, m + 1)."""
-        return ideal_gradient(self.p, self.success)
+        return self.believed.gradient
 
-    @cached_property
+    @property
     def gradient_norm2(self) -> FloatArray:
         """Draws of |g|^2, shape (size,)."""
-        g = self.gradient
-        result: FloatArray = np.einsum("ij,ij->i", g, g)
-        return result
+        return self.believed.gradient_norm2
 
     @cached_property
     def estimate(self) -> FloatArray:
@@ -118,23 +156,22 @@ class NodePosterior:
         return float(g @ g) - gradient_variance(self.p, self.estimate_variance)
 
     @cached_property
-    def unshrunk_gradient(self) -> FloatArray:
-        """Draws of g around `estimate` with its own sampling noise, shape (size, m + 1).
+    def around_estimate(self) -> Believed:
+        """Draws around `estimate` with its sampling noise, normal by the sums they are made for.
 
         For sums over many nodes: a prior pulls every node's gain towards zero, which is little at
         one node and adds up over many. Not for one node: s may leave [0, 1] here.
         """
-        return ideal_gradient(self.p, self.unshrunk)
-
-    @cached_property
-    def unshrunk(self) -> FloatArray:
-        """The draws of s behind `unshrunk_gradient`, normal by the sums they are made for."""
         variance = np.where(self.counts.n > 0, self.estimate_variance, self.success.var(axis=0))
         spread = np.sqrt(variance)
         # 1 sets this stream apart from that of `success`.
         errors = np.random.default_rng((self.seed, 1)).standard_normal(self.success.shape)
-        result: FloatArray = self.estimate + spread * errors
-        return result
+        return Believed(self.p, self.estimate + spread * errors)
+
+    @property
+    def unshrunk_gradient(self) -> FloatArray:
+        """Draws of g around `estimate`, shape (size, m + 1)."""
+        return self.around_estimate.gradient
 
     @cached_property
     def ideal_norm2_draws(self) -> FloatArray:

@@ -4,10 +4,14 @@ Most tokens of a node are *alike*: s_j is Beta(mu_j kappa, (1 - mu_j) kappa), wh
 the node's centre plus a slope times how likely the token is. The others, a share `odd` of them,
 decide everything or do as they please: they always fail, always succeed, or are Beta(1/2, 1/2).
 Centre, strength kappa, slope and share are the node's own, unknown, and on a grid here.
+
+What a teacher may know adds one more, its *tilt* (see `tilt`): the centre then also rises or falls
+with how far the token *leans*, which is how much the teacher prefers it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,7 +33,7 @@ SLOPES = np.array([-2, -1, 0, 1, 2])
 ODD = np.array([0.0, 0.1, 0.3])
 """E of them: shares of tokens that are not like the others."""
 
-_STRENGTH_WEIGHTS = np.array([1.0, 1.2, 1.1, 0.8, 0.6, 0.5, 0.4])
+_STRENGTH_WEIGHTS = np.array([1.6, 1.5, 1.1, 0.8, 0.6, 0.5, 0.4])
 _SLOPE_WEIGHTS = np.array([0.1, 0.3, 3.0, 1.5, 0.4])
 """In a trained model what is likely succeeds more often, if there is a difference."""
 _ODD_WEIGHTS = np.array([2.0, 1.0, 0.5])
@@ -98,26 +102,36 @@ class Evidence:
         free = FREE * np.exp(log_free - scale)
         return cls(np.exp(log_alike - scale), free + decided * shrink, free, fails * shrink)
 
-    def log_likelihood(self, of: IntArray, height: IntArray) -> FloatArray:
-        """Log-likelihood of the grid up to a constant, shape (B, M, K, E).
+    def log_likelihood(
+        self, of: IntArray, height: IntArray, lean: IntArray, tilts: Sequence[int]
+    ) -> FloatArray:
+        """Log-likelihood of the grid up to a constant, shape (tilts, B, M, K, E).
 
         Args:
             of: which outcome each token had, shape (tokens,).
             height: of each token, likewise.
+            lean: how far each token's centre moves for a tilt of 1, in steps, likewise.
+            tilts: in steps of log-odds for one of `lean`.
 
         """
         m, k, e = len(CENTRES), len(STRENGTHS), len(ODD)
-        bins, place = np.unique(height, return_inverse=True)
-        times = np.zeros((len(self.odd), len(bins)))
-        np.add.at(times, (of, place), 1.0)
+        kinds, place = np.unique(np.stack([height, lean]), axis=1, return_inverse=True)
+        times = np.zeros((len(self.odd), kinds.shape[1]))
+        np.add.at(times, (of, place.reshape(-1)), 1.0)
         mixed = self.alike[:, None] * (1.0 - ODD)[:, None] + ODD[:, None] * self.odd
-        # Summed over the tokens of each height, as though the slope were 0.
-        level = (np.log(np.maximum(mixed, 1e-300)) @ times).reshape(m, k, e, len(bins))
-        total = np.zeros((len(SLOPES), m, k, e))
-        for b, slope in enumerate(SLOPES.tolist()):
-            for i, nats in enumerate(bins.tolist()):
-                total[b] += level[(np.arange(m) + slope * nats).clip(0, m - 1), :, :, i]
-        return total
+        # Summed over the tokens of each kind, as though slope and tilt were 0.
+        level = (np.log(np.maximum(mixed, 1e-300)) @ times).reshape(m, k * e, -1)
+        moves = SLOPES[:, None] * kinds[0] + np.array(tilts)[:, None, None] * kinds[1]
+        far = int(np.abs(moves).max(initial=0))
+        # Beyond the grid's ends as at its ends.
+        rows = np.arange(-far, m + far).clip(0, m - 1)
+        levels = np.ascontiguousarray(np.moveaxis(level, -1, 0))[:, rows]
+        total = np.zeros((len(tilts) * len(SLOPES), m, k * e))
+        firsts = (moves + far).reshape(len(total), len(levels)).T.tolist()
+        for first, of_kind in zip(firsts, levels, strict=True):
+            for sums, at in zip(total, first, strict=True):
+                sums += of_kind[at : at + m]
+        return total.reshape(len(tilts), len(SLOPES), m, k, e)
 
 
 _MOST = 700.0

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask_server.diagnosis.algorithms import Algorithm, Form, Loss
+from unmask_server.diagnosis.believed import AnyBelieved
 from unmask_server.diagnosis.continuation import Continuations
 from unmask_server.diagnosis.gradients import UnboundedLossError, descent
 from unmask_server.diagnosis.node import NodePosterior
@@ -51,10 +52,10 @@ class Step:
         """Whether there is a step."""
         return self.base is not None or self.ideal_weight > 0.0
 
-    def draws(self, g: FloatArray) -> FloatArray | None:
+    def draws(self, believed: AnyBelieved) -> FloatArray | None:
         """Draws of d given those of g, shape (m + 1,) where d is certain; None if there is none."""
         if self.ideal_weight > 0.0:
-            along = self.ideal_weight * g
+            along = self.ideal_weight * believed.gradient
             return along if self.base is None else self.base + along
         return self.base
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask_server.diagnosis.believed import AnyBelieved
 from unmask_server.diagnosis.node import NodePosterior
 from unmask_server.diagnosis.step import Step, StepInputs, noise_draws
 
@@ -46,6 +47,8 @@ class DrawInputs:
     step: StepInputs
     weight: float
     """The step's size is multiplied by it."""
+    believed: AnyBelieved
+    """The posterior draws behind cosine and gain."""
 
 
 def draw_terms(inputs: DrawInputs) -> Draws:
@@ -57,18 +60,19 @@ def draw_terms(inputs: DrawInputs) -> Draws:
         return Draws(cosine, None, None, None if base2 is None else w**2 * base2, None)
     ideal = posterior.ideal_norm2_draws
     step = inputs.step
-    gained = advantage_draws(posterior, posterior.unshrunk, step.p, step.t, step.noise)
+    unshrunk = posterior.around_estimate
+    gained = advantage_draws(posterior, unshrunk, step.p, step.t, step.noise)
     if not taken.is_known:
         return Draws(cosine, None, ideal, None, gained)
     # d = base + c g, where c g adds multiples of |g|^2 with its bias taken out.
-    along = product(posterior.unshrunk_gradient, taken.base)
+    along = None if taken.base is None else unshrunk.gain(taken.base)
     gain, norm2 = c * ideal, c**2 * ideal
     if along is not None and base2 is not None:
         along = along - taken.gain_bias
         gain, norm2 = gain + along, norm2 + 2.0 * c * along + base2
         if c == 0.0:
             norm2 = base2
-    d = taken.draws(posterior.gradient)
+    d = taken.draws(inputs.believed)
     return Draws(
         cosine,
         w * gain,
@@ -93,14 +97,6 @@ def _norm2(base: FloatArray) -> FloatArray:
     return result
 
 
-def product(g: FloatArray, d: FloatArray | None) -> FloatArray | None:
-    """Draws of g.d, for one d or for one in each draw."""
-    if d is None:
-        return None
-    result: FloatArray = g @ d if d.ndim == 1 else np.einsum("ij,ij->i", g, d)
-    return result
-
-
 def squared_norm(d: FloatArray) -> FloatArray:
     """Squared norms: shape () of one step, (size,) of draws."""
     result: FloatArray = np.einsum("...j,...j->...", d, d)
@@ -108,13 +104,18 @@ def squared_norm(d: FloatArray) -> FloatArray:
 
 
 def advantage_draws(
-    posterior: NodePosterior, s: FloatArray, p: FloatArray, t: FloatArray | None, noise: float
+    posterior: NodePosterior,
+    believed: AnyBelieved,
+    p: FloatArray,
+    t: FloatArray | None,
+    noise: float,
 ) -> FloatArray | None:
     """Draws of sum_j (T_j - P_j) s_j, given draws of s; None without a teacher."""
     if t is None:
         return None
-    gained: FloatArray = s @ (t - p)
+    gained = believed.weighed(t - p)
     if noise > 0.0:
         moved = t * (noise * noise_draws(posterior))
-        gained = gained + np.einsum("ij,ij->i", s, moved - t * moved.sum(axis=1, keepdims=True))
+        moved = moved - t * moved.sum(axis=1, keepdims=True)
+        gained = gained + np.einsum("ij,ij->i", believed.success, moved)
     return gained

@@ -19,8 +19,9 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 Place = tuple[int, int]
 """Path and index on it."""
-Steps = tuple[FloatArray, BoolArray]
-"""Descent steps over a node's cells, shape (A, cells), and which of them say anything, (A,)."""
+Steps = tuple[FloatArray, BoolArray, NDArray[np.int64]]
+"""Descent steps over a node's cells, shape (A, cells), which of them say anything, (A,), and how
+far their teachers lean, (A, cells)."""
 
 
 class Frame:
@@ -63,13 +64,14 @@ class Frame:
         self._ends, self._possible = np.zeros(cells, dtype=bool), np.zeros(cells, dtype=bool)
         taken = np.zeros((len(group), cells))
         defined = np.zeros((len(group), len(sizes)), dtype=bool)
+        leans = np.zeros((len(group), cells), dtype=np.int64)
         for k, (place, at) in enumerate(zip(self.places, self._evidence, strict=True)):
             mine, path = self._of(k), paths[place[0]]
             self.tokens[mine][:-1] = at.scores.ids
             p[mine] = shares(at)
             self._possible[mine] = at.scores.sampling > 0
             self._ends[mine] = at.ends
-            taken[:, mine], defined[:, k] = steps[place]
+            taken[:, mine], defined[:, k], leans[:, mine] = steps[place]
             cost = lengths[path.tree.id].tokens([at.position + 1], len(path.nodes.prompt))
             costs[mine] = cost[0]
         for parent, token, below in links:
@@ -82,7 +84,7 @@ class Frame:
         self._empty = Problem(
             start=self._start, p=p, n=self._n, reward_sum=self._rewards, known=self._exact,
             forceable=self.tokens >= 0, child=child, steps=taken, defined=defined, group=group,
-            tokens=costs, weight=weights,
+            tokens=costs, weight=weights, leans=leans,
         )  # fmt: skip
         for k, at in enumerate(self._evidence):
             self._count(k, at)

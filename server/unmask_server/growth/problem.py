@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from unmask_server.diagnosis import Algorithm, Form, Loss, Support, flat_bound
 from unmask_server.diagnosis.allocation import FLAT_NORM, Problem, Spending, Statistic
 from unmask_server.diagnosis.step import StepInputs, certain_step
+from unmask_server.diagnosis.tilt import Opinion
 from unmask_server.growth.frame import Frame, Place, Steps, shares
 from unmask_server.growth.lengths import Lengths
 from unmask_server.growth.plan import Item, Plan
@@ -120,10 +121,13 @@ class Layout:
     def _steps_of(self, at: Evidence) -> Steps:
         steps = np.zeros((len(self._actions), len(at.known.n)))
         defined = np.zeros(len(self._actions), dtype=bool)
+        leans = np.zeros(steps.shape, dtype=np.int64)
         if flat_bound(shares(at)) >= self._flat_norm:
             for a, (teacher, algorithm) in enumerate(self._actions):
                 steps[a], defined[a] = _step(algorithm, teacher, at.scores, at)
-        return steps, defined
+                if teacher is not None and defined[a]:
+                    leans[a] = _lean(algorithm, teacher, at.scores)
+        return steps, defined, leans
 
 
 def _seen(counts: NodeCounts) -> Seen:
@@ -160,6 +164,13 @@ def _step(
     if found.base is None or found.is_noise:
         return np.zeros(len(p)), False
     return found.base, True
+
+
+def _lean(algorithm: Algorithm, teacher: int, scores: Scores) -> NDArray[np.int64]:
+    """How far a teacher that is known here prefers each token."""
+    temperature = algorithm.temperature
+    opinion = Opinion.of(scores.student[temperature], scores.teachers[teacher][temperature])
+    return np.zeros(len(scores.sampling), np.int64) if opinion is None else opinion.lean
 
 
 def _planned(algorithm: Algorithm) -> Algorithm:

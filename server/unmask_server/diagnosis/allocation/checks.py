@@ -56,7 +56,7 @@ def check(
     wanted &= Z90 * np.sqrt(found.variance) > CLOSE * objective.half_width
     if len(problem.steps):
         wanted &= problem.defined
-    widths = half_widths(problem, wanted)
+    widths = half_widths(problem, wanted, enough=SLACK * objective.half_width)
     easily = bool((widths <= objective.half_width).all())
     over = widths > SLACK * objective.half_width
     if not over.any():

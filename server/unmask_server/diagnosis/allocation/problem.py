@@ -87,6 +87,9 @@ class Problem(Cells):
     """Shape (C,): tokens that a rollout through the cell samples, as far as can be guessed; > 0."""
     weight: FloatArray
     """Shape (N,): how often the node counts in sets; 0: only for what it tells its parents."""
+    leans: IntArray | None = None
+    """Shape (A, C): how far the teacher of each step prefers a token, see `tilt.Opinion`; 0 where
+    it has no opinion. None: no teacher has one."""
 
     def __post_init__(self) -> None:
         cells, nodes = len(self.p), len(self.start) - 1
@@ -98,6 +101,8 @@ class Problem(Cells):
         actions = len(self.steps)
         if self.steps.shape != (actions, cells) or self.defined.shape != (actions, nodes):
             raise ValueError("steps are over cells, defined over nodes")
+        if self.leans is not None and self.leans.shape != self.steps.shape:
+            raise ValueError("leans are of steps")
         if self.group.shape != (actions,) or self.weight.shape != (nodes,):
             raise ValueError("a group a step, a weight a node")
         if np.any((self.child >= 0) & (self.child <= self.node)):

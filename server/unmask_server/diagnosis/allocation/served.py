@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from unmask_server.diagnosis.allocation.beliefs import KAPPA
 from unmask_server.diagnosis.allocation.draws import LEAST_P
 from unmask_server.diagnosis.allocation.problem import BoolArray, FloatArray, IntArray, Problem
 from unmask_server.diagnosis.allocation.simple import SimpleValues
+from unmask_server.diagnosis.believed import AnyBelieved
 from unmask_server.diagnosis.counts import Counts
 from unmask_server.diagnosis.intervals import Interval
 from unmask_server.diagnosis.node import NodePosterior
+from unmask_server.diagnosis.tilt import Opinion
 from unmask_server.diagnosis.value import Value
 
 DRAWS = 400
@@ -27,13 +31,14 @@ SOME = 16.0
 """Rollouts at a node after which its own data count for half."""
 
 
-def half_widths(problem: Problem, wanted: BoolArray) -> FloatArray:
+def half_widths(problem: Problem, wanted: BoolArray, *, enough: float = math.inf) -> FloatArray:
     """Half the widths of the cosines' 90% intervals, as they would be served; shape (A, N).
 
     Args:
         problem: the nodes; rollouts under way count as what is expected of them.
         wanted: shape (A, N): which; the others are 0. Without steps, shape (1, N): of the angle of
             the ideal gradient itself.
+        enough: where a half width is larger than this without a teacher's opinion, that is said.
 
     What nodes that are not asked for say of V is in closed form, in rollouts within a fifth of the
     posterior's for half of the shipped student's nodes.
@@ -58,7 +63,11 @@ def half_widths(problem: Problem, wanted: BoolArray) -> FloatArray:
             if len(problem.steps):
                 step = problem.steps[a, cells]
                 length = float(np.linalg.norm(problem.steps[a, problem.of(node)]))
-            found[a, node] = _half_width(posterior, step, length)
+            width = _half_width(posterior.believed, step, length)
+            if problem.leans is not None and step is not None and width <= enough:
+                opinion = Opinion(problem.leans[a, cells], p)
+                width = _half_width(posterior.believed_by(opinion), step, length)
+            found[a, node] = width
     return found
 
 
@@ -142,11 +151,10 @@ def _simple_draws(counts: Counts, count: int, rng: np.random.Generator) -> Float
     return drawn
 
 
-def _half_width(posterior: NodePosterior, step: FloatArray | None, length: float | None) -> float:
-    g = posterior.gradient
-    norms = np.sqrt(posterior.gradient_norm2.clip(1e-300))
+def _half_width(believed: AnyBelieved, step: FloatArray | None, length: float | None) -> float:
+    norms = np.sqrt(believed.gradient_norm2.clip(1e-300))
     if step is None or length is None:
-        step = g.mean(axis=0)
+        step = believed.gradient.mean(axis=0)
         length = float(np.linalg.norm(step))
-    cosines = g @ step / (norms * max(length, 1e-300))
+    cosines = believed.gain(step) / (norms * max(length, 1e-300))
     return Interval.of(cosines.clip(-1.0, 1.0)).width / 2.0
