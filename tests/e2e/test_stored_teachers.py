@@ -94,15 +94,20 @@ async def grown(world: World) -> trajectory_pb2.Trajectory:
 
 
 def assert_agree(
-    one: diagnosis_pb2.Alignment, other: diagnosis_pb2.Alignment, within: float = 1e-5
+    one: diagnosis_pb2.Alignment,
+    other: diagnosis_pb2.Alignment,
+    within: float = 1e-5,
+    share: float = 0.0,
 ) -> None:
+    """Within so much, and so large a share of an interval's width."""
     assert one.status == other.status
     for name in ("cosine", "gain", "advantage"):
         assert one.HasField(name) == other.HasField(name)
         if one.HasField(name):
             a, b = getattr(one, name), getattr(other, name)
+            near = within + share * (b.high - b.low)
             for part in ("median", "low", "high"):
-                assert getattr(a, part) == pytest.approx(getattr(b, part), abs=within)
+                assert getattr(a, part) == pytest.approx(getattr(b, part), abs=near)
     assert one.descent_norm_squared == pytest.approx(other.descent_norm_squared, abs=1e-5)
 
 
@@ -124,8 +129,10 @@ async def test_stored_and_live_agree(world: World, models: Path) -> None:
             # Of the teacher itself, whose other tokens only the live one knows.
             mine.ClearField("advantage")
             theirs.ClearField("advantage")
+            # The bucket is what float32 leaves of 1: the smaller, the less is known of its ratio.
+            within = max(1e-5, 1e-7 / (1.0 - mine.teacher_covered_mass))
             # What the live one prefers of the others tells a little of what it knows of success.
-            assert_agree(mine, theirs, 0.01)
+            assert_agree(mine, theirs, within, share=0.15)
             scored += mine.HasField("cosine")
     assert scored
     # Both were answered from the same rollouts.
