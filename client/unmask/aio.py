@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from asyncio import sleep
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -120,11 +121,11 @@ class AsyncBaseClient:
                     async for part in parts:
                         if resumed.is_new(part):
                             yield part
-            except UnavailableError:
-                if resumed.gives_up():
-                    raise
-                continue
-            return
+            except UnavailableError as error:
+                pause = resumed.lost(error)
+            else:
+                return
+            await sleep(pause)
 
     async def whole(self, call: Divided[T]) -> T:
         """All parts of an answer, put together."""

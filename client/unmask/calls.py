@@ -15,6 +15,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from google.protobuf.message import Message
 
+from unmask.errors import UnavailableError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -66,8 +68,10 @@ class Divided(Streamed[T]):
 
 
 LOST_STREAMS = 5
-"""Streams that may break one after the other without any progress before a client gives up. Opening
-each is retried with growing pauses (see `channel`), so a server has time to restart."""
+"""Streams that may break one after the other without any progress before a client gives up, ..."""
+FIRST_PAUSE, MOST_PAUSE = 0.1, 2.0
+"""... with pauses in seconds between them that grow threefold, as those of other calls do (see
+`channel`), unless the server says when to try again."""
 
 
 class Resumed:
@@ -95,10 +99,19 @@ class Resumed:
             self._lost = 0
         return bool(items)
 
-    def gives_up(self) -> bool:
-        """Whether it is enough, now that another stream broke."""
+    def lost(self, error: UnavailableError) -> float:
+        """Take note that a stream broke. Returns the seconds to wait before the next one.
+
+        Raises:
+            UnavailableError: it is enough, or the time would be over.
+
+        """
         self._lost += 1
-        return self._lost == LOST_STREAMS
+        pause = error.retry_seconds or min(MOST_PAUSE, FIRST_PAUSE * 3.0 ** (self._lost - 1))
+        late = self._ends is not None and time.monotonic() + pause >= self._ends
+        if late or self._lost == LOST_STREAMS:
+            raise error
+        return pause
 
 
 def path(service: str, method: str) -> str:

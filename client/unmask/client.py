@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Generator, Iterator
+from time import sleep
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
@@ -135,11 +136,11 @@ class BaseClient:
                     for part in parts:
                         if resumed.is_new(part):
                             yield part
-            except UnavailableError:
-                if resumed.gives_up():
-                    raise
-                continue
-            return
+            except UnavailableError as error:
+                pause = resumed.lost(error)
+            else:
+                return
+            sleep(pause)
 
     def whole(self, call: Divided[T]) -> T:
         """All parts of an answer, put together."""

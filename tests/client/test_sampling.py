@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 import unmask
-from unmask.calls import LOST_STREAMS
+from unmask.calls import LOST_STREAMS, Resumed
 from unmask.requests.trajectory import sample_trajectories
 from unmask.v1 import trajectory_pb2 as pb
 
@@ -117,13 +117,59 @@ async def test_and_is_with_asyncio(server: ScriptedServer) -> None:
     assert ids(found) == list("abcde")
 
 
-def test_one_that_breaks_again_and_again_is_given_up(
-    server: ScriptedServer, client: unmask.Client
+def test_one_that_breaks_again_and_again_is_given_up_after_growing_pauses(
+    server: ScriptedServer, client: unmask.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("unmask.client.sleep", pauses.append)
     server.answer(METHOD, broken_off)
     with pytest.raises(unmask.UnavailableError, match="stops"):
         client.sample_trajectories("p", ["q"], count=5)
     assert len(server.requests(METHOD)) == LOST_STREAMS
+    assert pauses == pytest.approx([0.1, 0.3, 0.9, 2.0])
+
+
+async def test_and_pauses_with_asyncio(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("unmask.aio.sleep", sleep)
+    server.answer(METHOD, broken_off)
+    async with unmask.AsyncClient(server.address) as client:
+        with pytest.raises(unmask.UnavailableError, match="stops"):
+            await client.sample_trajectories("p", ["q"], count=5)
+    assert pauses == pytest.approx([0.1, 0.3, 0.9, 2.0])
+
+
+def test_the_pause_is_the_one_that_the_server_names_within_the_time() -> None:
+    told = unmask.UnavailableError(grpc.StatusCode.UNAVAILABLE, "stops")
+    told.retry_seconds = 1.5
+    call = sample_trajectories("p", ["q"], count=5)
+    assert Resumed(call, None).lost(told) == 1.5
+    with pytest.raises(unmask.UnavailableError):
+        Resumed(call, 1.0).lost(told)
+
+
+def test_no_more_is_counted_as_sampled_than_came(
+    server: ScriptedServer, client: unmask.Client
+) -> None:
+    answers = iter(([part("a", sampled=1)], [part("a", "b", sampled=2)]))
+
+    def pruned_meanwhile(
+        request: pb.SampleTrajectoriesRequest, context: grpc.ServicerContext
+    ) -> Any:
+        answer = next(answers)
+        yield from answer
+        if len(answer[0].trajectories) == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "stops")
+
+    server.answer(METHOD, pruned_meanwhile)
+    whole = client.sample_trajectories("p", ["q"], count=2)
+    assert (ids(whole.trajectories), whole.sampled) == (["a", "b"], 2)
 
 
 def test_whatever_else_is_wrong_is_told_at_once(

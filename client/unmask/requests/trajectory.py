@@ -28,7 +28,8 @@ def sample_trajectories(
     """Sample generations of a policy: `trajectories`, and how many of them were `sampled` now.
 
     They come question by question, in the order asked. The same arguments give the same ones,
-    sampled once.
+    sampled once. `sampled` may be too low where a connection broke meanwhile and the rest was
+    asked for again: what had been sampled then, and had not come, was there.
 
     Args:
         policy: whose.
@@ -52,7 +53,8 @@ def sample_trajectories(
 
 def _add(whole: pb.SampleTrajectoriesResponse, part: pb.SampleTrajectoriesResponse) -> None:
     whole.trajectories.extend(part.trajectories)
-    whole.sampled += part.sampled
+    # Of a part that was asked for again, only what is new is left.
+    whole.sampled += min(part.sampled, len(part.trajectories))
 
 
 def submit_trajectory(
