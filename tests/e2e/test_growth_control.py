@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -10,6 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from sqlalchemy import Engine
 from unmask.v1 import growth_pb2
+from unmask_server.growth.storing import Sampled, Storing
 
 from tests.e2e.test_main_job import growth_of, prefix
 from tests.e2e.test_replicas import (
@@ -68,6 +72,40 @@ async def test_pausing_on_its_own_server_keeps_what_was_sampled(
     assert not a.app.runner.at_work
     cancelled = await b.stubs.growth.CancelGrowth(growth_pb2.CancelGrowthRequest(growth=growth_id))
     assert cancelled.growth.state == growth_pb2.GROWTH_STATE_CANCELLED
+    check(stored, a, b)
+
+
+async def test_cancelling_twice_loses_nothing_that_was_sampled(
+    pair: tuple[Replica, Replica], stored: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pair
+    begun, may, store = threading.Event(), threading.Event(), Storing.store
+
+    def store_when_it_may(storing: Storing, batch: Sequence[Sampled]) -> None:
+        begun.set()
+        assert may.wait(60)
+        store(storing, batch)
+
+    monkeypatch.setattr(Storing, "store", store_when_it_may)
+    a.engine.allow(100)
+    growth_id = await start(a, asked("a", "one"))
+    async with asyncio.timeout(60):
+        while not begun.is_set():
+            await until(a, growth_id, lambda _: True)
+        # While one batch is being stored, there are some more.
+        a.engine.allow(100)
+        while a.engine.sampled < 200:
+            await until(a, growth_id, lambda _: True)
+        work, cancels = a.app.runner._tasks[growth_id], []
+        for times in (1, 2):
+            request = growth_pb2.CancelGrowthRequest(growth=growth_id)
+            cancels.append(asyncio.ensure_future(a.stubs.growth.CancelGrowth(request)))
+            while work.cancelling() < times:
+                await until(a, growth_id, lambda _: True)
+        may.set()
+        answers = await asyncio.gather(*cancels)
+    assert [answer.growth.rollouts_sampled for answer in answers] == [200, 200]
+    assert rollouts(stored) == 200
     check(stored, a, b)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from unmask.v1 import cache_pb2, catalog_pb2, trajectory_pb2
 from unmask_server.access.principals import Budget
 from unmask_server.api import sizes
 from unmask_server.api import trajectory as service
+from unmask_server.api.guard import CallGuard
+from unmask_server.app import App
 from unmask_server.catalog.errors import NotFound
 from unmask_server.database import schema
 from unmask_server.database.connect import open_database, read
@@ -24,6 +27,7 @@ from unmask_server.engines.base import FinishReason, SampleRequest
 from unmask_server.growth import trajectories
 from unmask_server.growth.asked import Asked
 from unmask_server.growth.quota import Quota, Quotas
+from unmask_server.growth.trajectories import TrajectoryMaker
 from unmask_server.keeping.prune import prune_trees
 
 from tests.collected import collected
@@ -221,6 +225,58 @@ async def test_a_client_that_leaves_loses_nothing_and_pays_for_what_was_sampled(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await collected(call(held, count=1, seed=9))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_server_that_stops_stores_what_a_client_that_left_had_sampled(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'unmask.db'}"
+    migrate(url)
+    begun, may, happened = threading.Event(), threading.Event(), list[str]()
+    store, end, close = TrajectoryMaker._store_all, CallGuard._end, App.close
+
+    def store_when_it_may(*given: Any) -> None:
+        begun.set()
+        assert may.wait(60)
+        store(*given)
+        happened.append("stored")
+
+    def end_and_let_store(*given: Any) -> None:
+        end(*given)
+        ended.append(asyncio.create_task(let_store()))
+
+    async def let_store() -> None:
+        # The call has been told by then.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        may.set()
+
+    async def closed(app: App) -> None:
+        happened.append("closed")
+        may.set()
+        await close(app)
+
+    ended: list[asyncio.Task[None]] = []
+    monkeypatch.setattr(TrajectoryMaker, "_store_all", store_when_it_may)
+    monkeypatch.setattr(CallGuard, "_end", end_and_let_store)
+    monkeypatch.setattr(App, "close", closed)
+    async with replica(url, tmp_path / "server") as server:
+        await fill(server, models)
+        server.engine.allow(100)
+        stream = call(server, count=400)
+        await until(server, lambda _: begun.is_set())
+        # While one batch is being stored, there are some more.
+        server.engine.allow(100)
+        await until(server, lambda _: server.engine.sampled == 200)
+        stream.cancel()
+        await until(server, lambda _: server.engine.calls == 0)
+    assert ended
+    assert happened == ["stored", "stored", "closed"]
+    database = open_database(url)
+    with read(database) as connection:
+        found = connection.scalar(select(func.count()).select_from(schema.trajectory))
+    database.dispose()
+    assert found == 200
 
 
 async def test_what_comes_before_an_error_is_sent(held: Replica) -> None:

@@ -108,3 +108,29 @@ async def test_what_was_sampled_before_a_failure_or_the_end_of_a_call_is_stored(
     with pytest.raises(asyncio.CancelledError):
         await work
     assert store.stored == [0, 1]
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_what_was_sampled_is_stored_however_often_a_call_is_cancelled(times: int) -> None:
+    store, sampled = Store(), asyncio.Event()
+
+    async def sample(put: Put[int]) -> None:
+        batch = asyncio.create_task(numbers(FLUSH_ROLLOUTS)(put))
+        # While one batch is being stored, there are some more.
+        await store.asked.wait()
+        for i in range(3):
+            await put(FLUSH_ROLLOUTS + i)
+        sampled.set()
+        await batch
+
+    work = asyncio.create_task(flushed(sample, store.flush))
+    await sampled.wait()
+    for _ in range(times):
+        work.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+    assert not work.done()
+    store.may.set()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert store.stored == list(range(FLUSH_ROLLOUTS + 3))

@@ -12,6 +12,7 @@ FLUSH_SECONDS = 0.5
 """... or when the oldest has waited so long: what a killed server loses at most."""
 
 Made = TypeVar("Made")
+Result = TypeVar("Result")
 Put = Callable[[Made], Awaitable[None]]
 """Is told of one that was sampled."""
 
@@ -30,7 +31,7 @@ async def flushed(
         if buffer:
             full = buffer.copy()
             buffer.clear()
-            await _to_its_end(flush(full))
+            await to_its_end(flush(full))
 
     async def put(one: Made) -> None:
         buffer.append(one)
@@ -42,6 +43,11 @@ async def flushed(
             await asyncio.sleep(FLUSH_SECONDS)
             await flush_all()
 
+    async def put_away() -> list[BaseException | None]:
+        ends = await asyncio.gather(*both, return_exceptions=True)
+        await flush_all()
+        return ends
+
     both = {asyncio.create_task(sample(put)), asyncio.create_task(flush_now_and_then())}
     try:
         done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -50,19 +56,28 @@ async def flushed(
     finally:
         for task in both:
             task.cancel()
-        ends = await asyncio.gather(*both, return_exceptions=True)
-        await flush_all()
+        ends = await to_its_end(put_away())
     # A batch may have been under way when the last one was sampled.
     for end in ends:
         if isinstance(end, Exception):
             raise end
 
 
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Work that is waited for even if this is cancelled."""
+async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """Wait for work however often this is cancelled meanwhile; then it is cancelled.
+
+    Raises:
+        Exception: what the work failed with, also if this is cancelled.
+
+    """
     task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    result = task.result()
+    if cancelled:
+        raise asyncio.CancelledError
+    return result

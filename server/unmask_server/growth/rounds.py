@@ -11,7 +11,7 @@ from contextlib import aclosing
 import structlog
 
 from unmask_server.growth.adaptive import AdaptivePlanner
-from unmask_server.growth.flushing import Put, flushed
+from unmask_server.growth.flushing import Put, flushed, to_its_end
 from unmask_server.growth.plan import Item, Plan
 from unmask_server.growth.planners import Planner, RoundPlanner
 from unmask_server.growth.recorder import Recorder, rollout_uid
@@ -119,9 +119,7 @@ class Rounds:
             # Also when cancelled, or when the engine failed: what was sampled is stored.
             for task in running:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-            self._count_work()
-            await self._turns.give_up(self._held, again=False)
+            await to_its_end(self._leave(running))
         took = time.monotonic() - begun
         log.info(
             "growth sampled", rollouts=self.stored,
@@ -129,6 +127,12 @@ class Rounds:
         )  # fmt: skip
         if isinstance(planner, AdaptivePlanner):
             await self._look_ahead(planner)
+
+    async def _leave(self, running: set[asyncio.Task[None]]) -> None:
+        """Give the turn up when all that runs has ended, whatever with."""
+        await asyncio.gather(*running, return_exceptions=True)
+        self._count_work()
+        await self._turns.give_up(self._held, again=False)
 
     async def _has_work(self, paths: Sequence[WorkPath], longest: int) -> bool:
         """Wait for the turn; whether anything was left to do when it came.

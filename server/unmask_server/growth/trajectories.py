@@ -13,7 +13,7 @@ from unmask_server.catalog import Catalog, check_token_ids
 from unmask_server.catalog.errors import InvalidArgument, NotFound
 from unmask_server.catalog.types import Policy, Question, Trajectory
 from unmask_server.growth.asked import Asked, Places
-from unmask_server.growth.flushing import Put, flushed
+from unmask_server.growth.flushing import Put, flushed, to_its_end
 from unmask_server.growth.outcomes import LENGTH, STOP
 from unmask_server.growth.quota import Sampled
 from unmask_server.growth.recorder import Finished, Recorder, rollout_uid
@@ -81,9 +81,11 @@ class TrajectoryMaker:
         finally:
             work.cancel()
             # What was sampled is put away, and counted, before the call is over.
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.result()
+            try:
+                await to_its_end(_ended(work))
+            finally:
+                if not work.cancelled():
+                    work.result()
 
     def _read(self, asked: Asked, places: range) -> list[Trajectory]:
         ids = [asked.id(place) for place in places]
@@ -241,6 +243,11 @@ class TrajectoryMaker:
                 created_at=time.time(),
             )
         )
+
+
+async def _ended(work: asyncio.Task[None]) -> None:
+    """When it has, whatever with."""
+    await asyncio.wait([work])
 
 
 def submitted_id(policy_id: str, question_id: str, finish: int, tokens: Sequence[int]) -> str:
