@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from sqlalchemy import func, select
+from structlog.testing import capture_logs
 from unmask.v1 import cache_pb2, catalog_pb2, trajectory_pb2
 from unmask_server.access.principals import Budget
 from unmask_server.api import sizes
@@ -291,6 +293,20 @@ async def test_what_comes_before_an_error_is_sent(held: Replica) -> None:
         await stream.read()
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert (await statistics(held)).rollouts == 2
+
+
+async def test_the_log_tells_where_an_unforeseen_error_came_from(
+    held: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_here(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(TrajectoryMaker, "_store", fails_here)
+    with capture_logs() as said, pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collected(call(held, count=1))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    [error] = [one["exc_info"] for one in said if one["event"] == "unforeseen error"]
+    assert "fails_here" in "".join(traceback.format_exception(error))
 
 
 async def test_too_many_are_refused_before_anything_is_done(held: Replica) -> None:

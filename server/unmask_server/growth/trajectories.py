@@ -84,8 +84,9 @@ class TrajectoryMaker:
             try:
                 await to_its_end(_ended(work))
             finally:
-                if not work.cancelled():
-                    work.result()
+                # Its result was asked for already; a second time the error has no traceback.
+                if not work.cancelled() and (error := work.exception()) is not None:
+                    raise error
 
     def _read(self, asked: Asked, places: range) -> list[Trajectory]:
         ids = [asked.id(place) for place in places]
