@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from unmask_server.catalog.errors import NotFound
 from unmask_server.database import schema
 from unmask_server.database.connect import open_database, read
 from unmask_server.database.migrate import migrate
-from unmask_server.engines.base import FinishReason, SampleRequest
+from unmask_server.engines.base import FinishReason, Sample, SampleRequest, Sampling
 from unmask_server.growth import trajectories
 from unmask_server.growth.asked import Asked
 from unmask_server.growth.quota import Quota, Quotas
@@ -51,6 +51,23 @@ class Wordy(ScriptedEngine):
         rng = np.random.default_rng(request.seed)
         tokens = rng.integers(1, VOCABULARY, request.max_new_tokens).tolist()
         return tuple(tokens), FinishReason.LENGTH
+
+
+class Patient(ScriptedEngine):
+    """Samples one at once, several when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.may = asyncio.Event(), asyncio.Event()
+
+    async def sample(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, stop_ids: frozenset[int]
+    ) -> AsyncGenerator[Sample, None]:
+        if len(requests) > 1:
+            self.begun.set()
+            await self.may.wait()
+        async for sample in super().sample(requests, sampling, stop_ids):
+            yield sample
 
 
 @pytest.fixture
@@ -151,6 +168,22 @@ async def test_what_is_there_is_sent_while_another_call_samples_the_rest(held: R
     (first, second) = await asyncio.gather(collected(sampling), collected(waiting))
     assert (first.sampled, second.sampled) == (2, 0)
     assert list(first.trajectories) == list(second.trajectories)
+
+
+async def test_a_call_with_another_seed_waits_for_nothing(tmp_path: Path, models: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'unmask.db'}"
+    migrate(url)
+    engine = Patient()
+    async with replica(url, tmp_path / "server", engine) as server:
+        await fill(server, models)
+        first = asyncio.ensure_future(collected(call(server, count=2, seed=1)))
+        await engine.begun.wait()
+        async with asyncio.timeout(30):
+            other = await collected(call(server, count=1, seed=2))
+        assert other.sampled == 1
+        assert not first.done()
+        engine.may.set()
+        assert (await first).sampled == 2
 
 
 async def test_an_answer_may_be_larger_than_any_message(wordy: Replica) -> None:

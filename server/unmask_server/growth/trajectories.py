@@ -98,8 +98,10 @@ class TrajectoryMaker:
     async def _make(self, asked: Asked, places: Places, counting: Counting) -> None:
         """Have all of them stored."""
         missing = await self._look(asked, places, range(len(asked)))
-        keys = [f"{asked.policy.id} {q.id}" for q, _ in asked.by_question(missing)]
-        # The same asked for twice at once is sampled once: the second waits, and finds it.
+        # The same asked for twice at once is sampled once: the second waits, and finds it. Those of
+        # another seed are others: whoever asks for them waits for nothing.
+        of = asked.by_question(missing)
+        keys = [f"{asked.policy.id} {question.id} {asked.seed}" for question, _ in of]
         async with self._locks.holding_all(keys):
             missing = await self._look(asked, places, missing)
             for question, _ in asked.by_question(missing):
