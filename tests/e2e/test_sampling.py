@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 from unmask.v1 import cache_pb2, catalog_pb2, trajectory_pb2
 from unmask_server.access.principals import Budget
@@ -22,6 +23,7 @@ from unmask_server.api import trajectory as service
 from unmask_server.api.guard import CallGuard
 from unmask_server.app import App
 from unmask_server.catalog.errors import NotFound
+from unmask_server.catalog.types import Question
 from unmask_server.database import schema
 from unmask_server.database.connect import open_database, read
 from unmask_server.database.migrate import migrate
@@ -29,7 +31,7 @@ from unmask_server.engines.base import FinishReason, Sample, SampleRequest, Samp
 from unmask_server.growth import trajectories
 from unmask_server.growth.asked import Asked
 from unmask_server.growth.quota import Quota, Quotas
-from unmask_server.growth.trajectories import TrajectoryMaker
+from unmask_server.growth.trajectories import Made, TrajectoryMaker
 from unmask_server.keeping.prune import prune_trees
 
 from tests.collected import collected
@@ -268,7 +270,7 @@ async def test_a_server_that_stops_stores_what_a_client_that_left_had_sampled(
     url = f"sqlite:///{tmp_path / 'unmask.db'}"
     migrate(url)
     begun, may, happened = threading.Event(), threading.Event(), list[str]()
-    store, end, close = TrajectoryMaker._store_all, CallGuard._end, App.close
+    store, end, close = TrajectoryMaker._store, CallGuard._end, App.close
 
     def store_when_it_may(*given: Any) -> None:
         begun.set()
@@ -292,7 +294,7 @@ async def test_a_server_that_stops_stores_what_a_client_that_left_had_sampled(
         await close(app)
 
     ended: list[asyncio.Task[None]] = []
-    monkeypatch.setattr(TrajectoryMaker, "_store_all", store_when_it_may)
+    monkeypatch.setattr(TrajectoryMaker, "_store", store_when_it_may)
     monkeypatch.setattr(CallGuard, "_end", end_and_let_store)
     monkeypatch.setattr(App, "close", closed)
     async with replica(url, tmp_path / "server") as server:
@@ -326,6 +328,54 @@ async def test_what_comes_before_an_error_is_sent(held: Replica) -> None:
         await stream.read()
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert (await statistics(held)).rollouts == 2
+
+
+@pytest.mark.parametrize("questions", [("one", "two"), ("two", "one")])
+async def test_a_question_that_cannot_be_stored_takes_no_other_with_it(
+    held: Replica, monkeypatch: pytest.MonkeyPatch, questions: tuple[str, ...]
+) -> None:
+    bad, store = held.app.trajectory_service._catalog.get_question("one"), TrajectoryMaker._store
+
+    def store_but_one(
+        maker: TrajectoryMaker, asked: Asked, question: Question, made: Sequence[Made]
+    ) -> None:
+        if question.id == bad.id:
+            raise ZeroDivisionError
+        store(maker, asked, question, made)
+
+    got: list[trajectory_pb2.Trajectory] = []
+
+    async def take() -> None:
+        async for part in call(held, questions=questions, count=3):
+            got.extend(part.trajectories)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrajectoryMaker, "_store", store_but_one)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await take()
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert held.engine.sampled == 6
+    # What comes before the first that is missing was sent.
+    assert len(got) == (3 if questions[0] == "two" else 0)
+    found = await collected(call(held, questions=questions, count=3))
+    assert found.sampled == 3
+    assert list(found.trajectories[: len(got)]) == got
+
+
+async def test_a_database_that_is_away_is_waited_for_once(
+    held: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Question] = []
+
+    def fail(_: TrajectoryMaker, asked: Asked, question: Question, made: Sequence[Made]) -> None:
+        tried.append(question)
+        raise OperationalError("", {}, ConnectionError())
+
+    monkeypatch.setattr(TrajectoryMaker, "_store", fail)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collected(call(held, questions=["one", "two"], count=1))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert len(tried) == 1
 
 
 async def test_the_log_tells_where_an_unforeseen_error_came_from(

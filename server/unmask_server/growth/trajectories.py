@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from unmask_server.catalog import Catalog, check_token_ids
 from unmask_server.catalog.errors import InvalidArgument, NotFound
 from unmask_server.catalog.types import Policy, Question, Trajectory
+from unmask_server.database.faults import Fault, fault_of
 from unmask_server.growth.asked import Asked, Places
 from unmask_server.growth.flushing import Put, flushed, to_its_end
 from unmask_server.growth.outcomes import LENGTH, STOP
@@ -147,8 +148,7 @@ class TrajectoryMaker:
             await overlapping(len(wanted), one_slice)
 
         async def store(made: list[Made]) -> None:
-            await asyncio.to_thread(self._store_all, asked, made)
-            places.sampled(place for place, _ in made)
+            await self._store_all(asked, made, places)
 
         await flushed(sample, store)
 
@@ -156,10 +156,26 @@ class TrajectoryMaker:
         prompt = self._catalog.prompt_tokens(asked.policy, question)
         return [Wanted(rollout_uid("trajectory", asked.id(place)), prompt, ()) for place in places]
 
-    def _store_all(self, asked: Asked, made: Sequence[Made]) -> None:
+    async def _store_all(self, asked: Asked, made: Sequence[Made], places: Places) -> None:
+        """Store a batch, one transaction for each question.
+
+        Those of the other questions are stored though one's cannot be: all were paid for.
+        """
         by_place = dict(made)
-        for question, places in asked.by_question(sorted(by_place)):
-            self._store(asked, question, [(place, by_place[place]) for place in places])
+        first: Exception | None = None
+        for question, part in asked.by_question(sorted(by_place)):
+            these = [(place, by_place[place]) for place in part]
+            try:
+                await asyncio.to_thread(self._store, asked, question, these)
+            except Exception as error:
+                first = first or error
+                if fault_of(error) is Fault.AWAY:
+                    # It was waited for already, and would be for each of the others.
+                    break
+            else:
+                places.sampled(part)
+        if first is not None:
+            raise first
 
     def _store(self, asked: Asked, question: Question, made: Sequence[Made]) -> None:
         policy = asked.policy
