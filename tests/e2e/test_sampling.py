@@ -28,7 +28,7 @@ from unmask_server.database import schema
 from unmask_server.database.connect import open_database, read
 from unmask_server.database.migrate import migrate
 from unmask_server.engines.base import FinishReason, Sample, SampleRequest, Sampling
-from unmask_server.growth import trajectories
+from unmask_server.growth import slices, trajectories
 from unmask_server.growth.asked import Asked
 from unmask_server.growth.quota import Quota, Quotas
 from unmask_server.growth.trajectories import Made, TrajectoryMaker
@@ -69,6 +69,16 @@ class Patient(ScriptedEngine):
             self.begun.set()
             await self.may.wait()
         async for sample in super().sample(requests, sampling, stop_ids):
+            yield sample
+
+
+class Lazy(ScriptedEngine):
+    """Samples the first that it is asked for."""
+
+    async def sample(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, stop_ids: frozenset[int]
+    ) -> AsyncGenerator[Sample, None]:
+        async for sample in super().sample(requests[:1], sampling, stop_ids):
             yield sample
 
 
@@ -170,6 +180,21 @@ async def test_what_is_there_is_sent_while_another_call_samples_the_rest(held: R
     (first, second) = await asyncio.gather(collected(sampling), collected(waiting))
     assert (first.sampled, second.sampled) == (2, 0)
     assert list(first.trajectories) == list(second.trajectories)
+
+
+async def test_an_engine_that_answers_too_little_ends_the_call(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "SLICE_ROLLOUTS", 4)
+    url = f"sqlite:///{tmp_path / 'unmask.db'}"
+    migrate(url)
+    async with replica(url, tmp_path / "server", Lazy()) as server, asyncio.timeout(60):
+        await fill(server, models)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await collected(call(server, count=10))
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        # One of each of the three slices.
+        assert (await statistics(server)).rollouts == 3
 
 
 async def test_a_call_with_another_seed_waits_for_nothing(tmp_path: Path, models: Path) -> None:

@@ -63,6 +63,18 @@ async def test_the_next_slice_is_begun_when_half_of_one_is_done() -> None:
     assert sorted(worker.closed, key=lambda part: part.start) == worker.begun
 
 
+async def test_a_slice_that_ends_early_holds_up_no_other() -> None:
+    begun: list[range] = []
+
+    async def work(part: range, one_done: Callable[[], None]) -> None:
+        begun.append(part)
+        one_done()
+
+    async with asyncio.timeout(30):
+        await overlapping(10, work)
+    assert begun == [range(4), range(4, 8), range(8, 10)]
+
+
 async def test_a_failure_ends_all() -> None:
     worker = Worker()
     work = asyncio.create_task(overlapping(10, worker.work))

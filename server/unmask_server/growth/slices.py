@@ -48,10 +48,14 @@ async def overlapping(
 
 
 async def _any(running: set[asyncio.Task[Any]], event: asyncio.Event | None = None) -> None:
-    """Wait for the event, or until one is done, which is taken out; raises what it raised."""
+    """Wait for the event, or until one is done if there is none; who is done is taken out.
+
+    If nothing runs any more, nothing is waited for: a slice may end without all of its things.
+    Raises what one raised.
+    """
     waiting = [asyncio.create_task(event.wait())] if event is not None else []
     try:
-        while event is None or not event.is_set():
+        while running and (event is None or not event.is_set()):
             done, _ = await asyncio.wait({*running, *waiting}, return_when=asyncio.FIRST_COMPLETED)
             for task in done & running:
                 running.discard(task)
