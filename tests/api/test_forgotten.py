@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
@@ -13,7 +14,7 @@ import pytest
 from google.protobuf.message import Message
 from unmask.v1 import catalog_pb2
 from unmask_server.api.contract import Contract, ContractInterceptor, contract_pool
-from unmask_server.api.errors import ErrorInterceptor
+from unmask_server.api.errors import ErrorInterceptor, _forget_frames
 from unmask_server.catalog.errors import InvalidArgument
 
 from tests.fuzz import wire
@@ -84,3 +85,22 @@ async def test_what_a_refused_call_worked_with_goes_when_the_call_ends() -> None
         assert [one() for one in seen] == [None]
     finally:
         gc.enable()
+
+
+def test_errors_that_caused_each_other_are_let_go_of() -> None:
+    raised: list[Exception] = []
+    for error in (ValueError(), KeyError()):
+        try:
+            raise error
+        except (ValueError, KeyError) as caught:
+            raised.append(caught)
+    one, other = raised
+    one.__cause__, other.__cause__ = other, one
+    # In a thread of its own: one that never ends holds nobody up.
+    forgetting = threading.Thread(target=_forget_frames, args=(one,), daemon=True)
+    forgetting.start()
+    forgetting.join(30)
+    ends = not forgetting.is_alive()
+    one.__cause__ = None
+    assert ends
+    assert one.__traceback__ is other.__traceback__ is None

@@ -275,7 +275,10 @@ def _forget_frames(error: BaseException) -> None:
     They and the error hold each other, so it would stay until somebody collects such circles.
     """
     raised: BaseException | None = error
-    while raised is not None:
+    # Causes may go round in a circle.
+    seen: set[int] = set()
+    while raised is not None and id(raised) not in seen:
+        seen.add(id(raised))
         raised.__traceback__ = None
         raised = raised.__cause__ or raised.__context__
 
