@@ -7,8 +7,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
+from structlog.testing import capture_logs
 from unmask_server.growth import flushing
 from unmask_server.growth.flushing import FLUSH_ROLLOUTS, Put, flushed
+from unmask_server.growth.rows import LeaseLostError
 
 Sample = Callable[[Put[int]], Coroutine[Any, Any, None]]
 
@@ -134,3 +137,29 @@ async def test_what_was_sampled_is_stored_however_often_a_call_is_cancelled(time
     with pytest.raises(asyncio.CancelledError):
         await work
     assert store.stored == list(range(FLUSH_ROLLOUTS + 3))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("kind", ["unforeseen", "of the database", "only late"])
+async def test_the_log_tells_of_a_batch_that_is_not_stored_though_nobody_waits(kind: str) -> None:
+    errors = {
+        "unforeseen": ZeroDivisionError("3 of them"),
+        "of the database": OperationalError("INSERT", {}, ConnectionError()),
+        # The growth is not held any more; its batch is stored.
+        "only late": LeaseLostError(),
+    }
+    store, never = Store(), asyncio.Event()
+    store.error = errors[kind]
+    with capture_logs() as said:
+        work = asyncio.create_task(flushed(numbers(3, never), store.flush))
+        await store.asked.wait()
+        work.cancel()
+        store.may.set()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+    why: dict[str, dict[str, object]] = {
+        "unforeseen": {"exc_info": store.error},
+        "of the database": {"error": "the database cannot be reached now"},
+    }
+    event = {"event": "storing what was sampled failed", "log_level": "warning", "rollouts": 3}
+    assert said == ([event | why[kind]] if kind in why else [])

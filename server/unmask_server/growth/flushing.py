@@ -6,6 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+import structlog
+
+from unmask_server.database.faults import MESSAGES, fault_of
+from unmask_server.growth.rows import LeaseLostError
+
+log = structlog.get_logger(__name__)
+
 FLUSH_ROLLOUTS = 256
 """Finished rollouts are committed when there are so many, ..."""
 FLUSH_SECONDS = 0.5
@@ -31,7 +38,7 @@ async def flushed(
         if buffer:
             full = buffer.copy()
             buffer.clear()
-            await to_its_end(flush(full))
+            await to_its_end(_told(flush, full))
 
     async def put(one: Made) -> None:
         buffer.append(one)
@@ -61,6 +68,23 @@ async def flushed(
     for end in ends:
         if isinstance(end, Exception):
             raise end
+
+
+async def _told(
+    flush: Callable[[list[Made]], Coroutine[Any, Any, None]], batch: list[Made]
+) -> None:
+    """Flush a batch; the log tells if that fails: whoever waited for it may be cancelled."""
+    try:
+        await flush(batch)
+    except LeaseLostError:
+        # The batch is stored all the same.
+        raise
+    except Exception as error:
+        fault = fault_of(error)
+        # What others say may hold a request's words; tracebacks are logged without them.
+        why = {"exc_info": error} if fault is None else {"error": MESSAGES[fault]}
+        log.warning("storing what was sampled failed", rollouts=len(batch), **why)
+        raise
 
 
 async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
