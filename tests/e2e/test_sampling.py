@@ -296,6 +296,7 @@ async def test_a_server_that_stops_stores_what_a_client_that_left_had_sampled(
     migrate(url)
     begun, may, happened = threading.Event(), threading.Event(), list[str]()
     store, end, close = TrajectoryMaker._store, CallGuard._end, App.close
+    drain = CallGuard.drain
 
     def store_when_it_may(*given: Any) -> None:
         begun.set()
@@ -313,6 +314,10 @@ async def test_a_server_that_stops_stores_what_a_client_that_left_had_sampled(
             await asyncio.sleep(0)
         may.set()
 
+    async def drain_with_patience(guard: CallGuard, _: float) -> None:
+        # Calls that were cut off have so long, too: enough on a busy machine.
+        await drain(guard, 4.0)
+
     async def closed(app: App) -> None:
         happened.append("closed")
         may.set()
@@ -321,6 +326,7 @@ async def test_a_server_that_stops_stores_what_a_client_that_left_had_sampled(
     ended: list[asyncio.Task[None]] = []
     monkeypatch.setattr(TrajectoryMaker, "_store", store_when_it_may)
     monkeypatch.setattr(CallGuard, "_end", end_and_let_store)
+    monkeypatch.setattr(CallGuard, "drain", drain_with_patience)
     monkeypatch.setattr(App, "close", closed)
     async with replica(url, tmp_path / "server") as server:
         await fill(server, models)
