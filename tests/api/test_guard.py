@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pool
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
@@ -19,6 +20,7 @@ from unmask_server.api import guard as guard_module
 from unmask_server.api.callers import authenticated
 from unmask_server.api.errors import ErrorInterceptor
 from unmask_server.api.guard import CallGuard, Kind
+from unmask_server.api.observing import ObservingInterceptor
 from unmask_server.config import Settings
 
 
@@ -79,10 +81,13 @@ class Authenticates(grpc.aio.ServerInterceptor):
 
 
 @asynccontextmanager
-async def serving(folder: Path, **settings: Any) -> AsyncIterator[Service]:
+async def serving(
+    folder: Path, growths: Growths | None = None, **settings: Any
+) -> AsyncIterator[Service]:
     guard = CallGuard(Settings(**settings))
-    server = grpc.aio.server(interceptors=[Authenticates(), guard, ErrorInterceptor()])
-    growths = Growths()
+    observing = ObservingInterceptor("off", descriptor_pool.Default(), (), 2**30)
+    server = grpc.aio.server(interceptors=[observing, Authenticates(), guard, ErrorInterceptor()])
+    growths = growths or Growths()
     growth_pb2_grpc.add_GrowthServiceServicer_to_server(growths, server)
     trajectory_pb2_grpc.add_TrajectoryServiceServicer_to_server(Trajectories(), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_aio.HealthServicer(), server)
@@ -90,7 +95,8 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[Service]:
     await server.start()
     guard.start()
     try:
-        async with grpc.aio.insecure_channel(f"unix:{folder}/socket") as channel:
+        options = [("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(f"unix:{folder}/socket", options) as channel:
             yield Service(guard, growths, channel)
     finally:
         growths.go_on.set()
@@ -339,6 +345,29 @@ async def stopped_while_writing(context: Written) -> None:
 async def test_a_stop_is_told_also_where_an_answer_is_being_written() -> None:
     with pytest.raises(ToldError, match="SERVER_STOPPING"):
         await stopped_while_writing(Written())
+
+
+class LargeGrowths(Growths):
+    """Answers that no window of a connection holds."""
+
+    async def WatchGrowth(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[growth_pb2.WatchGrowthResponse]:
+        self.begun.release()
+        yield growth_pb2.WatchGrowthResponse(growth=growth_pb2.Growth(id="x" * (16 * 2**20)))
+        await self.go_on.wait()
+
+
+async def test_a_stop_is_told_while_the_first_answer_is_on_its_way(tmp_path: Path) -> None:
+    async with serving(tmp_path, LargeGrowths()) as service:
+        call = service.watch()
+        # Nothing of it has been taken yet, not even its headers.
+        await service.growths.begun.acquire()
+        stop = asyncio.create_task(service.guard.drain(30.0))
+        async with asyncio.timeout(30):
+            code, reason, _ = await refused(call)
+            await stop
+        assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
 
 
 async def test_a_client_that_takes_no_answers_holds_up_no_stop(

@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 from unmask_server.api.callers import client_of
 from unmask_server.api.contract import OUR_METHODS
 from unmask_server.api.errors import status
+from unmask_server.api.guard import TELL_SECONDS
 from unmask_server.reasons import Reason
 from unmask_server.telemetry import calls, metrics, tracing
 from unmask_server.telemetry.rpcs import COUNTS, OK, UNKNOWN, MethodCounts
@@ -182,7 +183,7 @@ def _observed(
             async for response in responses:
                 if serialize is not None:
                     response = await encoded(response, serialize, context, call)
-                await context.write(response)
+                await _write(context, response)
 
     async def observe(request: Any, context: Context) -> Any:
         call = calls.current()
@@ -223,6 +224,22 @@ def _observed(
             return await observe(request, context)
 
     return traced
+
+
+async def _write(context: Context, response: Any) -> None:
+    """Write an answer, to its end: in its middle a call cannot be told why it is ended.
+
+    An answer that its client does not take is given up after `TELL_SECONDS`.
+    """
+    writing = asyncio.ensure_future(context.write(response))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing], timeout=TELL_SECONDS)
+        # Of a client that is gone there is nothing to be told.
+        if not writing.cancel() and not writing.cancelled():
+            writing.exception()
+        raise
 
 
 class _Context:
