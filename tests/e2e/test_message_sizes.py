@@ -11,8 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog
 from google.protobuf.descriptor import MethodDescriptor
-from structlog.testing import capture_logs
+from structlog.testing import LogCapture
 from unmask.v1 import (
     cache_pb2,
     catalog_pb2,
@@ -21,7 +22,7 @@ from unmask.v1 import (
     sharing_pb2,
     trajectory_pb2,
 )
-from unmask_server.api import paging
+from unmask_server.api import observing, paging
 from unmask_server.api.sizes import PART_BYTES
 
 from tests.access.test_calls import reason_of
@@ -162,14 +163,21 @@ async def test_an_export_that_was_cut_off_between_large_questions_goes_on(world:
         assert [name for name in got if name in names] == names
 
 
-async def test_an_answer_larger_than_the_server_sends_says_what_to_do(tmp_path: Path) -> None:
+async def test_an_answer_larger_than_the_server_sends_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever an earlier test of this process set up for logs.
+    captured = LogCapture()
+    logger = structlog.wrap_logger(structlog.PrintLogger(), processors=[captured])
+    monkeypatch.setattr(observing, "log", logger)
+    logs = captured.entries
     async with serving(f"sqlite:///{tmp_path}/unmask.db", tmp_path, max_message_mib=1) as world:
         # An answer says more of each question than the request: its id, its verifier, a time.
         rows = [{"question": f"q {i} {'x' * 20}", "answer": "3"} for i in range(9000)]
         request = catalog_pb2.RegisterQuestionsRequest(
             jsonl="\n".join(map(json.dumps, rows)).encode(), verifier="last_number"
         )
-        with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
             await world.stubs.catalog.RegisterQuestions(request)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert reason_of(caught.value) == "ANSWER_TOO_LARGE"
