@@ -122,7 +122,7 @@ class AsyncBaseClient:
                         if resumed.is_new(part):
                             yield part
             except UnavailableError as error:
-                pause = resumed.lost(error)
+                pause = resumed.broke(error)
             else:
                 return
             await sleep(pause)

@@ -15,6 +15,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from google.protobuf.message import Message
 
+from unmask.channel import FIRST_PAUSE, GROWTH, MOST_PAUSE, TRIES
 from unmask.errors import UnavailableError
 
 P = ParamSpec("P")
@@ -67,11 +68,31 @@ class Divided(Streamed[T]):
     """Puts a part behind those that came before, the first argument."""
 
 
-LOST_STREAMS = 5
-"""Streams that may break one after the other without any progress before a client gives up, ..."""
-FIRST_PAUSE, MOST_PAUSE = 0.1, 2.0
-"""... with pauses in seconds between them that grow threefold, as those of other calls do (see
-`channel`), unless the server says when to try again."""
+class Losses:
+    """Streams that break, and are begun again.
+
+    gRPC tries a call again until something has come; this goes on after that, by the same policy:
+    so many streams one after the other without any progress, and pauses between them that grow.
+    """
+
+    def __init__(self) -> None:
+        self._lost = 0
+
+    def progress(self) -> None:
+        """Something new has come."""
+        self._lost = 0
+
+    def broke(self, error: UnavailableError) -> float:
+        """Take note of a loss. Returns the seconds to wait; what the server says goes before.
+
+        Raises:
+            UnavailableError: it is enough.
+
+        """
+        self._lost += 1
+        if self._lost == TRIES:
+            raise error
+        return error.retry_seconds or min(MOST_PAUSE, FIRST_PAUSE * GROWTH ** (self._lost - 1))
 
 
 class Resumed:
@@ -81,7 +102,8 @@ class Resumed:
         """Begin now. `timeout` in seconds, for all streams together; None: for ever."""
         self._items = call.items
         self._ends = None if timeout is None else time.monotonic() + timeout
-        self._come = self._at = self._lost = 0
+        self._come = self._at = 0
+        self._losses = Losses()
 
     def begin(self) -> float | None:
         """Begin a stream. Returns the seconds that it may take."""
@@ -96,20 +118,18 @@ class Resumed:
         self._come = max(self._come, self._at)
         del items[:known]
         if items:
-            self._lost = 0
+            self._losses.progress()
         return bool(items)
 
-    def lost(self, error: UnavailableError) -> float:
+    def broke(self, error: UnavailableError) -> float:
         """Take note that a stream broke. Returns the seconds to wait before the next one.
 
         Raises:
             UnavailableError: it is enough, or the time would be over.
 
         """
-        self._lost += 1
-        pause = error.retry_seconds or min(MOST_PAUSE, FIRST_PAUSE * 3.0 ** (self._lost - 1))
-        late = self._ends is not None and time.monotonic() + pause >= self._ends
-        if late or self._lost == LOST_STREAMS:
+        pause = self._losses.broke(error)
+        if self._ends is not None and time.monotonic() + pause >= self._ends:
             raise error
         return pause
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,19 +32,27 @@ File = str | os.PathLike[str] | None
 
 # Every call of the contract may be repeated without harm: registering returns what is there,
 # sampling and growing are keyed by seed and request_id, all others only read. UNAVAILABLE is the
-# only code that says "the same call may work in a moment". gRPC allows five tries at most.
-_SERVICE_CONFIG = """{
-  "methodConfig": [{
-    "name": [{}],
-    "retryPolicy": {
-      "maxAttempts": 5,
-      "initialBackoff": "0.1s",
-      "maxBackoff": "2s",
-      "backoffMultiplier": 3,
-      "retryableStatusCodes": ["UNAVAILABLE"]
+# only code that says "the same call may work in a moment".
+TRIES = 5
+"""As many as gRPC allows."""
+FIRST_PAUSE, MOST_PAUSE, GROWTH = 0.1, 2.0, 3.0
+"""Between them: the first one and the longest, in seconds, and by how much they grow."""
+_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": TRIES,
+                    "initialBackoff": f"{FIRST_PAUSE:g}s",
+                    "maxBackoff": f"{MOST_PAUSE:g}s",
+                    "backoffMultiplier": GROWTH,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
     }
-  }]
-}"""
+)
 
 # Servers that were not told otherwise close connections that are pinged more than once in five
 # minutes.

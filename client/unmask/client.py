@@ -137,7 +137,7 @@ class BaseClient:
                         if resumed.is_new(part):
                             yield part
             except UnavailableError as error:
-                pause = resumed.lost(error)
+                pause = resumed.broke(error)
             else:
                 return
             sleep(pause)

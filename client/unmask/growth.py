@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
 
 import grpc
 
-from unmask.calls import LOST_STREAMS
+from unmask.calls import Losses
 from unmask.errors import GrowthFailedError, UnavailableError
 from unmask.requests.growth import ENDED
 from unmask.v1 import growth_pb2 as pb
@@ -54,19 +56,18 @@ class GrowthHandle(_Handle):
 
     def watch(self) -> Iterator[pb.Growth]:
         """Progress from now to the end; a stream that breaks is taken up again."""
-        lost = 0
+        losses = Losses()
         while True:
             try:
                 for growth in self._client.watch_growth(self.id):
-                    lost = 0
+                    losses.progress()
                     self.growth = growth
                     yield growth
-            except UnavailableError:
-                lost += 1
-                if lost == LOST_STREAMS:
-                    raise
-                continue
-            return
+            except UnavailableError as error:
+                pause = losses.broke(error)
+            else:
+                return
+            time.sleep(pause)
 
     def wait(self, progress: Callable[[pb.Growth], object] | None = None) -> pb.Growth:
         """Wait for the end; `progress` is called with every state on the way.
@@ -110,19 +111,18 @@ class AsyncGrowthHandle(_Handle):
 
     async def watch(self) -> AsyncIterator[pb.Growth]:
         """Progress from now to the end; a stream that breaks is taken up again."""
-        lost = 0
+        losses = Losses()
         while True:
             try:
                 async for growth in self._client.watch_growth(self.id):
-                    lost = 0
+                    losses.progress()
                     self.growth = growth
                     yield growth
-            except UnavailableError:
-                lost += 1
-                if lost == LOST_STREAMS:
-                    raise
-                continue
-            return
+            except UnavailableError as error:
+                pause = losses.broke(error)
+            else:
+                return
+            await asyncio.sleep(pause)
 
     async def wait(self, progress: Callable[[pb.Growth], object] | None = None) -> pb.Growth:
         """Wait for the end; `progress` is called with every state on the way.

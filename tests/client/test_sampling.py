@@ -9,7 +9,8 @@ from typing import Any
 import grpc
 import pytest
 import unmask
-from unmask.calls import LOST_STREAMS, Resumed
+from unmask.calls import Resumed
+from unmask.channel import TRIES
 from unmask.requests.trajectory import sample_trajectories
 from unmask.v1 import trajectory_pb2 as pb
 
@@ -125,7 +126,7 @@ def test_one_that_breaks_again_and_again_is_given_up_after_growing_pauses(
     server.answer(METHOD, broken_off)
     with pytest.raises(unmask.UnavailableError, match="stops"):
         client.sample_trajectories("p", ["q"], count=5)
-    assert len(server.requests(METHOD)) == LOST_STREAMS
+    assert len(server.requests(METHOD)) == TRIES
     assert pauses == pytest.approx([0.1, 0.3, 0.9, 2.0])
 
 
@@ -149,9 +150,9 @@ def test_the_pause_is_the_one_that_the_server_names_within_the_time() -> None:
     told = unmask.UnavailableError(grpc.StatusCode.UNAVAILABLE, "stops")
     told.retry_seconds = 1.5
     call = sample_trajectories("p", ["q"], count=5)
-    assert Resumed(call, None).lost(told) == 1.5
+    assert Resumed(call, None).broke(told) == 1.5
     with pytest.raises(unmask.UnavailableError):
-        Resumed(call, 1.0).lost(told)
+        Resumed(call, 1.0).broke(told)
 
 
 def test_no_more_is_counted_as_sampled_than_came(
