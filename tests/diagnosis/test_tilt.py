@@ -20,6 +20,7 @@ from unmask_server.diagnosis import (
     measure,
 )
 from unmask_server.diagnosis import prior as grid
+from unmask_server.diagnosis.posterior import DRAWS
 from unmask_server.diagnosis.selection import shares_of_best
 from unmask_server.diagnosis.tilt import SHARE, TILTS, Opinion
 
@@ -39,8 +40,11 @@ NONE = Counts.empty(5)
 class Unopinionated(HierarchicalPosterior):
     """The same without an opinion of teachers."""
 
-    def tilts(self, counts: Counts, p: np.ndarray) -> None:
-        """None."""
+    def draws_and_tilts(
+        self, counts: Counts, p: np.ndarray, *, size: int = DRAWS, seed: int
+    ) -> tuple[np.ndarray, None]:
+        """The draws alone."""
+        return super().draws_and_tilts(counts, p, size=size, seed=seed)[0], None
 
 
 def changed(drawn: NodePosterior, t: np.ndarray) -> np.ndarray:

@@ -66,8 +66,7 @@ class NodePosterior:
     @cached_property
     def believed(self) -> Believed:
         """What is believed of success as long as no teacher is asked about."""
-        drawn = self.model.draws(self.counts, self.p, size=self.size, seed=self.seed)
-        return Believed(self.p, drawn)
+        return Believed(self.p, self._drawn[0])
 
     def believed_of(self, p: FloatArray, t: FloatArray | None) -> AnyBelieved:
         """What is believed of success where a teacher may know something of it, see `tilt`.
@@ -83,18 +82,19 @@ class NodePosterior:
 
     def believed_by(self, opinion: Opinion | None) -> AnyBelieved:
         """The same for a teacher's opinion; None: it has none."""
-        if opinion is None or self._tilts is None:
+        tilts = self._drawn[1]
+        if opinion is None or tilts is None:
             return self.believed
         key = opinion.lean.tobytes() + opinion.weight.tobytes()
         if key not in self._believed_of:
-            rows, success = self._tilts.draws(self.success, opinion, seed=self.seed)
+            rows, success = tilts.draws(self.success, opinion, seed=self.seed)
             instead = Believed(self.p, success)
             self._believed_of[key] = Replaced(self.believed, rows, instead)
         return self._believed_of[key]
 
     @cached_property
-    def _tilts(self) -> Tilts | None:
-        return self.model.tilts(self.counts, self.p)
+    def _drawn(self) -> tuple[FloatArray, Tilts | None]:
+        return self.model.draws_and_tilts(self.counts, self.p, size=self.size, seed=self.seed)
 
     @cached_property
     def _believed_of(self) -> dict[bytes, AnyBelieved]:

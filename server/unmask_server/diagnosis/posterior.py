@@ -69,14 +69,10 @@ class SuccessPosterior(Protocol):
         """
         ...
 
-    def tilts(self, counts: Counts, p: FloatArray) -> Tilts | None:
-        """What teachers at the node may know of success; None if it is thought to be nothing.
-
-        Args:
-            counts: as in `draws`.
-            p: likewise.
-
-        """
+    def draws_and_tilts(
+        self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int
+    ) -> tuple[FloatArray, Tilts | None]:
+        """`draws`, and what teachers may know of success; None if it is thought to be nothing."""
         ...
 
 
@@ -94,14 +90,23 @@ class JeffreysPosterior:
         drawn[:, known] = exact_success(counts)
         return drawn
 
-    def tilts(self, counts: Counts, p: FloatArray) -> None:
+    def draws_and_tilts(
+        self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int
+    ) -> tuple[FloatArray, None]:
         """See `SuccessPosterior`."""
+        return self.draws(counts, p, size=size, seed=seed), None
 
 
 class HierarchicalPosterior:
     """Tokens that learn from each other, over the node's posterior of the grid in `prior`."""
 
     def draws(self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int) -> FloatArray:
+        """See `SuccessPosterior`."""
+        return self.draws_and_tilts(counts, p, size=size, seed=seed)[0]
+
+    def draws_and_tilts(
+        self, counts: Counts, p: FloatArray, *, size: int = DRAWS, seed: int
+    ) -> tuple[FloatArray, Tilts]:
         """See `SuccessPosterior`."""
         rng = np.random.default_rng(seed)
         tokens = Tokens.of(counts, p)
@@ -110,11 +115,7 @@ class HierarchicalPosterior:
         weights = np.exp(log_weights - log_weights.max())
         places = rng.permutation(picks(weights, size, rng.random()))
         picked = picked_at(places, weights.shape)
-        return tokens.draws(picked, level, NO_TILT, (rng, rng))
-
-    def tilts(self, counts: Counts, p: FloatArray) -> Tilts | None:
-        """See `SuccessPosterior`."""
-        return Tilts(Tokens.of(counts, p))
+        return tokens.draws(picked, level, NO_TILT, (rng, rng)), Tilts(tokens)
 
 
 DEFAULT_POSTERIOR: SuccessPosterior = HierarchicalPosterior()

@@ -117,9 +117,10 @@ class TrajectoryMaker:
         """Those that are not stored; the others are told to be there."""
 
         def look(part: Sequence[int]) -> tuple[list[int], list[int]]:
-            there = self._catalog.trajectories.existing([asked.id(place) for place in part])
-            found = [place for place in part if asked.id(place) in there]
-            return found, [place for place in part if asked.id(place) not in there]
+            ids = {place: asked.id(place) for place in part}
+            there = self._catalog.trajectories.existing(list(ids.values()))
+            found = [place for place in part if ids[place] in there]
+            return found, [place for place in part if ids[place] not in there]
 
         missing: list[int] = []
         for start in range(0, len(among), _LOOK):
